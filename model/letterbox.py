@@ -1,0 +1,57 @@
+"""Fits a photo into the network's input, and boxes back into the photo. Free of torch."""
+
+import dataclasses
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+PADDING = 114  # grey: nearer to a photo's mean than black, so that the edge of the padding excites nothing
+
+
+@dataclasses.dataclass(frozen=True)
+class Letterbox:
+    """Where a photo of `photo_width` x `photo_height` pixels lies inside the network's input."""
+
+    photo_width: int
+    photo_height: int
+    left: int
+    top: int
+    width: int
+    height: int
+
+    def to_photo(self, boxes_xyxy: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Boxes (N, 4) in input pixels → boxes (N, 4) in the photo's pixels, clipped to it."""
+        scale_x, scale_y = self.photo_width / self.width, self.photo_height / self.height
+        boxes = (boxes_xyxy - (self.left, self.top, self.left, self.top)) * (scale_x, scale_y, scale_x, scale_y)
+        limits = (self.photo_width, self.photo_height, self.photo_width, self.photo_height)
+        clipped: NDArray[np.float32] = np.clip(boxes, 0, limits).astype(np.float32)
+        return clipped
+
+    def from_photo(self, boxes_xyxy: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Boxes (N, 4) in the photo's pixels → boxes (N, 4) in input pixels."""
+        scale_x, scale_y = self.width / self.photo_width, self.height / self.photo_height
+        boxes = boxes_xyxy * (scale_x, scale_y, scale_x, scale_y) + (self.left, self.top, self.left, self.top)
+        return boxes.astype(np.float32)
+
+
+def place(photo_width: int, photo_height: int, input_width: int, input_height: int) -> Letterbox:
+    """Returns the largest centred placement that keeps the photo's proportions. All in pixels."""
+    scale = min(input_width / photo_width, input_height / photo_height)
+    width, height = max(1, round(photo_width * scale)), max(1, round(photo_height * scale))
+    return Letterbox(
+        photo_width, photo_height, (input_width - width) // 2, (input_height - height) // 2, width, height
+    )
+
+
+def fit(image: NDArray[np.uint8], letterbox: Letterbox, canvas: NDArray[np.uint8]) -> None:
+    """Draws `image` (h, w, 3) into `canvas` (input height, input width, 3) as `letterbox` says, padding around it.
+
+    `image` may be smaller than the photo itself, as after a scaled JPEG decode: only its content counts.
+    """
+    bottom, right = letterbox.top + letterbox.height, letterbox.left + letterbox.width
+    canvas[: letterbox.top] = canvas[bottom:] = PADDING
+    canvas[letterbox.top : bottom, : letterbox.left] = canvas[letterbox.top : bottom, right:] = PADDING
+    view: Any = canvas[letterbox.top : bottom, letterbox.left : right]
+    cv2.resize(image, (letterbox.width, letterbox.height), dst=view, interpolation=cv2.INTER_LINEAR)

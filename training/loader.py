@@ -1,0 +1,124 @@
+"""Photos from disk to batches of pictures and targets, off the main process."""
+
+from collections.abc import Iterator
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, default_collate
+
+from model.codec import Targets, encode
+from model.letterbox import fit, place
+from model.network import STRIDE
+from training.augment import augment
+from training.coco import Dataset, InvalidDataset, Photo
+from training.config import Config
+
+
+class TrainingViews(torch.utils.data.Dataset[tuple[NDArray[np.uint8], Targets]]):
+    """The random views of one epoch.
+
+    A view depends on (seed, epoch, index) alone, so that neither workers nor a restart change what a run sees.
+    """
+
+    def __init__(self, dataset: Dataset, config: Config, epoch: int) -> None:
+        self.dataset = dataset
+        self.config = config
+        self.epoch = epoch
+        self.size = config.picture_size(epoch)
+
+    def __len__(self) -> int:
+        return len(self.dataset.photos)
+
+    def __getitem__(self, index: int) -> tuple[NDArray[np.uint8], Targets]:
+        photo = self.dataset.photos[index]
+        random = np.random.default_rng((self.config.seed, self.epoch, index))
+        view, boxes, labels = augment(
+            read_photo(photo), photo.boxes_xyxy, photo.labels, self.size, self.config, random
+        )
+        cells = self.size // STRIDE
+        class_count = len(self.dataset.labels)
+        targets = encode(
+            torch.from_numpy(boxes), torch.from_numpy(labels), class_count, (cells, cells), self.config.radius_iou
+        )
+        return view, targets
+
+
+def training_batches(
+    dataset: Dataset, config: Config, epoch: int, first_step: int, pin_memory: bool
+) -> Iterator[tuple[Tensor, Targets]]:
+    """The batches of `epoch` from `first_step` on.
+
+    Yields: images (B, size, size, 3), uint8, RGB, and `Targets` stacked. The last, incomplete batch is dropped.
+    """
+    order = np.random.default_rng((config.seed, epoch)).permutation(len(dataset.photos))
+    steps = steps_per_epoch(dataset, config)
+    batches = order[: steps * config.batch_size].reshape(steps, config.batch_size)[first_step:]
+    return iter(
+        DataLoader(
+            TrainingViews(dataset, config, epoch),
+            batch_sampler=[batch.tolist() for batch in batches],
+            num_workers=config.workers,
+            pin_memory=pin_memory,
+            worker_init_fn=_start_worker,
+        )
+    )
+
+
+def steps_per_epoch(dataset: Dataset, config: Config) -> int:
+    """Optimiser steps in one epoch; raises `InvalidDataset` where the data does not fill one batch."""
+    steps = len(dataset.photos) // config.batch_size
+    if steps == 0:
+        raise InvalidDataset(
+            f"{dataset.annotations_path}: {len(dataset.photos)} pictures do not fill one batch: set batch_size lower"
+        )
+    return steps
+
+
+class LetterboxedPhotos(torch.utils.data.Dataset[NDArray[np.uint8]]):
+    """The photos as the network is evaluated on them: (size, size, 3), uint8, RGB."""
+
+    def __init__(self, dataset: Dataset, size: int) -> None:
+        self.dataset = dataset
+        self.size = size
+
+    def __len__(self) -> int:
+        return len(self.dataset.photos)
+
+    def __getitem__(self, index: int) -> NDArray[np.uint8]:
+        photo = self.dataset.photos[index]
+        canvas = np.empty((self.size, self.size, 3), np.uint8)
+        fit(read_photo(photo), place(photo.width, photo.height, self.size, self.size), canvas)
+        return canvas
+
+
+def evaluation_batches(dataset: Dataset, size: int, batch_size: int, workers: int) -> Iterator[Tensor]:
+    """All photos in order, letterboxed: images (B, size, size, 3), uint8, RGB."""
+    return iter(
+        DataLoader(
+            LetterboxedPhotos(dataset, size),
+            batch_size,
+            num_workers=workers,
+            worker_init_fn=_start_worker,
+            collate_fn=default_collate,
+        )
+    )
+
+
+def read_photo(photo: Photo) -> NDArray[np.uint8]:
+    """The photo as (height, width, 3), uint8, RGB; raises `InvalidDataset` where the file is not what it should be."""
+    image = cv2.imread(str(photo.path), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
+    if image is None:
+        raise InvalidDataset(f"{photo.path}: cannot be decoded as a picture")
+    if image.shape[:2] != (photo.height, photo.width):
+        height, width = image.shape[:2]
+        raise InvalidDataset(
+            f"{photo.path}: is {width}x{height} pixels, the annotations say {photo.width}x{photo.height}"
+        )
+    return np.asarray(image, np.uint8)
+
+
+def _start_worker(_: int) -> None:
+    cv2.setNumThreads(0)  # the workers are the parallelism

@@ -1,0 +1,58 @@
+"""The losses of "Objects as Points" (arXiv 1904.07850, equations 1 to 4) and a dense one for boxes."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from model.codec import Targets, boxes_of_maps
+from model.network import HeadMaps
+from training.config import Config
+
+
+def detection_losses(maps: HeadMaps, targets: Targets, config: Config) -> dict[str, Tensor]:
+    """Every term, already weighted, by name; their sum is what is minimised. Maps and targets carry a batch."""
+    object_count = targets.mask.sum().clamp(min=1)
+    terms = {"heatmap": config.heatmap_weight * focal_loss(maps.heatmap, targets.heatmap) / object_count}
+    if config.offset_weight:
+        terms["offset"] = config.offset_weight * centre_l1(maps.offset, targets.offset, targets.mask) / object_count
+    if config.size_weight:
+        terms["size"] = config.size_weight * centre_l1(maps.size, targets.size, targets.mask) / object_count
+    if config.giou_weight:
+        terms["giou"] = config.giou_weight * dense_giou_loss(maps, targets) / object_count
+    return terms
+
+
+def focal_loss(logits: Tensor, target: Tensor, alpha: float = 2.0, beta: float = 4.0) -> Tensor:
+    """Penalty-reduced focal loss, summed (equation 1): logits, target (B, C, h, w) → scalar.
+
+    From logits, so that no probability underflows.
+    """
+    log_p, log_not_p = F.logsigmoid(logits), F.logsigmoid(-logits)
+    p = logits.sigmoid()
+    positive = (1 - p) ** alpha * log_p
+    negative = (1 - target) ** beta * p**alpha * log_not_p
+    return -torch.where(target == 1, positive, negative).sum()
+
+
+def centre_l1(maps: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+    """L1 at the centre cells, summed (equations 2 and 3): maps, target (B, 2, h, w), mask (B, h, w) → scalar."""
+    return ((maps - target).abs() * mask[:, None]).sum()
+
+
+def dense_giou_loss(maps: HeadMaps, targets: Targets) -> Tensor:
+    """1 - GIoU (arXiv 1902.09630) of every cell's box, weighted by its Gaussian, summed → scalar.
+
+    Learning from all cells around a centre instead of one shortens training (TTFNet, arXiv 1909.00700, 4.2).
+    """
+    batch, rows, columns = targets.weight.nonzero(as_tuple=True)
+    predicted = boxes_of_maps(maps.size, maps.offset)[batch, :, rows, columns]  # (M, 4)
+    wanted = boxes_of_maps(targets.size, targets.offset)[batch, :, rows, columns]
+    return ((1 - generalized_iou(predicted, wanted)) * targets.weight[batch, rows, columns]).sum()
+
+
+def generalized_iou(a: Tensor, b: Tensor) -> Tensor:
+    """GIoU of boxes pair by pair: (M, 4), (M, 4), xyxy → (M,), -1..1. A box turned inside out counts as empty."""
+    overlap = (torch.minimum(a[:, 2:], b[:, 2:]) - torch.maximum(a[:, :2], b[:, :2])).clamp(min=0).prod(1)
+    hull = (torch.maximum(a[:, 2:], b[:, 2:]) - torch.minimum(a[:, :2], b[:, :2])).clamp(min=0).prod(1)
+    union = (a[:, 2:] - a[:, :2]).clamp(min=0).prod(1) + (b[:, 2:] - b[:, :2]).clamp(min=0).prod(1) - overlap
+    return overlap / union.clamp(min=1e-6) - (hull - union) / hull.clamp(min=1e-6)
