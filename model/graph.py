@@ -1,5 +1,6 @@
 """The one ONNX graph: pixels in, boxes out (see `Metadata` for what travels with it)."""
 
+import warnings
 from pathlib import Path
 
 import onnx
@@ -28,23 +29,27 @@ class DetectionGraph(nn.Module):
         return boxes, scores, labels
 
 
-def save_onnx(network: CenterNet, metadata: Metadata, path: Path) -> None:
-    """Writes the network as an ONNX file with a dynamic batch, single precision."""
-    graph = DetectionGraph(network.eval()).to("cpu", memory_format=torch.contiguous_format)
-    example = torch.zeros(2, metadata.input_height, metadata.input_width, 3, dtype=torch.uint8)
-    program = torch.onnx.export(
-        graph,
-        (example,),
-        input_names=["images"],
-        output_names=["boxes", "scores", "labels"],
-        dynamic_shapes=({0: torch.export.Dim("batch")},),
-        dynamo=True,
-        external_data=False,
-        verbose=False,
-    )
+def build_onnx(network: CenterNet, height: int, width: int) -> onnx.ModelProto:
+    """The ONNX graph of `network` for inputs of `height` x `width` pixels and any batch, in single precision."""
+    graph = DetectionGraph(network).to("cpu", memory_format=torch.contiguous_format).eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # PyTorch's exporter uses what PyTorch deprecates
+        program = torch.onnx.export(
+            graph,
+            (torch.zeros(2, height, width, 3, dtype=torch.uint8),),
+            input_names=["images"],
+            output_names=["boxes", "scores", "labels"],
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+        )
     assert program is not None
-    proto = program.model_proto
-    for key, value in metadata.to_properties().items():
-        proto.metadata_props.add(key=key, value=value)
-    proto.producer_name = "centernet-service"
+    program.model.producer_name = "centernet-service"
+    return program.model_proto
+
+
+def save_onnx(proto: onnx.ModelProto, metadata: Metadata, path: Path) -> None:
+    """Writes the graph with what is to be known of it."""
+    onnx.helper.set_model_props(proto, metadata.to_properties())
     onnx.save(proto, path)

@@ -27,10 +27,11 @@ class ProviderUnavailable(Exception):
 def count_cpus() -> int:
     """Returns how many CPUs this process may use: its affinity, and its container's quota where there is one."""
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with contextlib.suppress(OSError, ValueError):
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        if quota != "max":
-            cpus = min(cpus, max(1, int(quota) // int(period)))
+    for files in (["cpu.max"], ["cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"]):  # cgroups 2, cgroups 1
+        with contextlib.suppress(OSError, ValueError):
+            quota, period = " ".join(Path("/sys/fs/cgroup", name).read_text() for name in files).split()
+            if quota not in ("max", "-1"):
+                cpus = min(cpus, max(1, int(quota) // int(period)))
     return cpus
 
 

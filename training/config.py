@@ -72,6 +72,18 @@ class Config(BaseModel):
     workers: int = Field(2, ge=0, description="processes that decode and augment")
     save_every: int = Field(200, ge=1, description="steps between two writes of the last checkpoint")
 
+    @field_validator("scale_range", mode="before")
+    @classmethod
+    def _split_flag(cls, value: object) -> object:
+        return value.split(",") if isinstance(value, str) else value
+
+    @field_validator("scale_range")
+    @classmethod
+    def _rising_range(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if not 0 < value[0] <= value[1]:
+            raise ValueError("must be two positive numbers, the smaller one first")
+        return value
+
     @field_validator("backbone")
     @classmethod
     def _known_backbone(cls, value: str) -> str:
@@ -110,10 +122,8 @@ def load_config(path: Path, overrides: Mapping[str, str]) -> Config:
         raise InvalidConfig(f"{path}: no such configuration file") from None
     except tomllib.TOMLDecodeError as error:
         raise InvalidConfig(f"{path}: not valid TOML: {error}") from error
-    for key, value in overrides.items():
-        settings[key] = [float(v) for v in value.split(",")] if key == "scale_range" else value
     try:
-        return Config.model_validate(settings)
+        return Config.model_validate(settings | dict(overrides))
     except ValidationError as error:
         faults = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
         raise InvalidConfig(f"{path}: {faults}") from error

@@ -6,11 +6,11 @@ from numpy.typing import NDArray
 
 from training.coco import Photo
 from training.loader import read_photo
-from training.metrics import PhotoDetections
+from model.detector import Detections
 
 
 def draw_predictions(
-    photo: Photo, found: PhotoDetections, labels: tuple[str, ...], threshold: float = 0.3
+    photo: Photo, found: Detections, labels: tuple[str, ...], threshold: float = 0.3
 ) -> NDArray[np.uint8]:
     """The photo (h, w, 3), RGB, with what was found above `threshold`."""
     picture = read_photo(photo).copy()

@@ -1,19 +1,21 @@
 """Detections over a data set, by a network or by an exported model."""
 
+import dataclasses
 import json
-from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
 
 from model.codec import decode
+from model.detector import Detections, Detector
 from model.letterbox import place
 from model.network import CenterNet
-from training.coco import Dataset
+from training.coco import Dataset, InvalidDataset
 from training.loader import evaluation_batches
-from training.metrics import Metrics, PhotoDetections
+from training.metrics import Metrics
 from training.progress import progress_bar
 
 _BATCH = 16
@@ -22,7 +24,7 @@ _BATCH = 16
 @torch.inference_mode()
 def detect_with_network(
     network: CenterNet, dataset: Dataset, size: int, workers: int, console: Console
-) -> list[PhotoDetections]:
+) -> list[Detections]:
     """Finds the objects of every photo, letterboxed to `size` pixels, in full precision."""
     network.eval()
     device = next(network.parameters()).device
@@ -34,8 +36,26 @@ def detect_with_network(
             # photos come last, so that none is taken from the iterator when the batch is at its end
             for image_boxes, image_scores, image_labels, photo in zip(boxes, scores, labels, photos, strict=False):
                 letterbox = place(photo.width, photo.height, size, size)
-                results.append(PhotoDetections(letterbox.to_photo(image_boxes), image_scores, image_labels))
+                results.append(Detections(letterbox.to_photo(image_boxes), image_scores, image_labels))
                 advance(pictures=1)
+    return results
+
+
+def detect_with_model(detector: Detector, dataset: Dataset, console: Console) -> list[Detections]:
+    """Finds the objects of every photo by an exported model, from the files' bytes: the way that serves.
+
+    Raises `InvalidDataset` where the model knows a label that the data does not have.
+    """
+    unknown = [label for label in detector.metadata.labels if label not in dataset.labels]
+    if unknown:
+        raise InvalidDataset(f"{dataset.annotations_path}: has no category {', '.join(unknown)}, which the model finds")
+    label_of = np.array([dataset.labels.index(label) for label in detector.metadata.labels], np.int64)
+    results = []
+    with progress_bar(console, f"evaluate {detector.metadata.name}", len(dataset.photos)) as advance:
+        for photo in dataset.photos:
+            [found] = detector.detect([photo.path.read_bytes()])
+            results.append(dataclasses.replace(found, labels=label_of[found.labels]))
+            advance(pictures=1)
     return results
 
 
@@ -52,4 +72,4 @@ def print_metrics(metrics: Metrics, console: Console) -> None:
 
 def write_metrics(metrics: Metrics, path: Path) -> None:
     """The same as JSON."""
-    path.write_text(json.dumps(asdict(metrics), indent=2) + "\n")
+    path.write_text(json.dumps(dataclasses.asdict(metrics), indent=2) + "\n")

@@ -6,16 +6,8 @@ import numpy as np
 from faster_coco_eval import COCO, COCOeval_faster
 from numpy.typing import NDArray
 
+from model.detector import Detections
 from training.coco import Dataset
-
-
-@dataclasses.dataclass(frozen=True)
-class PhotoDetections:
-    """What was found in one photo."""
-
-    boxes_xyxy: NDArray[np.float32]  # (N, 4), the photo's pixels
-    scores: NDArray[np.float32]  # (N,)
-    labels: NDArray[np.int64]  # (N,), index into `Dataset.labels`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +23,7 @@ class Metrics:
     by_class: dict[str, tuple[float, float]]  # label → AP and AP50
 
 
-def measure(dataset: Dataset, detections: list[PhotoDetections]) -> Metrics:
+def measure(dataset: Dataset, detections: list[Detections]) -> Metrics:
     """Scores `detections`, one for each photo of `dataset` in its order, at most 100 a photo as COCO counts."""
     truth = COCO(str(dataset.annotations_path))
     rows = [

@@ -20,7 +20,7 @@ def progress_bar(console: Console, title: str, total: int, start: int = 0) -> It
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, transient=True) as bar:
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(title, total=total, completed=start, note="")
         started, seen = time.monotonic(), 0
 

@@ -1,0 +1,3 @@
+"""The object-detection server."""
+
+__version__ = "0.1.0"

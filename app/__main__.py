@@ -1,0 +1,49 @@
+"""Starts the server: `python -m app` or `centernet-serve`."""
+
+import contextlib
+import logging
+import sys
+from collections.abc import Sequence
+
+import uvicorn
+
+from app.server import create_app
+from app.settings import InvalidSettings, read_settings
+from model.detector import Detector
+from model.metadata import InvalidModel
+from model.session import ProviderUnavailable
+
+_GRACE_SECONDS = 8  # Docker kills after ten
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Checks settings and model, then serves until a signal; exits with 2 and one line where they cannot be used."""
+    try:
+        settings = read_settings(sys.argv[1:] if arguments is None else arguments)
+        logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+        detector = Detector(settings.model, settings.provider, settings.threads)
+    except (InvalidSettings, InvalidModel, ProviderUnavailable) as error:
+        print(f"centernet-serve: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    config = uvicorn.Config(
+        create_app(settings, detector),
+        host=settings.host,
+        port=settings.port,
+        loop="uvloop",
+        http="httptools",
+        log_config=None,
+        access_log=settings.log_level == "debug",
+        timeout_graceful_shutdown=_GRACE_SECONDS,
+    )
+    logging.getLogger("uvicorn.error").setLevel(max(logging.WARNING, logging.getLogger().level))
+    listener = config.bind_socket()
+    listener.listen()  # who reads the line below may connect at once
+    host, port = listener.getsockname()[:2]
+    address = f"[{host}]" if ":" in host else host
+    print(f"centernet-serve: {detector.metadata.name} on {detector.provider} at http://{address}:{port}", flush=True)
+    with contextlib.suppress(KeyboardInterrupt):
+        uvicorn.Server(config).run(sockets=[listener])
+
+
+if __name__ == "__main__":
+    main()

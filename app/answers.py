@@ -1,0 +1,142 @@
+"""What the server sends: the shapes that its documentation shows, and a detection's JSON."""
+
+from collections.abc import Mapping
+
+from pydantic import BaseModel, Field
+from pydantic_core import to_json
+
+from model.detector import Detections
+from model.letterbox import Letterbox
+from model.metadata import Metadata
+
+
+class UnknownLabel(Exception):
+    """A label was asked for that the model does not know; the message lists those it does."""
+
+
+class Size(BaseModel):
+    """A picture's size in pixels, upright."""
+
+    width: int = Field(examples=[640])
+    height: int = Field(examples=[480])
+
+
+class Box(BaseModel):
+    """Edges in the picture's own pixels, from its upper left corner."""
+
+    x_min: float = Field(examples=[131.25])
+    y_min: float = Field(examples=[220.4])
+    x_max: float = Field(examples=[310.07])
+    y_max: float = Field(examples=[466.9])
+
+
+class Detection(BaseModel):
+    """One object."""
+
+    label: str = Field(examples=["dog"])
+    label_id: int = Field(description="the label's id in the data set", examples=[18])
+    score: float = Field(ge=0, le=1, examples=[0.9123])
+    box: Box
+
+
+class Timings(BaseModel):
+    """Where the time went, in milliseconds."""
+
+    decode: float = Field(examples=[3.412])
+    queue: float = Field(examples=[0.208])
+    inference: float = Field(examples=[21.07])
+    total: float = Field(description="from the request's head to this answer", examples=[25.931])
+
+
+class Answer(BaseModel):
+    """What was found in one picture, the surest first."""
+
+    model: str = Field(examples=["resnet18-coco-512"])
+    image: Size
+    detections: list[Detection]
+    timings_ms: Timings
+
+
+class Label(BaseModel):
+    """One class that the model knows."""
+
+    label: str = Field(examples=["dog"])
+    label_id: int = Field(examples=[18])
+
+
+class ModelDescription(BaseModel):
+    """The model, as its file describes it, and where it runs. `ap` and `ap50` are COCO's, in per cent."""
+
+    name: str = Field(examples=["resnet18-coco-512"])
+    provider: str = Field(examples=["cpu"])
+    precision: str = Field(examples=["fp32"])
+    input: Size
+    dataset: str = Field(examples=["COCO 2017"])
+    ap: float | None
+    ap50: float | None
+    git_commit: str
+    labels: list[Label]
+
+
+class Models(BaseModel):
+    """Everything that is served."""
+
+    models: list[ModelDescription]
+
+
+class Health(BaseModel):
+    """How the server is."""
+
+    status: str = Field(examples=["ready"])
+
+
+class Problem(BaseModel):
+    """Why a request was refused (RFC 9457)."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+
+
+def describe_model(metadata: Metadata, provider: str) -> ModelDescription:
+    """Returns what `/models` says of the model."""
+    return ModelDescription(
+        name=metadata.name,
+        provider=provider,
+        precision=metadata.precision,
+        input=Size(width=metadata.input_width, height=metadata.input_height),
+        dataset=metadata.dataset,
+        ap=metadata.ap,
+        ap50=metadata.ap50,
+        git_commit=metadata.git_commit,
+        labels=[
+            Label(label=label, label_id=label_id)
+            for label, label_id in zip(metadata.labels, metadata.label_ids, strict=True)
+        ],
+    )
+
+
+def encode_answer(
+    metadata: Metadata, letterbox: Letterbox, found: Detections, timings_seconds: Mapping[str, float]
+) -> bytes:
+    """Returns an `Answer` as JSON; built of plain values, since models would cost more than the rest of the request."""
+    detections = [
+        {
+            "label": metadata.labels[index],
+            "label_id": metadata.label_ids[index],
+            "score": round(score, 4),
+            "box": {"x_min": round(x1, 2), "y_min": round(y1, 2), "x_max": round(x2, 2), "y_max": round(y2, 2)},
+        }
+        for (x1, y1, x2, y2), score, index in zip(
+            found.boxes_xyxy.tolist(), found.scores.tolist(), found.labels.tolist(), strict=True
+        )
+    ]
+    return to_json(
+        {
+            "model": metadata.name,
+            "image": {"width": letterbox.photo_width, "height": letterbox.photo_height},
+            "detections": detections,
+            "timings_ms": {stage: round(seconds * 1000, 3) for stage, seconds in timings_seconds.items()},
+        }
+    )

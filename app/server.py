@@ -1,0 +1,69 @@
+"""Builds the app: its routes, what answers its errors, and what runs behind it."""
+
+import asyncio
+import contextlib
+import warnings
+from collections.abc import AsyncIterator
+
+import cv2
+from fastapi import FastAPI, Response
+from prometheus_client import CONTENT_TYPE_LATEST, disable_created_metrics
+
+from app import __version__
+from app.answers import Health, Models, describe_model
+from app.detection import build_detection_router
+from app.errors import answer_errors, document
+from app.metrics import CountRequests
+from app.service import NotReady, build_service
+from app.settings import Settings
+from model.detector import Detector
+
+
+def create_app(settings: Settings, detector: Detector) -> FastAPI:
+    """Returns the server of one model; nothing runs before its lifespan begins."""
+    cv2.setNumThreads(1)  # the pool decodes in parallel already
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # broken images are answered, not logged
+    warnings.filterwarnings("ignore", module=r"PIL\.")
+    disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each one, of no use
+    service = build_service(settings, detector)
+    description = describe_model(detector.metadata, detector.provider)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        app.state.running = asyncio.create_task(service.run())
+        yield
+        service.batcher.close()
+        await app.state.running
+        service.decoders.shutdown(wait=False, cancel_futures=True)
+
+    app = FastAPI(
+        title="CenterNet service",
+        version=__version__,
+        summary="Object detection: send a picture, get boxes.",
+        lifespan=lifespan,
+    )
+    app.add_middleware(CountRequests, metrics=service.metrics)
+    app.include_router(build_detection_router(service))
+    answer_errors(app, service.metrics)
+
+    @app.get("/health/live", summary="Is the process worth keeping?", responses=document(503))
+    async def live() -> Health:
+        if app.state.running.done():
+            raise NotReady("inference has ended; the server's log says why")
+        return Health(status="live")
+
+    @app.get("/health/ready", summary="Is the model warmed up?", responses=document(503))
+    async def ready() -> Health:
+        if not service.batcher.running:
+            raise NotReady("the model is being warmed up, or has ended")
+        return Health(status="ready")
+
+    @app.get("/models", summary="What is served")
+    async def models() -> Models:
+        return Models(models=[description])
+
+    @app.get("/metrics", summary="Figures for Prometheus", response_class=Response)
+    async def metrics() -> Response:
+        return Response(service.metrics.expose(), media_type=CONTENT_TYPE_LATEST)
+
+    return app

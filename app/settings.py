@@ -1,0 +1,68 @@
+"""What an operator may set: each a flag, and an environment variable `CENTERNET_*` of the same name."""
+
+import importlib.resources
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from model.image import MAX_PIXELS
+from model.session import Provider, count_cpus
+
+
+class InvalidSettings(Exception):
+    """A setting cannot be used; the message has a line for each."""
+
+
+def find_shipped_model() -> Path:
+    """Returns where the installed package keeps its weights."""
+    return Path(str(importlib.resources.files("model") / "weights" / "default.onnx"))
+
+
+class Settings(BaseSettings):
+    """Serves object detection over HTTP. Flags are environment variables too: --max-batch is CENTERNET_MAX_BATCH."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="CENTERNET_",
+        env_ignore_empty=True,
+        cli_prog_name="centernet-serve",
+        cli_kebab_case=True,
+        cli_hide_none_type=True,
+        frozen=True,
+    )
+
+    host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 for all")
+    port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 for any free one")
+    model: Path = Field(default_factory=find_shipped_model, description="ONNX file, as `training export` writes it")
+    provider: Provider = Field("auto", description="auto is CUDA where it works, else the CPU")
+    threads: int = Field(default_factory=count_cpus, ge=1, description="CPU threads of one inference")
+    decode_threads: int = Field(default_factory=count_cpus, ge=1, description="images decoded at once")
+    max_batch: int = Field(8, ge=1, description="most images in one inference")
+    max_queue: int = Field(64, ge=1, description="most requests in hand: read, decoded, waiting or computed")
+    max_image_bytes: int = Field(20 * 2**20, ge=1, description="largest request body")
+    max_pixels: int = Field(MAX_PIXELS, ge=1, description="largest width x height of an image")
+    body_timeout_seconds: float = Field(60, gt=0, description="longest that a body may take to arrive")
+    threshold: float = Field(0.3, ge=0, le=1, description="least score of a detection, unless a request says otherwise")
+    limit: int = Field(100, ge=1, description="most detections of an image, unless a request says otherwise")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severity logged")
+
+    @field_validator("model")
+    @classmethod
+    def _must_exist(cls, path: Path) -> Path:
+        if not path.is_file():
+            raise ValueError(f"there is no file {path}; name an exported model")
+        return path
+
+
+def read_settings(arguments: Sequence[str]) -> Settings:
+    """Reads flags, then the environment; raises `InvalidSettings`, and exits as argparse does on an unknown flag."""
+    try:
+        return Settings(_cli_parse_args=list(arguments))
+    except ValidationError as error:
+        lines = [
+            f"{'.'.join(map(str, fault['loc']))}: {fault['msg'].removeprefix('Value error, ')}"
+            for fault in error.errors()
+        ]
+        raise InvalidSettings("\n".join(lines)) from error

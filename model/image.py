@@ -1,0 +1,141 @@
+"""Reads photos: the header first, the pixels only once the header is acceptable. Free of torch."""
+
+import dataclasses
+import io
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+MAX_PIXELS = 50_000_000  # the largest phone photos; 150 MB once decoded
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF")
+_ORIENTATION_TAG = 0x0112
+
+# IMREAD_REDUCED_COLOR_* hold the bit of BGR, which OpenCV refuses beside RGB; the scale is the same in these
+_REDUCED = {
+    1: 0,
+    2: cv2.IMREAD_REDUCED_GRAYSCALE_2,
+    4: cv2.IMREAD_REDUCED_GRAYSCALE_4,
+    8: cv2.IMREAD_REDUCED_GRAYSCALE_8,
+}
+
+
+class UnknownFormat(Exception):
+    """The bytes are no image of a format that this service reads."""
+
+
+class TooManyPixels(Exception):
+    """The header announces more pixels than are allowed."""
+
+
+class BrokenImage(Exception):
+    """The header is fine and the pixels are not: cut short or corrupt."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Header:
+    """What a file says of itself: `width` and `height` are the photo's in pixels, as `orientation` turns it."""
+
+    format: str
+    width: int
+    height: int
+    orientation: int  # EXIF 2.32, 4.6.4: 1 is upright, from 5 on the sides change places
+
+
+def read_header(data: bytes, max_pixels: int = MAX_PIXELS) -> Header:
+    """Reads an image file's header without decoding; raises `UnknownFormat`, `TooManyPixels` or `BrokenImage`."""
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except UnidentifiedImageError as error:
+        raise UnknownFormat(f"these bytes are no image; known formats are {', '.join(FORMATS)}") from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise TooManyPixels(f"the image has more pixels than the {max_pixels} allowed") from error
+    except Exception as error:  # Pillow's parsers raise whatever a malformed header makes them stumble over
+        raise BrokenImage(f"the image's header cannot be read: {error}") from error
+    with image:
+        width, height = image.size
+        if width * height > max_pixels:
+            raise TooManyPixels(f"the image has {width} x {height} pixels, and {max_pixels} are allowed")
+        orientation = _read_orientation(image, data)
+    if orientation >= 5:
+        width, height = height, width
+    # a multi-picture file ("MPO", as phones write) is a JPEG with more behind it
+    return Header("JPEG" if image.format == "MPO" else str(image.format), width, height, orientation)
+
+
+def decode(data: bytes, header: Header, least_width: int = 0, least_height: int = 0) -> NDArray[np.uint8]:
+    """Decodes a photo to RGB (h, w, 3), upright, halved up to thrice while no side falls below the least one.
+
+    `least_width` and `least_height` are pixels; 0 asks for the photo's own size. Raises `BrokenImage`, and
+    `UnknownFormat` where the samples are neither 8 nor 16 bits.
+    """
+    reduction = 1
+    if least_width and least_height:
+        fits = (r for r in _REDUCED if -(-header.width // r) >= least_width and -(-header.height // r) >= least_height)
+        reduction = max(fits, default=1)
+    turned = header.orientation >= 5
+    full = (header.height, header.width) if turned else (header.width, header.height)
+    reduced = (-(-full[0] // reduction), -(-full[1] // reduction))
+
+    image = None
+    if header.format != "PNG" or _chunks_fit(data):
+        image = _decode_with_opencv(data, _REDUCED[reduction] if header.format == "JPEG" else 0)
+    if image is None or (image.shape[1], image.shape[0]) not in (full, reduced):
+        image = _decode_with_pillow(data)
+    if (image.shape[1], image.shape[0]) != reduced:
+        # the mean of each block, as libjpeg's scaled decode gives: the format does not change what is found
+        image = np.asarray(cv2.resize(image, reduced, interpolation=cv2.INTER_AREA), np.uint8)
+    return _turn_upright(image, header.orientation)
+
+
+def _read_orientation(image: Image.Image, data: bytes) -> int:
+    if image.format == "TIFF":
+        return 1  # both decoders turn it themselves, and Pillow's size is already the turned one
+    try:
+        # Pillow would decode a whole PNG to look for a chunk behind the pixels
+        late = image.format == "PNG" and b"eXIf" not in data
+        exif = Image.Image.getexif(image) if late else image.getexif()
+        orientation = exif.get(_ORIENTATION_TAG)
+    except Exception:  # a photo with garbled EXIF is still a photo
+        return 1
+    return orientation if isinstance(orientation, int) and 1 <= orientation <= 8 else 1
+
+
+def _chunks_fit(data: bytes) -> bool:
+    """Whether no chunk of a PNG claims to be longer than the file: OpenCV 5 would allocate up to 4 GB at its word."""
+    at = 8
+    while (end := at + 12 + int.from_bytes(data[at : at + 4], "big")) <= len(data):
+        if data[at + 4 : at + 8] == b"IEND":
+            return True
+        at = end
+    return False
+
+
+def _decode_with_opencv(data: bytes, reduced: int) -> NDArray[np.uint8] | None:
+    flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION | reduced
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    except cv2.error:
+        return None
+    return None if image is None else np.asarray(image, np.uint8)
+
+
+def _decode_with_pillow(data: bytes) -> NDArray[np.uint8]:
+    """Reads what OpenCV does not, and says what is wrong with the rest."""
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            if image.mode.startswith(("I", "F")):  # Pillow would clip these to white
+                raise UnknownFormat(f"a {image.format} with samples of mode {image.mode} is not supported")
+            return np.asarray(image.convert("RGB"))
+    except UnknownFormat:
+        raise
+    except Exception as error:  # as above: any exception may come out of a malformed file
+        raise BrokenImage(f"the image's pixels cannot be decoded: {error}") from error
+
+
+def _turn_upright(image: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
+    """Undoes EXIF's orientation: a transposition for the upper four, then a flip."""
+    upright = cv2.transpose(image) if orientation >= 5 else image
+    axis = {2: 1, 3: -1, 4: 0, 6: 1, 7: -1, 8: 0}.get(orientation)
+    return np.asarray(upright if axis is None else cv2.flip(upright, axis), np.uint8)

@@ -1,0 +1,36 @@
+"""Real detectors that a test can hold, or make fail."""
+
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model.detector import Detections, Detector
+
+Canvases = Sequence[NDArray[np.uint8]]
+
+
+class HeldDetector(Detector):
+    """Computes only while `gate` is open, and keeps the sizes of the batches that it was given."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, "cpu", 1)
+        self.gate = threading.Event()
+        self.gate.set()
+        self.batches: list[int] = []
+
+    def infer(self, canvases: Canvases) -> list[Detections]:
+        self.batches.append(len(canvases))
+        assert self.gate.wait(30)
+        return super().infer(canvases)
+
+
+class BrittleDetector(Detector):
+    """Raises for a batch that holds a white picture, as a session that runs out of memory would."""
+
+    def infer(self, canvases: Canvases) -> list[Detections]:
+        if any(canvas[32, 48].min() == 255 for canvas in canvases):
+            raise RuntimeError("out of memory")
+        return super().infer(canvases)

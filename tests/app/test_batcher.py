@@ -1,0 +1,181 @@
+import asyncio
+import contextlib
+import threading
+import time
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+import pytest
+
+from app.batcher import Batcher, InferenceFailed, Overloaded, Served, Stopped
+
+pytestmark = pytest.mark.anyio
+
+
+class Doubling:
+    """Doubles numbers; waits while its gate is closed, raises for a negative one, and keeps every batch."""
+
+    def __init__(self) -> None:
+        self.gate = threading.Event()
+        self.gate.set()
+        self.batches: list[list[int]] = []
+        self.begun = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+
+    def __call__(self, items: Sequence[int]) -> list[int]:
+        self.batches.append(list(items))
+        self._loop.call_soon_threadsafe(self.begun.set)
+        assert self.gate.wait(30)
+        if min(items) < 0:
+            raise ValueError("negative")
+        return [2 * item for item in items]
+
+
+@contextlib.asynccontextmanager
+async def running(compute: Any, max_batch: int = 4, max_queue: int = 100) -> AsyncIterator[Batcher[int, int]]:
+    batcher = Batcher[int, int](compute, max_batch, max_queue)
+    task = asyncio.create_task(batcher.run())
+    yield batcher
+    batcher.close()
+    await task
+    assert (batcher.queued, batcher.admitted, batcher.running) == (0, 0, False)
+
+
+async def submit(batcher: Batcher[int, int], item: int) -> Served[int]:
+    with batcher.admit() as submit:
+        return await submit(item)
+
+
+async def hold(compute: Doubling, batcher: Batcher[int, int], items: Sequence[int]) -> list[asyncio.Task[Served[int]]]:
+    """Starts with the first item alone, and returns once it computes and all others are queued behind it."""
+    compute.gate.clear()
+    tasks = [asyncio.create_task(submit(batcher, items[0]))]
+    await compute.begun.wait()
+    tasks += [asyncio.create_task(submit(batcher, item)) for item in items[1:]]
+    await asyncio.sleep(0)
+    assert batcher.queued == len(items) - 1
+    return tasks
+
+
+async def test_single_item_does_not_wait_for_company() -> None:
+    compute = Doubling()
+    async with running(compute) as batcher:
+        assert (await submit(batcher, 21)).result == 42
+    assert compute.batches == [[21]]
+
+
+async def test_what_queued_during_a_run_is_the_next_batch_in_order() -> None:
+    compute = Doubling()
+    async with running(compute, max_batch=4) as batcher:
+        tasks = await hold(compute, batcher, range(10))
+        compute.gate.set()
+        assert [served.result for served in await asyncio.gather(*tasks)] == list(range(0, 20, 2))
+    assert compute.batches == [[0], [1, 2, 3, 4], [5, 6, 7, 8], [9]]
+
+
+async def test_times_say_who_waited() -> None:
+    compute = Doubling()
+    async with running(compute) as batcher:
+        first, second = await hold(compute, batcher, [1, 2])
+        queued = time.perf_counter()
+        await asyncio.sleep(0)
+        waited = time.perf_counter() - queued
+        compute.gate.set()
+        assert (await second).queue_seconds >= waited
+        assert (await first).inference_seconds >= waited
+
+
+async def test_full_queue_is_refused() -> None:
+    compute = Doubling()
+    async with running(compute, max_queue=3) as batcher:
+        tasks = await hold(compute, batcher, [1, 2, 3])
+        with pytest.raises(Overloaded) as caught:
+            await submit(batcher, 4)
+        assert 1 <= caught.value.retry_after_seconds <= 60
+        compute.gate.set()
+        await asyncio.gather(*tasks)
+        assert (await submit(batcher, 4)).result == 8
+
+
+async def test_cancelled_item_is_not_computed() -> None:
+    compute = Doubling()
+    async with running(compute) as batcher:
+        tasks = await hold(compute, batcher, [1, 2, 3])
+        tasks[1].cancel()
+        compute.gate.set()
+        assert (await tasks[2]).result == 6
+        with pytest.raises(asyncio.CancelledError):
+            await tasks[1]
+    assert compute.batches == [[1], [3]]
+
+
+async def test_batch_of_cancelled_items_is_not_run() -> None:
+    compute = Doubling()
+    async with running(compute) as batcher:
+        tasks = await hold(compute, batcher, [1, 2])
+        tasks[1].cancel()
+        compute.gate.set()
+        await tasks[0]
+        assert (await submit(batcher, 3)).result == 6
+    assert compute.batches == [[1], [3]]
+
+
+async def test_item_cancelled_while_it_computes_harms_nobody() -> None:
+    compute = Doubling()
+    async with running(compute) as batcher:
+        tasks = await hold(compute, batcher, [1, 2])
+        tasks[0].cancel()
+        compute.gate.set()
+        assert (await tasks[1]).result == 4
+
+
+async def test_failing_batch_fails_only_its_own_items() -> None:
+    compute = Doubling()
+    async with running(compute, max_batch=2) as batcher:
+        tasks = await hold(compute, batcher, [1, -2, 3, 4])
+        compute.gate.set()
+        outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+        assert [type(outcome) for outcome in outcomes] == [Served, InferenceFailed, InferenceFailed, Served]
+        assert (await submit(batcher, 5)).result == 10
+
+
+async def test_results_missing_are_a_failure_not_a_hang() -> None:
+    async with running(lambda items: []) as batcher:
+        with pytest.raises(InferenceFailed):
+            await submit(batcher, 1)
+
+
+async def test_closing_finishes_the_batch_and_ends_the_queue() -> None:
+    compute = Doubling()
+    async with running(compute) as batcher:
+        first, second = await hold(compute, batcher, [1, 2])
+        batcher.close()
+        with pytest.raises(Stopped):
+            await second
+        compute.gate.set()
+        assert (await first).result == 2
+        with pytest.raises(Stopped):
+            await submit(batcher, 3)
+
+
+async def test_cancelled_batcher_leaves_nobody_waiting() -> None:
+    compute = Doubling()
+    batcher = Batcher[int, int](compute, 4, 10)
+    task = asyncio.create_task(batcher.run())
+    tasks = await hold(compute, batcher, [1, 2])
+    task.cancel()
+    outcomes = await asyncio.gather(*tasks, task, return_exceptions=True)
+    compute.gate.set()
+    assert [type(outcome) for outcome in outcomes] == [Stopped, Stopped, asyncio.CancelledError]
+
+
+async def test_items_submitted_before_the_start_are_the_first_batch() -> None:
+    compute = Doubling()
+    batcher = Batcher[int, int](compute, 4, 10)
+    tasks = [asyncio.create_task(submit(batcher, item)) for item in (1, 2)]
+    await asyncio.sleep(0)
+    runner = asyncio.create_task(batcher.run())
+    assert [served.result for served in await asyncio.gather(*tasks)] == [2, 4]
+    assert compute.batches == [[1, 2]]
+    batcher.close()
+    await runner

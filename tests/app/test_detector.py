@@ -1,0 +1,110 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from colours import BLUE, GREEN, HEIGHT, PHOTO, PHOTO_PNG, RED, WIDTH, describe, encode, paint, save_model
+
+from model.detector import Detector
+from model.metadata import InvalidModel
+from model.session import ProviderUnavailable
+
+
+@pytest.fixture(scope="module")
+def detector(model_path: Path) -> Detector:
+    return Detector(model_path, "cpu", 1)
+
+
+def test_boxes_are_in_the_photos_pixels(detector: Detector) -> None:
+    (found,) = detector.detect([PHOTO_PNG])
+    assert found.labels.tolist() == [0, 1, 2]
+    assert found.scores == pytest.approx([0.9, 0.6, 0.2])
+    assert found.boxes_xyxy.tolist() == [[32, 16, 96, 64], [112, 80, 176, 112], [16, 96, 48, 112]]
+
+
+@pytest.mark.parametrize("enlarged", [1, 2, 4, 8])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_scale_of_the_photo_does_not_matter(detector: Detector, kind: str, enlarged: int) -> None:
+    photo = PHOTO.repeat(enlarged, axis=0).repeat(enlarged, axis=1)
+    (found,) = detector.detect([encode(photo, kind, **({"subsampling": 0} if kind == "JPEG" else {}))])
+    expected = np.array([[32, 16, 96, 64], [112, 80, 176, 112], [16, 96, 48, 112]]) * enlarged
+    assert (found.boxes_xyxy == expected).all()
+
+
+@pytest.mark.parametrize(("width", "height"), [(4 * HEIGHT, 4 * HEIGHT), (4 * WIDTH, WIDTH)])
+def test_padding_is_taken_off_again(detector: Detector, width: int, height: int) -> None:
+    (found,) = detector.detect([encode(paint(width, height, (RED, (0, 0, width, height))))])
+    assert found.boxes_xyxy[0].tolist() == [0, 0, width, height]
+
+
+def test_batch_equals_single(detector: Detector) -> None:
+    photos = [
+        PHOTO_PNG,
+        encode(paint(50, 200, (GREEN, (10, 20, 40, 60))), "JPEG"),
+        encode(paint(300, 20, (BLUE, (0, 0, 30, 20)), (RED, (200, 5, 280, 15))), "WEBP"),
+    ]
+    for together, (alone,) in zip(detector.detect(photos), (detector.detect([photo]) for photo in photos), strict=True):
+        assert (together.boxes_xyxy == alone.boxes_xyxy).all()
+        assert (together.scores == alone.scores).all()
+        assert (together.labels == alone.labels).all()
+
+
+@pytest.mark.parametrize(
+    ("properties", "message"),
+    [
+        ({}, "no metadata"),
+        (describe(format_version=2).to_properties(), "format_version is 2"),
+        (describe(labels=("red", "green")).to_properties(), "labels"),
+        (describe(input_width=128).to_properties(), "128"),
+    ],
+)
+def test_model_without_usable_metadata_is_refused(tmp_path: Path, properties: dict[str, str], message: str) -> None:
+    path = save_model(tmp_path / "other.onnx", properties)
+    with pytest.raises(InvalidModel, match=message) as caught:
+        Detector(path, "cpu")
+    assert str(path) in str(caught.value)
+
+
+def test_model_of_one_batch_size_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidModel, match="batches of 2"):
+        Detector(save_model(tmp_path / "fixed.onnx", batch=2), "cpu")
+
+
+@pytest.mark.parametrize("content", [b"", b"not a model"])
+def test_file_that_is_no_model_is_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "junk.onnx"
+    path.write_bytes(content)
+    with pytest.raises(InvalidModel, match=r"junk\.onnx"):
+        Detector(path, "cpu")
+
+
+def test_cuda_is_never_replaced_silently(model_path: Path) -> None:
+    try:
+        detector = Detector(model_path, "cuda")
+    except ProviderUnavailable as error:
+        assert "CUDA" in str(error)
+        assert Detector(model_path, "auto").provider == "cpu"
+    else:
+        assert detector.provider == "cuda"
+        assert Detector(model_path, "auto").provider == "cuda"
+    assert Detector(model_path, "cpu").provider == "cpu"
+
+
+def test_serving_never_imports_torch(model_path: Path) -> None:
+    program = (
+        "import sys, app.__main__\n"
+        "from model.detector import Detector\n"
+        f"Detector({str(model_path)!r}, 'cpu')\n"
+        "print(sorted({'torch', 'onnx', 'matplotlib'} & set(sys.modules)))"
+    )
+    finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert finished.stdout.strip() == "[]"
+
+
+def test_nothing_is_reported_or_left_in_the_home_directory(model_path: Path, tmp_path: Path) -> None:
+    program = f"from model.detector import Detector; Detector({str(model_path)!r}, 'cpu')"
+    environment = {name: value for name, value in os.environ.items() if name not in ("ORT_DISABLE_TELEMETRY", "CI")}
+    subprocess.run([sys.executable, "-c", program], env=environment | {"HOME": str(tmp_path)}, check=True)
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,208 @@
+import io
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from colours import BLUE, GREEN, HEIGHT, PHOTO, RED, WIDTH, encode, paint
+from PIL import Image
+
+from model import letterbox
+from model.image import BrokenImage, TooManyPixels, UnknownFormat, decode, read_header
+
+QUADRANTS = paint(64, 32, (RED, (0, 0, 32, 16)), (GREEN, (32, 0, 64, 16)), (BLUE, (0, 16, 32, 32)))
+TRANSPOSES = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_90,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_270,
+}
+
+
+def store_turned(orientation: int, kind: str, **options: object) -> bytes:
+    """Stores `QUADRANTS` turned such that `orientation` turns it back."""
+    image = Image.fromarray(QUADRANTS)
+    if orientation in TRANSPOSES:
+        image = image.transpose(TRANSPOSES[orientation])
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return encode(image, kind, exif=exif, **options)
+
+
+def read(data: bytes) -> np.ndarray:
+    return decode(data, read_header(data))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize(
+    ("kind", "options", "error"),
+    [
+        ("JPEG", {"quality": 95, "subsampling": 0}, 40),
+        ("PNG", {}, 0),
+        ("WEBP", {"lossless": True}, 0),
+        ("TIFF", {}, 0),
+        ("TIFF", {"compression": "tiff_lzw"}, 0),
+        ("AVIF", {"quality": 95, "subsampling": "4:4:4"}, 40),
+    ],
+)
+def test_photo_comes_upright(orientation: int, kind: str, options: dict[str, object], error: int) -> None:
+    data = store_turned(orientation, kind, **options)
+    header = read_header(data)
+    assert (header.width, header.height) == (64, 32)
+    difference = np.abs(decode(data, header).astype(int) - QUADRANTS)
+    assert difference.max() <= error
+
+
+@pytest.mark.parametrize("kind", ["PNG", "BMP", "GIF", "TIFF", "WEBP"])
+def test_formats_without_loss_are_exact(kind: str) -> None:
+    assert (read(encode(QUADRANTS, kind, **({"lossless": True} if kind == "WEBP" else {}))) == QUADRANTS).all()
+
+
+@pytest.mark.parametrize("mode", ["P", "RGBA", "1", "L", "LA"])
+def test_other_pixel_types_become_rgb(mode: str) -> None:
+    stored = Image.fromarray(QUADRANTS).convert(mode)
+    assert (read(encode(stored, "PNG")) == np.asarray(stored.convert("RGB"))).all()
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_sixteen_bits_keep_their_brightness(kind: str) -> None:
+    grey = np.tile(np.arange(0, 65536, 1024, dtype=np.uint16), (32, 1))
+    picture = read(encode(Image.fromarray(grey), kind))
+    assert np.abs(picture.astype(int) - (grey / 257)[..., None]).max() <= 1
+
+
+def test_cmyk_jpeg_has_the_right_colours() -> None:
+    picture = read(encode(Image.fromarray(QUADRANTS).convert("CMYK"), "JPEG", quality=95, subsampling=0))
+    assert np.abs(picture.astype(int) - QUADRANTS).max() <= 40
+
+
+def test_animation_gives_its_first_frame() -> None:
+    frames = [Image.fromarray(QUADRANTS), Image.fromarray(QUADRANTS[::-1].copy())]
+    assert (read(encode(frames[0], "GIF", save_all=True, append_images=frames[1:])) == QUADRANTS).all()
+
+
+def test_multi_picture_jpeg_gives_its_first_picture() -> None:
+    pictures = [Image.fromarray(PHOTO), Image.fromarray(PHOTO[::-1].copy())]
+    data = encode(pictures[0], "MPO", save_all=True, append_images=pictures[1:], quality=95)
+    assert read_header(data).format == "JPEG"
+    assert np.abs(read(data).astype(int) - PHOTO).mean() < 5
+
+
+def test_floating_point_tiff_is_refused_rather_than_clipped() -> None:
+    with pytest.raises(UnknownFormat, match="mode F"):
+        read(encode(Image.fromarray(np.zeros((4, 4), np.float32)), "TIFF"))
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+@pytest.mark.parametrize(
+    ("photo", "decoded"),
+    [
+        ((8 * WIDTH, 8 * HEIGHT), (WIDTH, HEIGHT)),
+        ((8 * WIDTH - 8, 8 * HEIGHT - 6), (2 * WIDTH - 2, 2 * HEIGHT - 1)),
+        ((2 * WIDTH - 1, 2 * HEIGHT), (WIDTH, HEIGHT)),
+        ((WIDTH + 1, HEIGHT + 1), (WIDTH + 1, HEIGHT + 1)),
+        ((20, 10), (20, 10)),
+    ],
+)
+def test_photo_is_shrunk_while_the_input_stays_covered(
+    kind: str, photo: tuple[int, int], decoded: tuple[int, int]
+) -> None:
+    data = encode(paint(*photo), kind)
+    header = read_header(data)
+    placed = letterbox.place(*photo, WIDTH, HEIGHT)
+    assert decode(data, header, placed.width, placed.height).shape == (decoded[1], decoded[0], 3)
+
+
+def test_jpeg_and_png_shrink_alike() -> None:
+    y, x = np.mgrid[0:512, 0:768]
+    smooth = np.stack([x / 3, y / 2, (x + y) / 5], axis=2).astype(np.uint8)
+    png, jpeg = (
+        decode(data, read_header(data), WIDTH, HEIGHT).astype(int)
+        for data in (encode(smooth, "PNG"), encode(smooth, "JPEG", quality=98, subsampling=0))
+    )
+    assert np.abs(png - jpeg).max() <= 4
+
+
+def test_turned_photo_is_shrunk_by_its_upright_size() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = encode(paint(8 * HEIGHT, 8 * WIDTH), "JPEG", exif=exif)
+    header = read_header(data)
+    assert (header.width, header.height) == (8 * WIDTH, 8 * HEIGHT)
+    assert decode(data, header, WIDTH, HEIGHT).shape == (HEIGHT, WIDTH, 3)
+
+
+@pytest.mark.parametrize("data", [b"hello", b"<svg xmlns='http://www.w3.org/2000/svg'/>", b"%PDF-1.7", b"\xff\xd8\xff"])
+def test_what_is_no_image_is_unknown(data: bytes) -> None:
+    with pytest.raises(UnknownFormat):
+        read_header(data)
+
+
+def test_format_outside_the_list_is_unknown() -> None:
+    with pytest.raises(UnknownFormat):
+        read_header(encode(QUADRANTS, "PPM"))
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF"])
+@pytest.mark.parametrize("kept", [0.5, 0.9])
+def test_truncated_file_is_broken(kind: str, kept: float) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
+    data = encode(noise, kind)
+    with pytest.raises(BrokenImage):
+        read(data[: int(len(data) * kept)])
+
+
+def test_garbage_behind_the_image_is_ignored() -> None:
+    for kind in ("JPEG", "PNG"):
+        data = encode(QUADRANTS, kind)
+        assert (read(data + b"\0" * 5000) == read(data)).all()
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+def test_garbled_exif_is_ignored() -> None:
+    data = encode(QUADRANTS, "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff")
+    assert read_header(data).orientation == 1
+
+
+def test_pixels_are_counted_before_decoding() -> None:
+    bomb = encode(Image.new("1", (5000, 4000)), "PNG")
+    assert len(bomb) < 10_000
+    assert read_header(bomb, 20_000_000).width == 5000
+    with pytest.raises(TooManyPixels, match="5000 x 4000"):
+        read_header(bomb, 19_999_999)
+
+
+def test_bomb_beyond_pillows_own_limit_is_too_many_pixels() -> None:
+    header = bytearray(encode(Image.new("1", (8, 8)), "BMP"))
+    header[18:26] = (30_000).to_bytes(4, "little") * 2
+    with pytest.raises(TooManyPixels):
+        read_header(bytes(header))
+
+
+def test_chunk_that_claims_gigabytes_does_not_get_them() -> None:
+    data = bytearray(encode(np.random.default_rng(0).integers(0, 256, (60, 90, 3), dtype=np.uint8), "PNG"))
+    at = data.index(b"IDAT") - 4
+    data[at : at + 4] = (0xF000_0000).to_bytes(4, "big")
+    program = (
+        "import contextlib, resource, sys\n"
+        "from model.image import BrokenImage, decode, read_header\n"
+        "data = sys.stdin.buffer.read()\n"
+        "with contextlib.suppress(BrokenImage):\n"
+        "    decode(data, read_header(data))\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)"
+    )
+    finished = subprocess.run([sys.executable, "-c", program], input=bytes(data), capture_output=True, check=True)
+    assert int(finished.stdout) < 300  # MB
+
+
+def test_orientation_behind_a_pngs_pixels_is_seen() -> None:
+    data = store_turned(6, "PNG")
+    at = data.index(b"eXIf") - 4
+    length = 12 + int.from_bytes(data[at : at + 4], "big")
+    end = data.index(b"IEND") - 4
+    moved = data[:at] + data[at + length : end] + data[at : at + length] + data[end:]
+    assert Image.open(io.BytesIO(moved)).size == (32, 64)
+    assert (read(moved) == QUADRANTS).all()

@@ -1,0 +1,115 @@
+import asyncio
+from pathlib import Path
+
+import anyio.lowlevel
+import pytest
+from client import Client, Serve
+from colours import PHOTO_PNG
+from detectors import Canvases, HeldDetector
+
+from app import __version__
+from model.detector import Detections, Detector
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_server_lives_before_it_is_ready(serve: Serve, model_path: Path) -> None:
+    detector = HeldDetector(model_path)
+    detector.gate.clear()
+    async with serve(detector) as client:
+        assert (await client.get("/health/live")).json() == {"status": "live"}
+        unready = await client.get("/health/ready")
+        assert (unready.status_code, unready.json()["type"]) == (503, "/docs#not-ready")
+        early = asyncio.create_task(client.detect())
+        await client.until("centernet_queue_depth", 1)
+        detector.gate.set()
+        assert (await early).status_code == 200
+        assert (await client.get("/health/ready")).json() == {"status": "ready"}
+
+
+class Dead(Detector):
+    def infer(self, canvases: Canvases) -> list[Detections]:
+        raise RuntimeError("no memory")
+
+
+async def test_model_that_cannot_be_warmed_up_ends_the_service(serve: Serve, model_path: Path) -> None:
+    async with serve(Dead(model_path, "cpu", 1)) as client:
+        async with asyncio.timeout(30):
+            while (await client.get("/health/live")).status_code == 200:
+                await anyio.lowlevel.checkpoint()
+        assert (await client.get("/health/ready")).status_code == 503
+        assert (await client.detect()).status_code == 503
+
+
+async def test_models_are_described(client: Client) -> None:
+    assert (await client.get("/models")).json() == {
+        "models": [
+            {
+                "name": "colours",
+                "provider": "cpu",
+                "precision": "fp32",
+                "input": {"width": 96, "height": 64},
+                "dataset": "rectangles",
+                "ap": 12.5,
+                "ap50": None,
+                "git_commit": "0" * 40,
+                "labels": [
+                    {"label": "red", "label_id": 10},
+                    {"label": "green", "label_id": 20},
+                    {"label": "blue", "label_id": 30},
+                ],
+            }
+        ]
+    }
+
+
+async def test_requests_are_counted(client: Client) -> None:
+    for _ in range(3):
+        await client.detect()
+    await client.detect(b"hello")
+    await client.get("/made/up/path")
+    await client.request("BREW", "/detect")
+    assert await client.sample("centernet_requests_total", route="/detect", method="POST", status="200") == 3
+    assert await client.sample("centernet_requests_total", route="/detect", method="POST", status="415") == 1
+    assert await client.sample("centernet_requests_total", route="unmatched", method="GET", status="404") == 1
+    assert await client.sample("centernet_requests_total", method="other", status="405") == 1
+    assert await client.sample("centernet_rejections_total", reason="unknown-format") == 1
+    assert await client.sample("centernet_request_seconds_count", route="/detect") >= 4
+    assert await client.sample("centernet_detections_total", label="red") == 3
+    assert await client.sample("centernet_detections_total", label="blue") == 0
+    for stage in ("read", "decode", "queue", "inference", "encode"):
+        assert await client.sample("centernet_stage_seconds_count", stage=stage) == 3
+    assert await client.sample("centernet_batch_size_count") == 3
+    assert await client.sample("centernet_requests_in_flight") == 0
+    assert await client.sample("centernet_queue_depth") == 0
+    assert (
+        await client.sample(
+            "centernet_model_info", name="colours", provider="cpu", precision="fp32", version=__version__
+        )
+        == 1
+    )
+    assert await client.sample("process_resident_memory_bytes") > 0
+
+
+async def test_apps_count_apart(serve: Serve) -> None:
+    async with serve() as one, serve() as other:
+        await one.detect()
+        assert await one.sample("centernet_batch_size_count") == 1
+        assert await other.sample("centernet_batch_size_count") == 0
+
+
+async def test_documentation_shows_bodies_and_refusals(client: Client) -> None:
+    assert (await client.get("/docs")).status_code == 200
+    detect = (await client.get("/openapi.json")).json()["paths"]["/detect"]["post"]
+    assert {"image/*", "multipart/form-data"} <= set(detect["requestBody"]["content"])
+    assert set(detect["responses"]) == {"200", "400", "408", "413", "415", "422", "500", "503"}
+    for status in set(detect["responses"]) - {"200"}:
+        assert set(detect["responses"][status]["content"]) == {"application/problem+json"}
+    limit = next(each for each in detect["parameters"] if each["name"] == "limit")["schema"]
+    assert (limit["minimum"], limit["maximum"], limit["default"]) == (1, 3, 3)
+
+
+async def test_many_clients_at_once_all_get_their_own(client: Client) -> None:
+    responses = await asyncio.gather(*(client.detect(PHOTO_PNG) for _ in range(40)))
+    assert {response.status_code for response in responses} == {200}
+    assert await client.sample("centernet_batch_size_sum") == 40

@@ -1,0 +1,112 @@
+"""A real server on a real socket: what only shows there."""
+
+import asyncio
+import contextlib
+import json
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import anyio.lowlevel
+import pytest
+import uvicorn
+from client import Client
+from colours import GREEN_FOUND, PHOTO_PNG, RED_FOUND
+from detectors import HeldDetector
+
+from app.server import create_app
+from app.settings import Settings
+from model.detector import Detector
+
+pytestmark = pytest.mark.anyio
+Make = Callable[..., Settings]
+
+
+@contextlib.asynccontextmanager
+async def listen(settings: Settings, detector: Detector) -> AsyncIterator[Client]:
+    config = uvicorn.Config(create_app(settings, detector), http="httptools", log_config=None)
+    server = uvicorn.Server(config)
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        task = asyncio.create_task(server.serve(sockets=[listener]))
+        while not server.started:
+            await anyio.lowlevel.checkpoint()
+        async with Client(base_url=f"http://127.0.0.1:{listener.getsockname()[1]}") as client:
+            yield client
+        server.should_exit = True
+        await task
+
+
+async def test_client_that_hangs_up_is_not_computed(make_settings: Make, model_path: Path) -> None:
+    detector = HeldDetector(model_path)
+    async with listen(make_settings(), detector) as client:
+        await client.detect()
+        detector.batches.clear()
+        detector.gate.clear()
+        first = asyncio.create_task(client.detect())
+        await client.until("centernet_batch_size_count", 2)
+
+        _, writer = await asyncio.open_connection(client.base_url.host, client.base_url.port)
+        head = f"POST /detect HTTP/1.1\r\nHost: x\r\nContent-Length: {len(PHOTO_PNG)}\r\n\r\n"
+        writer.write(head.encode() + PHOTO_PNG)
+        await client.until("centernet_queue_depth", 1)
+        writer.close()
+        await client.until("centernet_requests_in_flight", 1)
+        assert await client.sample("centernet_requests_total", route="/detect", status="499") == 1
+
+        detector.gate.set()
+        assert (await first).status_code == 200
+        await client.detect()
+        assert detector.batches == [1, 1]
+
+
+async def test_client_that_hangs_up_half_way_frees_its_place(make_settings: Make, model_path: Path) -> None:
+    async with listen(make_settings(), Detector(model_path, "cpu", 1)) as client:
+        _, writer = await asyncio.open_connection(client.base_url.host, client.base_url.port)
+        writer.write(b"POST /detect HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nabc")
+        await client.until("centernet_requests_in_flight", 1)
+        writer.close()
+        await client.until("centernet_requests_in_flight", 0)
+        assert await client.sample("centernet_rejections_total", reason="client-gone") == 1
+
+
+async def test_too_long_a_body_is_refused_before_it_is_sent(make_settings: Make, model_path: Path) -> None:
+    async with listen(make_settings(max_image_bytes=1000), Detector(model_path, "cpu", 1)) as client:
+        reader, writer = await asyncio.open_connection(client.base_url.host, client.base_url.port)
+        writer.write(b"POST /detect HTTP/1.1\r\nHost: x\r\nContent-Length: 10000000000\r\n\r\n")
+        assert (await reader.readline()).startswith(b"HTTP/1.1 413 ")
+        writer.close()
+        too_long = await client.detect(b"x" * 5_000_000)
+        assert too_long.status_code == 413
+        assert (await client.detect()).status_code == 200
+
+
+async def test_stop_during_a_request_answers_it(make_settings: Make, model_path: Path) -> None:
+    detector = HeldDetector(model_path)
+    async with listen(make_settings(), detector) as client:
+        await client.detect()
+        detector.gate.clear()
+        request = asyncio.create_task(client.detect())
+        await client.until("centernet_requests_in_flight", 1)
+        detector.gate.set()
+        assert (await request).status_code == 200
+
+
+def test_command_serves_until_it_is_told_to_stop(model_path: Path) -> None:
+    command = [sys.executable, "-m", "app", "--port=0", f"--model={model_path}", "--provider=cpu", "--threads=1"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stdout is not None
+            line = server.stdout.readline()
+            assert line.startswith("centernet-serve: colours on cpu at http://127.0.0.1:")
+            with urllib.request.urlopen(line.split()[-1] + "/detect", data=PHOTO_PNG) as response:
+                assert json.load(response)["detections"] == [RED_FOUND, GREEN_FOUND]
+        finally:
+            server.send_signal(signal.SIGTERM)
+        _, log = server.communicate(timeout=30)
+    assert server.returncode in (0, -signal.SIGTERM)
+    assert "Traceback" not in log

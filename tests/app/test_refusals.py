@@ -1,0 +1,156 @@
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from client import Client, Serve
+from colours import PHOTO, PHOTO_PNG, encode, paint
+from detectors import HeldDetector
+from httpx import Response
+from PIL import Image
+
+from model.detector import Detector, Prepared
+
+pytestmark = pytest.mark.anyio
+
+
+def check(response: Response, status: int, reason: str, words: str = "") -> None:
+    assert response.headers["content-type"] == "application/problem+json"
+    problem = response.json()
+    assert set(problem) == {"type", "title", "status", "detail"}
+    assert (response.status_code, problem["status"], problem["type"]) == (status, status, f"/docs#{reason}")
+    assert words in problem["detail"]
+
+
+async def test_empty_body(client: Client) -> None:
+    check(await client.post("/detect"), 400, "empty-body")
+    check(await client.post("/detect", files={"image": ("empty", b"")}), 400, "empty-body")
+
+
+async def test_form_without_file(client: Client) -> None:
+    headers = {"content-type": "multipart/form-data; boundary=b"}
+    body = b'--b\r\nContent-Disposition: form-data; name="image"\r\n\r\nhello\r\n--b--\r\n'
+    check(await client.post("/detect", content=body, headers=headers), 400, "invalid-form", "no files")
+
+
+async def test_form_with_two_files(client: Client) -> None:
+    files = {"a": ("a", PHOTO_PNG), "b": ("b", PHOTO_PNG)}
+    check(await client.post("/detect", files=files), 400, "invalid-form", "2 files")
+
+
+@pytest.mark.parametrize(
+    ("content_type", "body"),
+    [
+        ("multipart/form-data", b"--b\r\n"),
+        ("multipart/form-data; boundary=b", b"nonsense"),
+        ("multipart/form-data; boundary=b", b"--b\r\nContent-Disposition: form-data\r\n\r\n\r\n--b--\r\n"),
+        (
+            "multipart/form-data; boundary=b",
+            b'--b\r\nContent-Disposition: form-data; name="i"; filename="i"\r\n\r\nabc',
+        ),
+    ],
+)
+async def test_garbled_form(client: Client, content_type: str, body: bytes) -> None:
+    response = await client.post("/detect", content=body, headers={"content-type": content_type})
+    check(response, 400, "invalid-form")
+
+
+async def test_body_over_the_limit(serve: Serve) -> None:
+    async def stream() -> AsyncIterator[bytes]:
+        for _ in range(3):
+            yield b"x" * 500
+
+    async with serve(max_image_bytes=1000) as client:
+        check(await client.detect(b"x" * 1001), 413, "body-too-large", "1000")
+        check(await client.post("/detect", content=stream()), 413, "body-too-large", "1000")
+        check(await client.post("/detect", files={"image": ("i", b"x" * 1001)}), 413, "body-too-large", "1000")
+        check(await client.detect(b"x" * 1000), 415, "unknown-format")
+
+
+async def test_body_that_does_not_arrive(serve: Serve) -> None:
+    async def stall() -> AsyncIterator[bytes]:
+        yield b"x"
+        await asyncio.Event().wait()
+
+    async with serve(body_timeout_seconds=0.01) as client:
+        check(await client.post("/detect", content=stall()), 408, "slow-body", "0.01 s")
+
+
+async def test_too_many_pixels(serve: Serve) -> None:
+    async with serve(max_pixels=192 * 128) as client:
+        assert (await client.detect(PHOTO_PNG)).status_code == 200
+        check(await client.detect(encode(paint(193, 128))), 413, "too-many-pixels", "193 x 128")
+        check(await client.detect(encode(Image.new("1", (12_000, 12_000)))), 413, "too-many-pixels")
+
+
+async def test_unknown_format(client: Client) -> None:
+    check(await client.detect(b"hello"), 415, "unknown-format", "JPEG, PNG")
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+async def test_truncated_image(client: Client, kind: str) -> None:
+    data = encode(PHOTO, kind)
+    check(await client.detect(data[: len(data) * 3 // 4]), 422, "broken-image")
+
+
+@pytest.mark.parametrize("form", [False, True])
+async def test_unknown_label(client: Client, form: bool) -> None:
+    body: dict[str, Any] = {"files": {"i": ("i", PHOTO_PNG)}} if form else {"content": PHOTO_PNG}
+    response = await client.post("/detect", params={"labels": "red,pink"}, **body)
+    check(response, 422, "unknown-label", "unknown: 'pink'; the model knows: red, green, blue")
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        {"threshold": -0.1},
+        {"threshold": 1.1},
+        {"threshold": "nan"},
+        {"threshold": "high"},
+        {"limit": 0},
+        {"limit": 4},
+        {"limit": 1.5},
+    ],
+)
+async def test_parameter_out_of_range(client: Client, query: dict[str, Any]) -> None:
+    check(await client.detect(**query), 422, "invalid-parameter", next(iter(query)))
+
+
+async def test_full_queue_is_refused(serve: Serve, model_path: Path) -> None:
+    detector = HeldDetector(model_path)
+    async with serve(detector, max_queue=2) as client:
+        await client.detect()
+        detector.gate.clear()
+        held = [asyncio.create_task(client.detect()) for _ in range(2)]
+        await client.until("centernet_requests_in_flight", 2)
+        refused = await client.detect()
+        check(refused, 503, "overloaded")
+        assert 1 <= int(refused.headers["retry-after"]) <= 60
+        assert (await client.get("/health/ready")).status_code == 200
+        detector.gate.set()
+        assert [response.status_code for response in await asyncio.gather(*held)] == [200, 200]
+        assert (await client.detect()).status_code == 200
+
+
+async def test_unknown_path_and_method(client: Client) -> None:
+    for response, status, title in [
+        (await client.get("/nothing"), 404, "Not Found"),
+        (await client.get("/detect"), 405, "Method Not Allowed"),
+    ]:
+        assert response.headers["content-type"] == "application/problem+json"
+        assert response.json() == {"type": "about:blank", "title": title, "status": status, "detail": title}
+    assert response.headers["allow"] == "POST"
+
+
+class Surprised(Detector):
+    def prepare(self, data: bytes, max_pixels: int = 0) -> Prepared:
+        raise ZeroDivisionError("a secret")
+
+
+async def test_unexpected_error_keeps_its_secrets(serve: Serve, model_path: Path) -> None:
+    async with serve(Surprised(model_path, "cpu", 1)) as client:
+        response = await client.detect()
+        check(response, 500, "internal-error")
+        assert "secret" not in response.text
+        assert await client.sample("centernet_requests_total", route="/detect", status="500") == 1

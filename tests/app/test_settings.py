@@ -1,0 +1,83 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from app.settings import InvalidSettings, Settings, read_settings
+
+
+@pytest.fixture(autouse=True)
+def bare_environment(monkeypatch: pytest.MonkeyPatch, model_path: Path) -> None:
+    monkeypatch.setenv("CENTERNET_MODEL", str(model_path))
+
+
+def test_defaults(model_path: Path) -> None:
+    settings = read_settings([])
+    assert settings.model == model_path
+    assert (settings.host, settings.port, settings.provider) == ("127.0.0.1", 8000, "auto")
+    assert (settings.threshold, settings.limit) == (0.3, 100)
+    assert (settings.max_image_bytes, settings.max_pixels) == (20_971_520, 50_000_000)
+    assert settings.threads >= 1
+    assert settings.decode_threads >= 1
+
+
+def test_flags_go_before_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CENTERNET_MAX_BATCH", "3")
+    monkeypatch.setenv("CENTERNET_PORT", "")
+    assert read_settings([]).max_batch == 3
+    assert read_settings([]).port == 8000
+    assert read_settings(["--max-batch", "5"]).max_batch == 5
+
+
+@pytest.mark.parametrize("name", sorted(Settings.model_fields))
+def test_each_setting_is_a_flag_and_a_variable(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "other.onnx").touch()
+    values = {"host": "::1", "model": str(tmp_path / "other.onnx"), "provider": "cpu", "log_level": "debug"}
+    value = values.get(name, "1")
+    by_flag = getattr(read_settings([f"--{name.replace('_', '-')}={value}"]), name)
+    monkeypatch.setenv(f"CENTERNET_{name.upper()}", value)
+    assert str(getattr(read_settings([]), name)) == str(by_flag)
+    assert str(by_flag) in (value, "1.0")
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [
+        ("port", "70000"),
+        ("provider", "tpu"),
+        ("threads", "0"),
+        ("max-batch", "many"),
+        ("threshold", "1.5"),
+        ("model", "/nowhere.onnx"),
+        ("log-level", "loud"),
+    ],
+)
+def test_setting_out_of_range_is_named(flag: str, value: str) -> None:
+    with pytest.raises(InvalidSettings) as caught:
+        read_settings([f"--{flag}", value])
+    assert str(caught.value).startswith(f"{flag.replace('-', '_')}: ")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--port", "70000"], "port: Input should be less than or equal to 65535"),
+        (["--model", "/nowhere.onnx"], "there is no file /nowhere.onnx"),
+        (["--model", __file__], f"{__file__}: it cannot be opened"),
+        (["--unknown", "1"], "--unknown"),
+    ],
+)
+def test_unusable_start_ends_with_two_and_no_traceback(arguments: list[str], words: str) -> None:
+    finished = subprocess.run([sys.executable, "-m", "app", *arguments], capture_output=True, text=True)
+    assert finished.returncode == 2
+    assert words in finished.stderr
+    assert "Traceback" not in finished.stderr
+    assert finished.stdout == ""
+
+
+def test_help_names_every_flag() -> None:
+    finished = subprocess.run([sys.executable, "-m", "app", "--help"], capture_output=True, text=True, check=True)
+    for name in Settings.model_fields:
+        assert f"--{name.replace('_', '-')}" in finished.stdout

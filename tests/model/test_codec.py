@@ -1,0 +1,94 @@
+import pytest
+import torch
+
+from model.codec import Targets, decode, encode, gaussian_radius
+from model.network import HeadMaps
+
+
+def as_maps(targets: Targets) -> HeadMaps:
+    logits = torch.logit(targets.heatmap.clamp(1e-6, 1 - 1e-6))
+    return HeadMaps(logits[None], targets.size[None], targets.offset[None])
+
+
+@pytest.mark.parametrize(("iou", "radius"), [(0.3, 2.261), (0.7, 0.817)])
+def test_radius_of_a_ten_by_ten_box_is_the_published_one(iou: float, radius: float) -> None:
+    ten = torch.tensor([10.0])
+    assert gaussian_radius(ten, ten, iou).item() == pytest.approx(radius, abs=1e-3)
+
+
+@pytest.mark.parametrize("iou", [0.3, 0.5, 0.7])
+def test_corners_moved_by_the_radius_still_overlap_by_the_threshold(iou: float) -> None:
+    width, height = torch.tensor([40.0]), torch.tensor([25.0])
+    r = gaussian_radius(width, height, iou).item()
+    inside = (40 - 2 * r) * (25 - 2 * r) / (40 * 25)
+    outside = 40 * 25 / ((40 + 2 * r) * (25 + 2 * r))
+    shared = (40 - r) * (25 - r)
+    shifted = shared / (2 * 40 * 25 - shared)
+    assert min(inside, outside, shifted) == pytest.approx(iou, abs=1e-5)
+
+
+def test_decoding_the_targets_gives_the_boxes_back() -> None:
+    boxes = torch.tensor([[10.0, 20.5, 100.3, 90.0], [200.0, 200.0, 240.7, 300.0], [3.0, 300.0, 17.0, 309.0]])
+    labels = torch.tensor([3, 1, 0])
+    found = decode(as_maps(encode(boxes, labels, 4, (80, 80))), limit=3)
+    order = found.labels[0].argsort(descending=True)
+    torch.testing.assert_close(found.boxes[0][order], boxes, atol=1e-4, rtol=0)
+    assert found.labels[0][order].tolist() == [3, 1, 0]
+    assert found.scores.min() > 0.99
+
+
+def test_decoding_works_for_batches_and_images_that_are_not_square() -> None:
+    boxes = torch.tensor([[8.0, 8.0, 40.0, 24.0]])
+    one = as_maps(encode(boxes, torch.tensor([1]), 2, (16, 24)))
+    other = as_maps(encode(boxes + 12, torch.tensor([0]), 2, (16, 24)))
+    found = decode(HeadMaps(*(torch.cat(pair) for pair in zip(one, other, strict=True))), limit=1)
+    torch.testing.assert_close(found.boxes[:, 0], torch.cat([boxes, boxes + 12]), atol=1e-4, rtol=0)
+    assert found.labels[:, 0].tolist() == [1, 0]
+
+
+def test_every_cell_under_a_gaussian_points_to_its_object() -> None:
+    boxes = torch.tensor([[16.0, 16.0, 80.0, 80.0]])
+    targets = encode(boxes, torch.tensor([0]), 1, (32, 32))
+    rows, columns = targets.weight.nonzero(as_tuple=True)
+    assert len(rows) > 9
+    centres = torch.stack([columns, rows], 1) + targets.offset[:, rows, columns].T
+    torch.testing.assert_close(centres, torch.full_like(centres, 12.0))
+    assert (targets.size[:, rows, columns] == 16).all()
+    assert targets.mask.nonzero().tolist() == [[12, 12]]
+
+
+def test_weights_of_each_object_add_up_to_one() -> None:
+    boxes = torch.tensor([[0.0, 0.0, 60.0, 60.0], [80.0, 80.0, 100.0, 90.0]])
+    targets = encode(boxes, torch.tensor([0, 0]), 1, (32, 32))
+    assert targets.weight[:16, :16].sum().item() == pytest.approx(1)
+    assert targets.weight[16:, 16:].sum().item() == pytest.approx(1)
+
+
+def test_heatmaps_of_one_class_merge_by_maximum_and_classes_stay_apart() -> None:
+    boxes = torch.tensor([[0.0, 0.0, 64.0, 64.0], [8.0, 8.0, 72.0, 72.0], [8.0, 8.0, 72.0, 72.0]])
+    both = encode(boxes[:2], torch.tensor([0, 0]), 2, (20, 20)).heatmap
+    apart = encode(boxes[[0, 2]], torch.tensor([0, 1]), 2, (20, 20)).heatmap
+    torch.testing.assert_close(both[0], apart.amax(0))
+    assert (both == 1).nonzero().tolist() == [[0, 8, 8], [0, 10, 10]]
+
+
+def test_of_two_objects_in_one_cell_the_smaller_keeps_it() -> None:
+    boxes = torch.tensor([[0.0, 0.0, 80.0, 80.0], [36.0, 36.0, 44.0, 44.0]])
+    targets = encode(boxes, torch.tensor([0, 0]), 1, (20, 20))
+    assert targets.size[:, 10, 10].tolist() == [2.0, 2.0]
+
+
+def test_an_image_without_objects_has_empty_targets() -> None:
+    targets = encode(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), 3, (8, 8))
+    assert targets.heatmap.shape == (3, 8, 8)
+    assert not targets.mask.any()
+    assert targets.heatmap.sum() == targets.weight.sum() == 0
+
+
+def test_neighbours_of_a_peak_are_no_detections() -> None:
+    heatmap = torch.full((1, 1, 8, 8), -10.0)
+    heatmap[0, 0, 4, 4], heatmap[0, 0, 4, 5], heatmap[0, 0, 4, 7] = 5.0, 4.0, 3.0
+    zeros = torch.zeros(1, 2, 8, 8)
+    found = decode(HeadMaps(heatmap, zeros, zeros), limit=2)
+    torch.testing.assert_close(found.scores[0], torch.tensor([5.0, 3.0]).sigmoid())
+    assert found.boxes[0].tolist() == [[16, 16, 16, 16], [28, 16, 28, 16]]

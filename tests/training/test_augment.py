@@ -1,0 +1,63 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.training.conftest import small_config
+from training.augment import augment
+from training.config import Config
+
+
+@pytest.fixture
+def config(shapes: Path, tmp_path: Path) -> Config:
+    return small_config(shapes, tmp_path, color_jitter=0.0, scale_range=(0.7, 2.5))
+
+
+def test_boxes_follow_the_pixels(config: Config) -> None:
+    image = np.zeros((120, 200, 3), np.uint8)
+    image[30:70, 50:130] = (255, 0, 0)
+    box = np.array([[50, 30, 130, 70]], np.float32)
+    seen = 0
+    for seed in range(40):
+        view, boxes, labels = augment(image, box, np.array([7]), 160, config, np.random.default_rng(seed))
+        rows, columns = np.nonzero((view[:, :, 0] > 180) & (view[:, :, 1] < 60))
+        if len(boxes) == 0:
+            continue
+        seen += 1
+        assert labels.tolist() == [7]
+        drawn = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+        np.testing.assert_allclose(boxes[0], drawn, atol=2)
+    assert seen > 20
+
+
+def test_objects_that_the_crop_leaves_out_are_dropped(config: Config) -> None:
+    image = np.zeros((100, 100, 3), np.uint8)
+    boxes = np.array([[0, 0, 100, 100], [0, 0, 6, 6]], np.float32)
+    kept = set()
+    for seed in range(40):
+        _, left, labels = augment(image, boxes, np.array([0, 1]), 64, config, np.random.default_rng(seed))
+        assert ((left >= 0) & (left <= 64)).all()
+        assert (left[:, 2:] - left[:, :2] >= 2).all()
+        kept.add(tuple(labels.tolist()))
+    assert kept >= {(0,), (0, 1)}
+
+
+def test_colors_change_only_where_they_may(config: Config) -> None:
+    image = np.full((64, 64, 3), (200, 100, 50), np.uint8)
+    none = np.zeros((0, 4), np.float32), np.zeros(0, np.int64)
+    still = config.model_copy(update={"scale_range": (1.0, 1.0), "aspect_jitter": 0.0})
+    plain, _, _ = augment(image, *none, 64, still, np.random.default_rng(0))
+    assert (plain == image).all()
+    jittered = still.model_copy(update={"color_jitter": 0.4})
+    views = [augment(image, *none, 64, jittered, np.random.default_rng(seed))[0][32, 32] for seed in range(20)]
+    assert np.std(views, axis=0).min() > 10
+
+
+def test_a_view_depends_on_its_seed_alone(config: Config) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (50, 80, 3), np.uint8)
+    box, label = np.array([[5, 5, 40, 40]], np.float32), np.array([0])
+    first = augment(image, box, label, 64, config, np.random.default_rng((1, 2, 3)))
+    again = augment(image, box, label, 64, config, np.random.default_rng((1, 2, 3)))
+    other = augment(image, box, label, 64, config, np.random.default_rng((1, 2, 4)))
+    assert (first[0] == again[0]).all()
+    assert (first[0] != other[0]).any()

@@ -1,0 +1,61 @@
+from pathlib import Path
+
+import pytest
+
+from tests.training.conftest import small_config
+from training.__main__ import parse_overrides
+from training.config import InvalidConfig, load_config
+
+CONFIGS = Path(__file__).parents[2] / "training" / "configs"
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.toml")), ids=lambda path: path.stem)
+def test_shipped_configurations_are_valid_and_named_after_their_file(path: Path) -> None:
+    assert load_config(path, {}).name == path.stem
+
+
+def test_flags_override_the_file() -> None:
+    flags = parse_overrides(["--batch-size", "4", "--scale_range=0.5,2", "--data-root", "elsewhere"])
+    config = load_config(CONFIGS / "tiny.toml", flags)
+    assert (config.batch_size, config.scale_range, config.data_root) == (4, (0.5, 2.0), Path("elsewhere"))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ({"batch_sise": "4"}, "batch_sise"),
+        ({"batch_size": "four"}, "batch_size"),
+        ({"input_size": "300"}, "input_size.*multiple of 32"),
+        ({"backbone": "vgg"}, "backbone.*efficientnet_lite0, resnet18"),
+        ({"scale_range": "wide"}, "scale_range"),
+        ({"scale_range": "2,1"}, "scale_range.*the smaller one first"),
+        ({"device": "tpu"}, "device"),
+    ],
+)
+def test_a_wrong_setting_is_named(override: dict[str, str], message: str) -> None:
+    with pytest.raises(InvalidConfig, match=message):
+        load_config(CONFIGS / "tiny.toml", override)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"), [(["--epochs"], "--epochs needs a value"), (["more"], "unexpected 'more'")]
+)
+def test_a_stray_argument_is_named(arguments: list[str], message: str) -> None:
+    with pytest.raises(InvalidConfig, match=message):
+        parse_overrides(arguments)
+
+
+def test_a_missing_or_broken_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InvalidConfig, match="no such configuration file"):
+        load_config(tmp_path / "none.toml", {})
+    (tmp_path / "bad.toml").write_text("epochs = ")
+    with pytest.raises(InvalidConfig, match="not valid TOML"):
+        load_config(tmp_path / "bad.toml", {})
+
+
+def test_pictures_grow_to_their_last_size(shapes: Path, tmp_path: Path) -> None:
+    config = small_config(shapes, tmp_path, epochs=10, first_train_size=64, train_size=128)
+    sizes = [config.picture_size(epoch) for epoch in range(10)]
+    assert sizes[0] == 64 and sizes[8:] == [128, 128]
+    assert sizes == sorted(sizes) and all(size % 32 == 0 for size in sizes)
+    assert small_config(shapes, tmp_path).picture_size(0) == 64

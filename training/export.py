@@ -1,0 +1,101 @@
+"""Checkpoint → the one ONNX file, written only if it does what the network does."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+
+from model.codec import decode
+from model.detector import Detections, Detector
+from model.graph import build_onnx, save_onnx
+from model.metadata import Metadata
+from model.network import STRIDE, CenterNet
+from training.checkpoint import Checkpoint
+from training.coco import Dataset
+from training.evaluate import detect_with_model, print_metrics
+from training.loader import LetterboxedPhotos
+from training.metrics import Metrics, measure
+
+_PHOTOS = 32
+_LEAST_SCORE = 0.05  # below it a detection means nothing, and which ones make the top k is a matter of rounding
+_SCORE_TOLERANCE = 1e-3
+_BOX_TOLERANCE = 0.25  # input pixels
+
+
+class ParityFailure(Exception):
+    """The exported graph does not find what the network finds; the message gives the first difference."""
+
+
+def export(checkpoint: Checkpoint, dataset: Dataset, path: Path, console: Console) -> Metrics:
+    """Writes `path` after checking it on `dataset`'s photos, and stamps it with the AP that it reaches there.
+
+    Raises `ParityFailure`, and then writes nothing.
+    """
+    network = checkpoint.build_network()
+    size = checkpoint.config.input_size
+    metadata = Metadata(
+        name=path.stem,
+        labels=checkpoint.labels,
+        label_ids=checkpoint.label_ids,
+        input_height=size,
+        input_width=size,
+        stride=STRIDE,
+        precision="fp32",
+        dataset=checkpoint.config.dataset,
+        ap=None,
+        ap50=None,
+        git_commit=checkpoint.git_commit,
+    )
+    proto = build_onnx(network, size, size)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    try:
+        save_onnx(proto, metadata, temporary)
+        detector = Detector(temporary, "cpu")
+        checked = check_parity(network, detector, dataset)
+        console.print(f"the graph finds what the network finds in {checked} photos")
+        metrics = measure(dataset, detect_with_model(detector, dataset, console))
+        metadata = dataclasses.replace(metadata, ap=round(metrics.ap, 2), ap50=round(metrics.ap50, 2))
+        save_onnx(proto, metadata, temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    print_metrics(metrics, console)
+    console.print(f"wrote {path}, {path.stat().st_size / 1e6:.1f} MB")
+    return metrics
+
+
+@torch.inference_mode()
+def check_parity(network: CenterNet, detector: Detector, dataset: Dataset) -> int:
+    """Compares network and graph on up to 32 photos, as sets, since near-ties reorder; returns how many were compared.
+
+    Raises `ParityFailure` at the first detection of either that has no partner in the other.
+    """
+    size = detector.metadata.input_height
+    photos = LetterboxedPhotos(dataset, size)
+    count = min(_PHOTOS, len(photos))
+    for index in range(count):
+        canvas = photos[index]
+        [boxes], [scores], [labels] = (t.numpy() for t in decode(network(torch.from_numpy(canvas[None]))))
+        expected = Detections(boxes, scores, labels)
+        [found] = detector.infer([canvas])
+        for one, other, verb in ((expected, found, "misses"), (found, expected, "invents")):
+            lonely = _without_partner(one, other)
+            if lonely.any():
+                row = int(lonely.argmax())
+                raise ParityFailure(
+                    f"{dataset.photos[index].path}: the graph {verb} {detector.metadata.labels[one.labels[row]]}"
+                    f" {one.scores[row]:.4f} at {one.boxes_xyxy[row].round(2).tolist()}"
+                )
+    return count
+
+
+def _without_partner(one: Detections, other: Detections) -> NDArray[np.bool_]:
+    """(N,): which detections of `one` that count have no equal in `other`."""
+    same_label = one.labels[:, None] == other.labels
+    same_score = np.abs(one.scores[:, None] - other.scores) <= _SCORE_TOLERANCE
+    same_box = np.abs(one.boxes_xyxy[:, None] - other.boxes_xyxy).max(-1) <= _BOX_TOLERANCE
+    return (one.scores > _LEAST_SCORE) & ~(same_label & same_score & same_box).any(1)
