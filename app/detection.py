@@ -67,7 +67,7 @@ def build_detection_router(service: Service) -> APIRouter:
                     service.decoders, detector.prepare, data, settings.max_pixels
                 )
                 decoded = time.perf_counter()
-                served = await submit(prepared.canvas)
+                served = await submit(prepared.pixels)
         computed = time.perf_counter()
         found = detector.finish(_select(served.result, threshold, limit, wanted), prepared.letterbox)
         timings = {

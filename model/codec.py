@@ -1,4 +1,4 @@
-"""Boxes → head maps to learn (`encode`), head maps → boxes (`decode`): each other's inverse (arXiv 1904.07850, 3 and 4)."""
+"""Boxes → head maps (`encode`) and back (`decode`): each other's inverse (arXiv 1904.07850, sections 3 and 4)."""
 
 from typing import NamedTuple
 
@@ -86,7 +86,7 @@ def encode(
 def decode(maps: HeadMaps, limit: int = 100) -> Detections:
     """Takes the cells that are the highest of their 3x3 neighbourhood, and of these the best `limit` of all classes."""
     heatmap, size, offset = maps
-    batch, _, height, width = heatmap.shape
+    height, width = heatmap.shape[2:]
     # peaks and order are the same in logits, so that the sigmoid need only see the winners
     peaks = heatmap.masked_fill(heatmap < F.max_pool2d(heatmap, 3, stride=1, padding=1), -torch.inf)
     scores, indices = peaks.flatten(1).topk(limit)  # (B, K)
@@ -98,8 +98,8 @@ def decode(maps: HeadMaps, limit: int = 100) -> Detections:
 
 
 def boxes_of_maps(size: Tensor, offset: Tensor) -> Tensor:
-    """The box that each cell stands for: size, offset (B, 2, h, w), output pixels → (B, 4, h, w), xyxy, output pixels."""
-    _, _, height, width = size.shape
+    """The box that each cell stands for: size, offset (B, 2, h, w) → (B, 4, h, w), xyxy, all in output pixels."""
+    height, width = size.shape[2:]
     columns = torch.arange(width, device=size.device).expand(height, width)
     rows = torch.arange(height, device=size.device)[:, None].expand(height, width)
     centres = offset + torch.stack([columns, rows])

@@ -21,7 +21,9 @@ def conv_bn(x: Tensor, convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> Tensor:
         bias = norm.bias - norm.running_mean * scale
     if is_depthwise and x.device.type == "cpu" and torch.is_autocast_enabled("cpu") and torch.is_grad_enabled():
         dtype = torch.get_autocast_dtype("cpu")
-        y = _Depthwise.apply(x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype), stride)
+        y: Tensor = _Depthwise.apply(  # type: ignore[no-untyped-call]
+            x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype), stride
+        )
     else:
         y = F.conv2d(x, weight, bias, stride, convolution.padding, groups=convolution.groups)
     y = norm(y) if norm.training else y
@@ -43,7 +45,7 @@ class _Depthwise(torch.autograd.Function):
         return F.conv2d(x, weight, bias, stride, padding=weight.shape[-1] // 2, groups=len(weight))
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[no-untyped-def]
         x, weight = ctx.saved_tensors
         stride, padding, channels = ctx.stride, weight.shape[-1] // 2, len(weight)
         grad_x = grad_weight = grad_bias = None

@@ -8,20 +8,13 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from model import image, letterbox
+from model import image
+from model.canvas import Canvas, prepare
 from model.letterbox import Letterbox
 from model.metadata import InvalidModel, Metadata
 from model.session import Provider, open_session
 
 _OUTPUTS = {"boxes": "tensor(float)", "scores": "tensor(float)", "labels": "tensor(int64)"}
-
-
-@dataclasses.dataclass(frozen=True)
-class Prepared:
-    """A photo as the network takes it: `canvas` is (input height, input width, 3) uint8 RGB."""
-
-    canvas: NDArray[np.uint8]
-    letterbox: Letterbox
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,28 +46,24 @@ class Detector:
         except InvalidModel as error:
             raise InvalidModel(f"{path}: {error}") from error
 
-    def prepare(self, data: bytes, max_pixels: int = image.MAX_PIXELS) -> Prepared:
+    def prepare(self, data: bytes, max_pixels: int = image.MAX_PIXELS) -> Canvas:
         """Decodes one image file and letterboxes it; raises what `model.image` raises."""
-        header = image.read_header(data, max_pixels)
-        placed = letterbox.place(header.width, header.height, self.metadata.input_width, self.metadata.input_height)
-        photo = image.decode(data, header, placed.width, placed.height)
-        canvas = np.empty((self.metadata.input_height, self.metadata.input_width, 3), np.uint8)
-        letterbox.fit(photo, placed, canvas)
-        return Prepared(canvas, placed)
+        return prepare(data, self.metadata.input_height, self.metadata.input_width, max_pixels)
 
     def infer(self, canvases: Sequence[NDArray[np.uint8]]) -> list[Detections]:
-        """Runs canvases as one batch; the boxes are still in input pixels."""
+        """Runs canvases as one batch; the boxes are still in input pixels. A score of 0 marks an unused row."""
         outputs = self._session.run(list(_OUTPUTS), {"images": np.stack(canvases)})
-        return [Detections(*rows) for rows in zip(*outputs, strict=True)]
+        found = [Detections(*rows) for rows in zip(*outputs, strict=True)]
+        return [rows.select(rows.scores > 0) for rows in found]
 
     def finish(self, found: Detections, placed: Letterbox) -> Detections:
         """Moves boxes from input pixels to the photo's, clipped to it."""
         return dataclasses.replace(found, boxes_xyxy=placed.to_photo(found.boxes_xyxy))
 
     def detect(self, files: Sequence[bytes], max_pixels: int = image.MAX_PIXELS) -> list[Detections]:
-        """Finds objects in image files, run as one batch: every row of the graph, no threshold, in photo pixels."""
+        """Finds objects in image files, run as one batch: no threshold, in photo pixels."""
         prepared = [self.prepare(data, max_pixels) for data in files]
-        found = self.infer([one.canvas for one in prepared])
+        found = self.infer([one.pixels for one in prepared])
         return [self.finish(rows, one.letterbox) for rows, one in zip(found, prepared, strict=True)]
 
 

@@ -1,5 +1,6 @@
 """The one ONNX graph: pixels in, boxes out (see `Metadata` for what travels with it)."""
 
+import logging
 import warnings
 from pathlib import Path
 
@@ -25,13 +26,16 @@ class DetectionGraph(nn.Module):
         self.limit = limit
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Finds the objects."""
         boxes, scores, labels = decode(self.network(images), self.limit)
         return boxes, scores, labels
 
 
 def build_onnx(network: CenterNet, height: int, width: int) -> onnx.ModelProto:
     """The ONNX graph of `network` for inputs of `height` x `width` pixels and any batch, in single precision."""
-    graph = DetectionGraph(network).to("cpu", memory_format=torch.contiguous_format).eval()
+    # the exporter says four times that torchvision's operators, of no use here, cannot be exported without torchvision
+    logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
+    graph = DetectionGraph(network).cpu().eval()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # PyTorch's exporter uses what PyTorch deprecates
         program = torch.onnx.export(

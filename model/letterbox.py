@@ -40,9 +40,7 @@ def place(photo_width: int, photo_height: int, input_width: int, input_height: i
     """Returns the largest centred placement that keeps the photo's proportions. All in pixels."""
     scale = min(input_width / photo_width, input_height / photo_height)
     width, height = max(1, round(photo_width * scale)), max(1, round(photo_height * scale))
-    return Letterbox(
-        photo_width, photo_height, (input_width - width) // 2, (input_height - height) // 2, width, height
-    )
+    return Letterbox(photo_width, photo_height, (input_width - width) // 2, (input_height - height) // 2, width, height)
 
 
 def fit(image: NDArray[np.uint8], letterbox: Letterbox, canvas: NDArray[np.uint8]) -> None:

@@ -18,6 +18,7 @@ class TopDownNeck(nn.Module):
         self.smooths = nn.ModuleList(_conv_bn(width, width, kernel_size=3) for _ in channels)
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
+        """Merges from the coarsest map to the finest."""
         merged: Tensor | None = None
         for level in reversed(range(len(maps))):
             lateral = self.laterals[level](maps[level])

@@ -52,6 +52,7 @@ class CenterNet(nn.Module):
         self.register_buffer("std", torch.tensor(self.backbone.std).view(1, 3, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> HeadMaps:
+        """Computes the head maps."""
         x = images.permute(0, 3, 1, 2).float()  # NHWC bytes are channels_last already: no copy
         x = (x - self.mean) / self.std
         features = self.neck(self.backbone(x))

@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             checkpoint = load_checkpoint(parsed.checkpoint)
             export(checkpoint, _val_set(parsed, checkpoint.config), parsed.model, console)
     except _FAULTS as fault:
-        print(f"centernet-train: {fault}", file=sys.stderr)  # noqa: T201
+        print(f"centernet-train: {fault}", file=sys.stderr)
         sys.exit(2)
 
 
@@ -95,7 +95,7 @@ def _val_set(parsed: argparse.Namespace, config: Config | None) -> Dataset:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("centernet-train", description="Trains, evaluates and exports CenterNet detectors.")
+    parser = argparse.ArgumentParser("centernet-train", description="Trains, evaluates and exports detectors.")
     commands = parser.add_subparsers(dest="command", required=True)
     training = commands.add_parser("train", help="train CONFIG.toml [--key value ...]: any setting can be overridden")
     training.add_argument("config", type=Path)

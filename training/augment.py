@@ -31,7 +31,9 @@ def augment(
     return np.asarray(view, np.uint8), boxes, labels[kept]
 
 
-def _random_warp(width: int, height: int, size: int, config: Config, random: np.random.Generator) -> NDArray[np.float64]:
+def _random_warp(
+    width: int, height: int, size: int, config: Config, random: np.random.Generator
+) -> NDArray[np.float64]:
     """The 2x3 matrix photo → view: scaled around the letterbox's own scale, shifted anywhere, perhaps mirrored."""
     fitted = place(width, height, size, size)
     scale = np.exp(random.uniform(*np.log(config.scale_range)))

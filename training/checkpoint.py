@@ -56,7 +56,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         content = torch.load(path, map_location="cpu", weights_only=True)
         version = content.pop("format_version")
     except Exception as error:  # torch.load raises whatever its unpickler met
-        raise InvalidCheckpoint(f"{path}: not a checkpoint of this package ({error})") from error
+        raise InvalidCheckpoint(f"{path}: not a checkpoint of this package ({type(error).__name__})") from error
     if version != FORMAT_VERSION:
         raise InvalidCheckpoint(f"{path}: format_version {version}, this release reads {FORMAT_VERSION}")
     return Checkpoint(**content | {"config": Config.model_validate(content["config"])})

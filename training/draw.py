@@ -4,9 +4,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from model.detector import Detections
 from training.coco import Photo
 from training.loader import read_photo
-from model.detector import Detections
 
 
 def draw_predictions(

@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
+from torch import nn
 
 from model.codec import decode
 from model.detector import Detections, Detector
 from model.letterbox import place
-from model.network import CenterNet
 from training.coco import Dataset, InvalidDataset
 from training.loader import evaluation_batches
 from training.metrics import Metrics
@@ -23,9 +23,9 @@ _BATCH = 16
 
 @torch.inference_mode()
 def detect_with_network(
-    network: CenterNet, dataset: Dataset, size: int, workers: int, console: Console
+    network: nn.Module, dataset: Dataset, size: int, workers: int, console: Console
 ) -> list[Detections]:
-    """Finds the objects of every photo, letterboxed to `size` pixels, in full precision."""
+    """Finds the objects of every photo by a `CenterNet` or an average of one, at `size` pixels in fp32."""
     network.eval()
     device = next(network.parameters()).device
     photos = iter(dataset.photos)

@@ -98,4 +98,5 @@ def _without_partner(one: Detections, other: Detections) -> NDArray[np.bool_]:
     same_label = one.labels[:, None] == other.labels
     same_score = np.abs(one.scores[:, None] - other.scores) <= _SCORE_TOLERANCE
     same_box = np.abs(one.boxes_xyxy[:, None] - other.boxes_xyxy).max(-1) <= _BOX_TOLERANCE
-    return (one.scores > _LEAST_SCORE) & ~(same_label & same_score & same_box).any(1)
+    has_partner = (same_label & same_score & same_box).any(1)
+    return np.asarray((one.scores > _LEAST_SCORE) & ~has_partner, np.bool_)

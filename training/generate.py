@@ -12,13 +12,14 @@ _SIZE = 160  # pixels, both sides
 
 
 def generate_pictures(folder: Path, count: int, seed: int) -> None:
-    """Writes `count` pictures to train on and a quarter as many to validate on, in COCO format, unless already there."""
+    """Writes `count` pictures to train on, a quarter as many to validate on, in COCO format, unless already there."""
     if (folder / "train.json").exists():
         return
     (folder / "images").mkdir(parents=True, exist_ok=True)
     for split, pictures in (("val", max(1, count // 4)), ("train", count)):
         random = np.random.default_rng((seed, len(split)))
-        images, annotations = [], []
+        images: list[dict[str, object]] = []
+        annotations: list[dict[str, object]] = []
         for index in range(1, pictures + 1):
             picture, objects = _draw_picture(random)
             name = f"{split}_{index:05}.png"

@@ -9,8 +9,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, default_collate
 
+from model import image
+from model.canvas import prepare
 from model.codec import Targets, encode
-from model.letterbox import fit, place
 from model.network import STRIDE
 from training.augment import augment
 from training.coco import Dataset, InvalidDataset, Photo
@@ -35,9 +36,7 @@ class TrainingViews(torch.utils.data.Dataset[tuple[NDArray[np.uint8], Targets]])
     def __getitem__(self, index: int) -> tuple[NDArray[np.uint8], Targets]:
         photo = self.dataset.photos[index]
         random = np.random.default_rng((self.config.seed, self.epoch, index))
-        view, boxes, labels = augment(
-            read_photo(photo), photo.boxes_xyxy, photo.labels, self.size, self.config, random
-        )
+        view, boxes, labels = augment(read_photo(photo), photo.boxes_xyxy, photo.labels, self.size, self.config, random)
         cells = self.size // STRIDE
         class_count = len(self.dataset.labels)
         targets = encode(
@@ -88,10 +87,7 @@ class LetterboxedPhotos(torch.utils.data.Dataset[NDArray[np.uint8]]):
         return len(self.dataset.photos)
 
     def __getitem__(self, index: int) -> NDArray[np.uint8]:
-        photo = self.dataset.photos[index]
-        canvas = np.empty((self.size, self.size, 3), np.uint8)
-        fit(read_photo(photo), place(photo.width, photo.height, self.size, self.size), canvas)
-        return canvas
+        return prepare(self.dataset.photos[index].path.read_bytes(), self.size, self.size).pixels
 
 
 def evaluation_batches(dataset: Dataset, size: int, batch_size: int, workers: int) -> Iterator[Tensor]:
@@ -109,15 +105,18 @@ def evaluation_batches(dataset: Dataset, size: int, batch_size: int, workers: in
 
 def read_photo(photo: Photo) -> NDArray[np.uint8]:
     """The photo as (height, width, 3), uint8, RGB; raises `InvalidDataset` where the file is not what it should be."""
-    image = cv2.imread(str(photo.path), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
-    if image is None:
-        raise InvalidDataset(f"{photo.path}: cannot be decoded as a picture")
-    if image.shape[:2] != (photo.height, photo.width):
-        height, width = image.shape[:2]
+    data = photo.path.read_bytes()
+    try:
+        header = image.read_header(data)
+        pixels = image.decode(data, header)
+    except (image.UnknownFormat, image.TooManyPixels, image.BrokenImage) as error:
+        raise InvalidDataset(f"{photo.path}: {error}") from error
+    if (header.width, header.height) != (photo.width, photo.height):
         raise InvalidDataset(
-            f"{photo.path}: is {width}x{height} pixels, the annotations say {photo.width}x{photo.height}"
+            f"{photo.path}: is {header.width}x{header.height} pixels, as its EXIF orientation turns it;"
+            f" the annotations say {photo.width}x{photo.height}"
         )
-    return np.asarray(image, np.uint8)
+    return pixels
 
 
 def _start_worker(_: int) -> None:

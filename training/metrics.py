@@ -37,7 +37,7 @@ def measure(dataset: Dataset, detections: list[Detections]) -> Metrics:
         for (x0, y0, x1, y1), score, label in zip(found.boxes_xyxy, found.scores, found.labels, strict=True)
     ]
     if not rows:
-        return Metrics(0.0, 0.0, 0.0, None, None, None, {label: (0.0, 0.0) for label in dataset.labels})
+        return Metrics(0.0, 0.0, 0.0, None, None, None, dict.fromkeys(dataset.labels, (0.0, 0.0)))
     evaluation = COCOeval_faster(truth, truth.loadRes(rows), "bbox", print_function=_silent)
     evaluation.run()
     ap, ap50, ap75, small, medium, large = evaluation.stats[:6]

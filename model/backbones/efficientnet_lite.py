@@ -65,6 +65,7 @@ class EfficientNetLite(nn.Module):
         return [stem, *(blocks[start:end] for start, end in zip([0, *ends], ends, strict=False))]
 
     def forward(self, x: Tensor) -> list[Tensor]:
+        """Computes the four maps."""
         x = self.activation(conv_bn(x, self._conv_stem, self._bn0))
         maps = []
         for index, block in enumerate(self._blocks):
@@ -93,6 +94,7 @@ class InvertedResidual(nn.Module):
         self.has_shortcut = stride == 1 and in_channels == out_channels
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, in_channels, H, W) → (B, out_channels, H / stride, W / stride)."""
         y = self.activation(conv_bn(x, self._expand_conv, self._bn0)) if self.expands else x
         y = self.activation(conv_bn(y, self._depthwise_conv, self._bn1))
         y = conv_bn(y, self._project_conv, self._bn2)
@@ -100,7 +102,7 @@ class InvertedResidual(nn.Module):
 
 
 def efficientnet_lite0() -> EfficientNetLite:
-    """EfficientNet-Lite0, 3.4 M parameters without the classifier."""
+    """EfficientNet-Lite0, 3.0 M parameters without its classifier."""
     return EfficientNetLite(width=1.0, depth=1.0)
 
 

@@ -31,6 +31,7 @@ class ResNet(nn.Module):
         return [[self.conv1, self.bn1], [self.layer1], [self.layer2], [self.layer3], [self.layer4]]
 
     def forward(self, x: Tensor) -> list[Tensor]:
+        """Computes the four maps."""
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
         maps = []
         for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
@@ -56,6 +57,7 @@ class BasicBlock(nn.Module):
             )
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, in_channels, H, W) → (B, out_channels, H / stride, W / stride)."""
         y = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
         y = self.relu(y + self.downsample(x))
         assert isinstance(y, Tensor)
@@ -63,7 +65,7 @@ class BasicBlock(nn.Module):
 
 
 def resnet18() -> ResNet:
-    """ResNet-18, 11.2 M parameters without the classifier."""
+    """ResNet-18, 11.2 M parameters without its classifier."""
     return ResNet((2, 2, 2, 2))
 
 

@@ -5,8 +5,9 @@ from typing import Any
 
 import anyio.lowlevel
 import httpx
-from colours import PHOTO_PNG
 from prometheus_client.parser import text_string_to_metric_families
+
+from tests.app.colours import PHOTO_PNG
 
 
 class Client(httpx.AsyncClient):

@@ -5,12 +5,12 @@ from typing import Any
 
 import httpx
 import pytest
-from client import Client, Serve
-from colours import save_model
 
 from app.server import create_app
 from app.settings import Settings
 from model.detector import Detector
+from tests.app.client import Client, Serve
+from tests.app.colours import save_model
 
 
 @pytest.fixture

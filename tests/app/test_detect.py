@@ -3,8 +3,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from client import Client, Serve
-from colours import (
+from PIL import Image
+
+from tests.app.client import Client, Serve
+from tests.app.colours import (
     BLUE_FOUND,
     GREEN,
     GREEN_FOUND,
@@ -15,8 +17,7 @@ from colours import (
     encode,
     paint,
 )
-from detectors import BrittleDetector, HeldDetector
-from PIL import Image
+from tests.app.detectors import BrittleDetector, HeldDetector
 
 pytestmark = pytest.mark.anyio
 

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from colours import BLUE, GREEN, HEIGHT, PHOTO, PHOTO_PNG, RED, WIDTH, describe, encode, paint, save_model
 
 from model.detector import Detector
 from model.metadata import InvalidModel
 from model.session import ProviderUnavailable
+from tests.app.colours import BLUE, GREEN, HEIGHT, PHOTO, PHOTO_PNG, RED, WIDTH, describe, encode, paint, save_model
 
 
 @pytest.fixture(scope="module")

@@ -4,11 +4,11 @@ import sys
 
 import numpy as np
 import pytest
-from colours import BLUE, GREEN, HEIGHT, PHOTO, RED, WIDTH, encode, paint
 from PIL import Image
 
 from model import letterbox
 from model.image import BrokenImage, TooManyPixels, UnknownFormat, decode, read_header
+from tests.app.colours import BLUE, GREEN, HEIGHT, PHOTO, RED, WIDTH, encode, paint
 
 QUADRANTS = paint(64, 32, (RED, (0, 0, 32, 16)), (GREEN, (32, 0, 64, 16)), (BLUE, (0, 16, 32, 32)))
 TRANSPOSES = {

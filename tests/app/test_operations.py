@@ -3,12 +3,12 @@ from pathlib import Path
 
 import anyio.lowlevel
 import pytest
-from client import Client, Serve
-from colours import PHOTO_PNG
-from detectors import Canvases, HeldDetector
 
 from app import __version__
 from model.detector import Detections, Detector
+from tests.app.client import Client, Serve
+from tests.app.colours import PHOTO_PNG
+from tests.app.detectors import Canvases, HeldDetector
 
 pytestmark = pytest.mark.anyio
 

@@ -14,13 +14,13 @@ from pathlib import Path
 import anyio.lowlevel
 import pytest
 import uvicorn
-from client import Client
-from colours import GREEN_FOUND, PHOTO_PNG, RED_FOUND
-from detectors import HeldDetector
 
 from app.server import create_app
 from app.settings import Settings
 from model.detector import Detector
+from tests.app.client import Client
+from tests.app.colours import GREEN_FOUND, PHOTO_PNG, RED_FOUND
+from tests.app.detectors import HeldDetector
 
 pytestmark = pytest.mark.anyio
 Make = Callable[..., Settings]

@@ -4,13 +4,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from client import Client, Serve
-from colours import PHOTO, PHOTO_PNG, encode, paint
-from detectors import HeldDetector
 from httpx import Response
 from PIL import Image
 
-from model.detector import Detector, Prepared
+from model.canvas import Canvas
+from model.detector import Detector
+from tests.app.client import Client, Serve
+from tests.app.colours import PHOTO, PHOTO_PNG, encode, paint
+from tests.app.detectors import HeldDetector
 
 pytestmark = pytest.mark.anyio
 
@@ -144,7 +145,7 @@ async def test_unknown_path_and_method(client: Client) -> None:
 
 
 class Surprised(Detector):
-    def prepare(self, data: bytes, max_pixels: int = 0) -> Prepared:
+    def prepare(self, data: bytes, max_pixels: int = 0) -> Canvas:
         raise ZeroDivisionError("a secret")
 
 

@@ -1,10 +1,15 @@
 from pathlib import Path
-from typing import Any
 
 import pytest
+import torch
 
-from training.config import Config
 from training.generate import generate_pictures
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """Tiny networks run faster alone, and their sums in the same order."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
@@ -13,23 +18,3 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("shapes")
     generate_pictures(folder, 24, seed=0)
     return folder
-
-
-def small_config(shapes: Path, output: Path, **settings: Any) -> Config:
-    """A run of seconds: two epochs of three steps on small pictures."""
-    defaults: dict[str, Any] = {
-        "name": "test",
-        "output": output,
-        "data_root": shapes,
-        "dataset": "generated pictures",
-        "backbone": "resnet18",
-        "neck_width": 8,
-        "head_width": 8,
-        "input_size": 64,
-        "epochs": 2,
-        "batch_size": 8,
-        "warmup_steps": 2,
-        "save_every": 2,
-        "workers": 0,
-    }
-    return Config(**defaults | settings)

@@ -3,7 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.training.conftest import small_config
+from tests.training.configs import small_config
 from training.augment import augment
 from training.config import Config
 

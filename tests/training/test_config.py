@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.training.conftest import small_config
+from tests.training.configs import small_config
 from training.__main__ import parse_overrides
 from training.config import InvalidConfig, load_config
 

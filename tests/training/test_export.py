@@ -12,7 +12,7 @@ from model.detector import Detector
 from model.graph import build_onnx, save_onnx
 from model.metadata import Metadata
 from model.network import BACKBONES, CenterNet
-from tests.training.conftest import small_config
+from tests.training.configs import small_config
 from training import export as exporting
 from training.__main__ import main
 from training.checkpoint import Checkpoint, build_network
@@ -47,14 +47,15 @@ def test_graph_equals_network_alone_and_in_a_batch(backbone: str, tmp_path: Path
     canvases = np.random.default_rng(0).integers(0, 256, (3, 64, 96, 3), np.uint8)
     together = detector.infer(list(canvases))
     with torch.inference_mode():
-        boxes, scores, labels = decode(network(torch.from_numpy(canvases)))
+        boxes, scores, labels = (t.numpy() for t in decode(network(torch.from_numpy(canvases)), limit=150))
     for index, found in enumerate(together):
         [alone] = detector.infer([canvases[index]])
         for rows in (alone, found):
-            np.testing.assert_allclose(rows.scores, scores[index], atol=1e-5)
-            torch_rows = {(int(label), *(round(v) for v in box.tolist())) for label, box in zip(labels[index], boxes[index], strict=True)}
-            onnx_rows = {(int(label), *(round(v) for v in box.tolist())) for label, box in zip(rows.labels, rows.boxes_xyxy, strict=True)}
-            assert len(torch_rows & onnx_rows) >= 0.95 * len(torch_rows)  # rounding to pixels may fall either way
+            np.testing.assert_allclose(rows.scores, scores[index, :100], atol=1e-5)
+            # random weights make many near-ties: a row may stand elsewhere in torch's list, but it must stand there
+            same_label = rows.labels[:, None] == labels[index]
+            same_box = np.abs(rows.boxes_xyxy[:, None] - boxes[index]).max(-1) < 0.01
+            assert (same_label & same_box).any(1)[rows.scores > 0].all()  # 0: there were fewer than 100 peaks
 
 
 def test_an_exported_model_carries_what_it_reaches(checkpoint: Checkpoint, dataset: Dataset, tmp_path: Path) -> None:
@@ -92,16 +93,16 @@ def test_canvases_of_training_and_serving_are_the_same(
     checkpoint: Checkpoint, dataset: Dataset, tmp_path: Path
 ) -> None:
     path = tmp_path / "shapes.onnx"
-    save_onnx(build_onnx(checkpoint.build_network(), 64, 96), METADATA, path)
-    detector = Detector(path, "cpu")
     square = dataclasses.replace(METADATA, input_width=64)
     save_onnx(build_onnx(checkpoint.build_network(), 64, 64), square, path)
     detector = Detector(path, "cpu")
     canvas = LetterboxedPhotos(dataset, 64)[0]
-    assert (detector.prepare(dataset.photos[0].path.read_bytes()).canvas == canvas).all()
+    assert (detector.prepare(dataset.photos[0].path.read_bytes()).pixels == canvas).all()
 
 
-def test_train_evaluate_export_evaluate_in_a_row(shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_train_evaluate_export_evaluate_in_a_row(
+    shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     config = tmp_path / "mine.toml"
     settings = small_config(shapes, tmp_path / "runs", name="mine").model_dump(mode="json")
     config.write_text("\n".join(f"{key} = {json.dumps(value)}" for key, value in settings.items()))

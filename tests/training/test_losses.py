@@ -6,7 +6,7 @@ from torch import Tensor
 
 from model.codec import Targets, encode
 from model.network import HeadMaps
-from tests.training.conftest import small_config
+from tests.training.configs import small_config
 from training.losses import centre_l1, dense_giou_loss, detection_losses, focal_loss, generalized_iou
 
 

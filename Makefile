@@ -1,0 +1,47 @@
+# Every target does its own set-up; all that a machine needs is make and Python 3.11 or newer.
+PYTHON ?= python3
+INSTALL = pip install --quiet --constraint constraints.txt --editable
+
+.PHONY: serve test check format test-serving clean
+
+# serve: the server with the shipped model on 127.0.0.1:8000, without torch
+serve: .venv-serve/ready
+	.venv-serve/bin/python -m app $(ARGS)
+
+# test: the whole suite
+test: .venv/ready
+	.venv/bin/python -m pytest $(ARGS)
+
+# check: lint, format, types, and which package may import which
+check: .venv/ready
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+	.venv/bin/lint-imports
+
+format: .venv/ready
+	.venv/bin/ruff check --fix .
+	.venv/bin/ruff format .
+
+# test-serving: the server's tests where there is no torch
+test-serving: .venv-test-serving/ready
+	! .venv-test-serving/bin/python -c "import torch" 2>/dev/null
+	.venv-test-serving/bin/python -m pytest tests/app $(ARGS)
+
+clean:
+	rm -rf .venv .venv-serve .venv-test-serving
+
+.venv-serve/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-serve
+	.venv-serve/bin/$(INSTALL) .
+	touch $@
+
+.venv/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	.venv/bin/$(INSTALL) ".[train,dev]"
+	touch $@
+
+.venv-test-serving/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-test-serving
+	.venv-test-serving/bin/$(INSTALL) ".[dev]"
+	touch $@

@@ -1,0 +1,65 @@
+"""What is trained, and how fast."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from model.network import CenterNet
+from training.config import Config
+
+
+def build_optimizer(network: CenterNet, config: Config) -> torch.optim.AdamW:
+    """AdamW over backbone and rest, each with and without weight decay: vectors (biases, norms) are not decayed."""
+    groups: list[dict[str, Any]] = []
+    backbone = set(network.backbone.parameters())
+    for is_backbone in (True, False):
+        rate = config.learning_rate * (config.backbone_learning_rate_scale if is_backbone else 1.0)
+        own = [p for p in network.parameters() if p.requires_grad and (p in backbone) == is_backbone]
+        for decays in (True, False):
+            chosen = [p for p in own if (p.ndim > 1) == decays]
+            decay = config.weight_decay if decays else 0.0
+            groups.append({"params": chosen, "lr": rate, "weight_decay": decay})
+    return torch.optim.AdamW([group for group in groups if group["params"]], fused=True)
+
+
+def learning_rate_curve(config: Config, steps_per_epoch: int) -> Callable[[int], float]:
+    """Step → share of the learning rate: a linear warm-up, then half a cosine down to 0."""
+    total = config.epochs * steps_per_epoch
+    warmup = min(config.warmup_steps, total // 2)
+
+    def share(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / warmup
+        return (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup))) / 2
+
+    return share
+
+
+def build_average(network: CenterNet, decay: float) -> AveragedModel:
+    """An exponential average of the weights that forgets its random start: the decay grows with the steps."""
+
+    def average(averaged: Sequence[Tensor], current: Sequence[Tensor], count: Tensor | int) -> None:
+        ramp = min(decay, (1 + int(count)) / (10 + int(count)))
+        get_ema_multi_avg_fn(ramp)(averaged, current, count)  # type: ignore[no-untyped-call]
+
+    return AveragedModel(network, multi_avg_fn=average, use_buffers=True)
+
+
+def freeze_stages(network: CenterNet, count: int) -> None:
+    """Takes the first `count` backbone stages out of training."""
+    for stage in network.backbone.stages()[:count]:
+        for module in stage:
+            module.requires_grad_(False)
+
+
+def set_training_mode(network: CenterNet, config: Config) -> None:
+    """Training mode, but for the batch norms whose statistics stay as they were pretrained."""
+    network.train()
+    fixed = network.backbone.stages()[: None if config.freeze_statistics else config.frozen_stages]
+    for stage in fixed:
+        for module in stage:
+            module.eval()
