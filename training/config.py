@@ -41,8 +41,9 @@ class Config(BaseModel):
     head_width: int = Field(64, ge=8)
     input_size: int = Field(320, description="what is evaluated and exported")
 
-    # targets and losses; the paper's recipe is giou_weight = 0
+    # targets and losses; the paper's recipe is "focal" and giou_weight = 0
     radius_iou: float = Field(0.3, gt=0, lt=1)
+    heatmap_loss: Literal["focal", "quality_focal"] = Field("focal", description="the paper's, or towards soft targets")
     heatmap_weight: float = Field(1.0, gt=0)
     offset_weight: float = Field(1.0, ge=0)
     size_weight: float = Field(0.1, ge=0)

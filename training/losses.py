@@ -12,7 +12,8 @@ from training.config import Config
 def detection_losses(maps: HeadMaps, targets: Targets, config: Config) -> dict[str, Tensor]:
     """Every term, already weighted, by name; their sum is what is minimised. Maps and targets carry a batch."""
     object_count = targets.mask.sum().clamp(min=1)
-    terms = {"heatmap": config.heatmap_weight * focal_loss(maps.heatmap, targets.heatmap) / object_count}
+    heatmap_loss = HEATMAP_LOSSES[config.heatmap_loss]
+    terms = {"heatmap": config.heatmap_weight * heatmap_loss(maps.heatmap, targets.heatmap) / object_count}
     if config.offset_weight:
         terms["offset"] = config.offset_weight * centre_l1(maps.offset, targets.offset, targets.mask) / object_count
     if config.size_weight:
@@ -32,6 +33,15 @@ def focal_loss(logits: Tensor, target: Tensor, alpha: float = 2.0, beta: float =
     positive = (1 - p) ** alpha * log_p
     negative = (1 - target) ** beta * p**alpha * log_not_p
     return -torch.where(target == 1, positive, negative).sum()
+
+
+def quality_focal_loss(logits: Tensor, target: Tensor, beta: float = 2.0) -> Tensor:
+    """Focal loss towards soft targets, summed (arXiv 2006.04388, equation 5): logits, target (B, C, h, w) → scalar.
+
+    Every cell under a Gaussian teaches what the object looks like, not its centre alone: worth epochs on little data.
+    """
+    distance = (target - logits.sigmoid()).abs()
+    return (distance**beta * F.binary_cross_entropy_with_logits(logits, target, reduction="none")).sum()
 
 
 def centre_l1(maps: Tensor, target: Tensor, mask: Tensor) -> Tensor:
@@ -56,3 +66,6 @@ def generalized_iou(a: Tensor, b: Tensor) -> Tensor:
     hull = (torch.maximum(a[:, 2:], b[:, 2:]) - torch.minimum(a[:, :2], b[:, :2])).clamp(min=0).prod(1)
     union = (a[:, 2:] - a[:, :2]).clamp(min=0).prod(1) + (b[:, 2:] - b[:, :2]).clamp(min=0).prod(1) - overlap
     return overlap / union.clamp(min=1e-6) - (hull - union) / hull.clamp(min=1e-6)
+
+
+HEATMAP_LOSSES = {"focal": focal_loss, "quality_focal": quality_focal_loss}

@@ -51,11 +51,11 @@ def test_graph_equals_network_alone_and_in_a_batch(backbone: str, tmp_path: Path
     for index, found in enumerate(together):
         [alone] = detector.infer([canvases[index]])
         for rows in (alone, found):
-            np.testing.assert_allclose(rows.scores, scores[index, :100], atol=1e-5)
+            np.testing.assert_allclose(rows.scores, scores[index, : len(rows.scores)], atol=1e-5)
             # random weights make many near-ties: a row may stand elsewhere in torch's list, but it must stand there
             same_label = rows.labels[:, None] == labels[index]
             same_box = np.abs(rows.boxes_xyxy[:, None] - boxes[index]).max(-1) < 0.01
-            assert (same_label & same_box).any(1)[rows.scores > 0].all()  # 0: there were fewer than 100 peaks
+            assert (same_label & same_box).any(1).all()
 
 
 def test_an_exported_model_carries_what_it_reaches(checkpoint: Checkpoint, dataset: Dataset, tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -7,7 +8,15 @@ from torch import Tensor
 from model.codec import Targets, encode
 from model.network import HeadMaps
 from tests.training.configs import small_config
-from training.losses import centre_l1, dense_giou_loss, detection_losses, focal_loss, generalized_iou
+from training.losses import (
+    HEATMAP_LOSSES,
+    centre_l1,
+    dense_giou_loss,
+    detection_losses,
+    focal_loss,
+    generalized_iou,
+    quality_focal_loss,
+)
 
 
 def test_focal_loss_of_one_centre_and_one_neighbour() -> None:
@@ -18,11 +27,23 @@ def test_focal_loss_of_one_centre_and_one_neighbour() -> None:
     assert focal_loss(logits, target).item() == pytest.approx(expected)
 
 
+def test_quality_focal_loss_is_least_where_probabilities_are_the_targets() -> None:
+    target = torch.tensor([[[[1.0, 0.75, 0.0]]]])
+    exact = torch.logit(target.clamp(1e-6, 1 - 1e-6))
+    assert quality_focal_loss(exact, target).item() == pytest.approx(0, abs=1e-5)
+    zeros = torch.zeros_like(target)
+    expected = math.log(2) * (0.5**2 + 0.25**2 + 0.5**2)
+    assert quality_focal_loss(zeros, target).item() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("heatmap_loss", HEATMAP_LOSSES.values(), ids=HEATMAP_LOSSES)
 @pytest.mark.parametrize("logit", [-200.0, 200.0])
-def test_focal_loss_stays_finite_for_any_logit(logit: float) -> None:
+def test_heatmap_losses_stay_finite_for_any_logit(
+    logit: float, heatmap_loss: Callable[[Tensor, Tensor], Tensor]
+) -> None:
     logits = torch.full((1, 1, 2, 2), logit, requires_grad=True)
     target = torch.eye(2)[None, None]
-    loss = focal_loss(logits, target)
+    loss = heatmap_loss(logits, target)
     loss.backward()
     assert loss.isfinite()
     assert logits.grad is not None and logits.grad.isfinite().all()
