@@ -2,11 +2,14 @@
 PYTHON ?= python3
 INSTALL = pip install --quiet --constraint constraints.txt --editable
 
-.PHONY: serve test check format test-serving clean
+.PHONY: serve develop test check format test-serving clean
 
 # serve: the server with the shipped model on 127.0.0.1:8000, without torch
 serve: .venv-serve/ready
 	.venv-serve/bin/python -m app $(ARGS)
+
+# develop: a .venv to train and work in
+develop: .venv/ready
 
 # test: the whole suite
 test: .venv/ready

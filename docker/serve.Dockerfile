@@ -5,9 +5,9 @@ ARG EXTRAS=""
 WORKDIR /src
 RUN python -m venv /opt/centernet
 # the dependencies alone first: they change less often than the code, and are nearly all of the image
-COPY pyproject.toml README.md LICENSE ./
+COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY app/__init__.py app/
-RUN /opt/centernet/bin/pip install --no-cache-dir ".${EXTRAS}"
+RUN /opt/centernet/bin/pip install --no-cache-dir --constraint constraints.txt ".${EXTRAS}"
 COPY app app
 COPY model model
 RUN /opt/centernet/bin/pip install --no-cache-dir --no-deps --force-reinstall .

@@ -1,0 +1,118 @@
+"""Runs the README's commands as a new user would: in a fresh copy of the checkout, one after the other."""
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parents[1]
+RUN_BY_CI = {"make test", "make check"}  # this test is part of them
+SERVERS = ("make serve", "python -m app")
+
+
+def commands() -> list[str]:
+    blocks = re.findall(r"^```sh\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    lines = "".join(blocks).replace("\\\n", " ").splitlines()
+    return [command for line in lines if (command := line.split(" #")[0].strip())]
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The committed and the new files, with a photo beside them and nothing installed."""
+    folder = tmp_path_factory.mktemp("checkout")
+    listing = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
+    for name in subprocess.run(listing, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0"):
+        if name and (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, folder / name)
+    gradient = np.linspace(0, 255, 640 * 480 * 3).reshape(480, 640, 3).astype(np.uint8)
+    Image.fromarray(gradient).save(folder / "photo.jpg")
+    return folder
+
+
+@contextlib.contextmanager
+def running(command: str, folder: Path, environment: dict[str, str]) -> Iterator[str]:
+    """Starts a server and gives its address once it says where it listens; ends it with SIGTERM, and it ends well."""
+    process = subprocess.Popen(
+        command.split(), cwd=folder, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    assert process.stdout is not None
+    try:
+        address = next((found[0] for line in process.stdout if (found := re.findall(r"http://\S+", line))), None)
+        assert address is not None, f"{command} ended with {process.wait()}"
+        drain = threading.Thread(target=read_all, args=(process.stdout,))
+        drain.start()
+        yield address
+    finally:
+        os.killpg(process.pid, 15)
+        process.wait(30)
+    drain.join(30)
+
+
+def read_all(stream: IO[str]) -> None:
+    for _ in stream:
+        pass
+
+
+@pytest.mark.skipif(shutil.which("git") is None or not (ROOT / ".git").exists(), reason="not in a git checkout")
+def test_commands_work_in_the_order_shown(checkout: Path) -> None:
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("CENTERNET_")}
+    environment["PATH"] = f"{checkout}/.venv/bin:{environment['PATH']}"  # what `activate` does for the lines after it
+    answers = []
+    with contextlib.ExitStack() as server:
+        for command in commands():
+            if command in RUN_BY_CI:
+                assert command in (ROOT / ".ci" / "run").read_text()
+            elif command.startswith("docker"):
+                assert command.startswith("docker compose up")  # tried by hand: it needs an engine and a registry
+            elif command.startswith(SERVERS):
+                server.close()
+                address = server.enter_context(running(command, checkout, environment))
+                assert address == "http://127.0.0.1:8000"
+                assert httpx.get(f"{address}/health/live").status_code == 200
+            else:
+                done = subprocess.run(
+                    command, cwd=checkout, env=environment, shell=True, text=True, capture_output=True, check=False
+                )
+                assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+                if command.startswith("curl"):
+                    answers.append(done.stdout)
+    assert len(answers) >= 2
+    for answer in answers:
+        assert {"model", "image", "detections", "timings_ms"} == set(json.loads(answer))
+        assert json.loads(answer)["image"] == {"width": 640, "height": 480}
+
+
+def test_the_answer_shown_has_the_shape_of_an_answer() -> None:
+    from app.answers import Answer
+
+    [shown] = re.findall(r"^```json\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    Answer.model_validate_json(shown, strict=True)
+
+
+def test_every_setting_is_explained() -> None:
+    from app.settings import Settings
+
+    text = (ROOT / "README.md").read_text()
+    missing = [name for name in Settings.model_fields if f"`{name}`" not in text]
+    assert missing == []
+
+
+def test_every_metric_is_explained() -> None:
+    from app.metrics import Metrics
+
+    names = re.findall(rb"^# HELP (centernet_\w+)", Metrics().expose(), re.MULTILINE)
+    text = (ROOT / "README.md").read_text()
+    missing = [name.decode() for name in names if f"`{name.decode()}`" not in text]
+    assert missing == []

@@ -1,0 +1,40 @@
+"""The shipped weights: what the model card says of them must hold."""
+
+import os
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from app.settings import find_shipped_model
+from model.detector import Detector
+from training.coco import load_coco
+from training.evaluate import detect_with_model
+from training.metrics import measure
+
+PHOTOS = Path(os.environ.get("CENTERNET_PHOTOS", Path(__file__).parents[2] / "shared" / "data" / "photos"))
+
+
+@pytest.fixture(scope="module")
+def detector() -> Detector:
+    return Detector(find_shipped_model(), "cpu")
+
+
+def test_weights_fit_into_the_repository_and_know_their_labels(detector: Detector) -> None:
+    assert find_shipped_model().stat().st_size <= 25e6
+    assert {"person", "dog", "car"} <= set(detector.metadata.labels)
+    assert len(detector.metadata.labels) == 20
+
+
+def test_the_model_card_states_what_the_file_says(detector: Detector) -> None:
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    assert f"{detector.metadata.ap50:.1f}" in readme
+    assert f"{detector.metadata.ap:.1f}" in readme
+
+
+@pytest.mark.skipif(not PHOTOS.is_dir(), reason="needs the validation photos: set CENTERNET_PHOTOS to their folder")
+def test_the_stated_precision_is_reached_on_the_validation_photos(detector: Detector) -> None:
+    dataset = load_coco(PHOTOS / "val.json", PHOTOS / "images")
+    metrics = measure(dataset, detect_with_model(detector, dataset, Console(quiet=True)))
+    assert metrics.ap == pytest.approx(detector.metadata.ap, abs=0.05)
+    assert metrics.ap50 == pytest.approx(detector.metadata.ap50, abs=0.05)
