@@ -1,12 +1,11 @@
 """What the server sends: the shapes that its documentation shows, and a detection's JSON."""
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 
 from pydantic import BaseModel, Field
 from pydantic_core import to_json
 
-from model.detector import Detections
-from model.letterbox import Letterbox
+from app.pipeline import Found
 from model.metadata import Metadata
 
 
@@ -99,6 +98,12 @@ class Problem(BaseModel):
     detail: str
 
 
+class Answers(BaseModel):
+    """What was found in each of several pictures, in their order, or why one was refused."""
+
+    results: list[Answer | Problem]
+
+
 def describe_model(metadata: Metadata, provider: str) -> ModelDescription:
     """Returns what `/models` says of the model."""
     return ModelDescription(
@@ -117,9 +122,7 @@ def describe_model(metadata: Metadata, provider: str) -> ModelDescription:
     )
 
 
-def encode_answer(
-    metadata: Metadata, letterbox: Letterbox, found: Detections, timings_seconds: Mapping[str, float]
-) -> bytes:
+def encode_answer(metadata: Metadata, found: Found, total_seconds: float) -> bytes:
     """Returns an `Answer` as JSON; built of plain values, since models would cost more than the rest of the request."""
     detections = [
         {
@@ -129,14 +132,28 @@ def encode_answer(
             "box": {"x_min": round(x1, 2), "y_min": round(y1, 2), "x_max": round(x2, 2), "y_max": round(y2, 2)},
         }
         for (x1, y1, x2, y2), score, index in zip(
-            found.boxes_xyxy.tolist(), found.scores.tolist(), found.labels.tolist(), strict=True
+            found.detections.boxes_xyxy.tolist(),
+            found.detections.scores.tolist(),
+            found.detections.labels.tolist(),
+            strict=True,
         )
     ]
+    timings = {
+        "decode": found.decode_seconds,
+        "queue": found.queue_seconds,
+        "inference": found.inference_seconds,
+        "total": total_seconds,
+    }
     return to_json(
         {
             "model": metadata.name,
-            "image": {"width": letterbox.photo_width, "height": letterbox.photo_height},
+            "image": {"width": found.letterbox.photo_width, "height": found.letterbox.photo_height},
             "detections": detections,
-            "timings_ms": {stage: round(seconds * 1000, 3) for stage, seconds in timings_seconds.items()},
+            "timings_ms": {stage: round(seconds * 1000, 3) for stage, seconds in timings.items()},
         }
     )
+
+
+def encode_answers(results: Sequence[bytes]) -> bytes:
+    """Returns `Answers` as JSON, of results that are JSON already."""
+    return b'{"results":[' + b",".join(results) + b"]}"

@@ -60,7 +60,7 @@ class _Waiting(Generic[Item, Result]):
 class Batcher(Generic[Item, Result]):
     """Runs `compute` in a thread of its own over up to `max_batch` items at once, first come, first served.
 
-    At most `max_queue` requests are admitted at a time, so that the queue is bounded, and with it the memory of what
+    At most `max_queue` items are admitted at a time, so that the queue is bounded, and with it the memory of what
     happens before it. `compute` returns one result for each item; where it raises, only its own batch fails.
     """
 
@@ -81,20 +81,20 @@ class Batcher(Generic[Item, Result]):
         return len(self._waiting)
 
     @contextlib.contextmanager
-    def admit(self) -> Iterator[Callable[[Item], Awaitable[Served[Result]]]]:
-        """Holds a place from the request's first byte on and gives the way to use it; raises `Overloaded`, `Stopped`.
+    def admit(self, places: int = 1) -> Iterator[Callable[[Item], Awaitable[Served[Result]]]]:
+        """Holds places from the request's first byte on and gives the way to use them; raises `Overloaded`, `Stopped`.
 
         Awaiting what it gives raises `InferenceFailed` or `Stopped`; cancelled while queued, the item is not computed.
         """
         if self._closed:
             raise Stopped("the server is stopping")
-        if self.admitted >= self._max_queue:
+        if self.admitted + places > self._max_queue:
             raise Overloaded(min(60, max(1, math.ceil(self.admitted * self._seconds_per_item))))
-        self.admitted += 1
+        self.admitted += places
         try:
             yield self._submit
         finally:
-            self.admitted -= 1
+            self.admitted -= places
 
     async def run(self) -> None:
         """Forms batches and computes them until `close`; a batch that has begun is finished."""

@@ -1,11 +1,15 @@
-"""Reads an image out of a request's body, raw or as a form, and counts the bytes while they arrive."""
+"""Reads images out of a request's body, raw, as a form or as JSON, and counts the bytes while they arrive."""
 
 import asyncio
+import binascii
+import json
 from collections.abc import Callable
 
 from fastapi import Request
 
-from app.form import Form
+from app.form import Form, InvalidForm, Part
+
+_FIELDS = 20  # most parts of a form beside the images; some clients send their settings along
 
 
 class EmptyBody(Exception):
@@ -20,35 +24,74 @@ class SlowBody(Exception):
     """The body took too long to arrive."""
 
 
+class InvalidJson(Exception):
+    """The body is no JSON, or not of the shape that the route needs."""
+
+
+async def read_body(request: Request, max_bytes: int, timeout_seconds: float) -> bytes:
+    """Returns the body as it is; raises `BodyTooLarge`, `SlowBody`, and Starlette's `ClientDisconnect`."""
+    chunks: list[bytes] = []
+    await _receive(request, max_bytes, timeout_seconds, chunks.append)
+    return b"".join(chunks)
+
+
+async def read_parts(request: Request, max_bytes: int, timeout_seconds: float, max_images: int = 1) -> list[Part]:
+    """Returns a multipart form's parts; a body of another type is one file without a name.
+
+    Raises what `read_body` raises, and `InvalidForm`.
+    """
+    content_type = request.headers.get("content-type", "")
+    if not content_type.lower().startswith("multipart/form-data"):
+        return [Part("", True, await read_body(request, max_bytes, timeout_seconds))]
+    form = Form(content_type, max_images + _FIELDS)
+    await _receive(request, max_bytes, timeout_seconds, form.write)
+    return form.read_parts()
+
+
 async def read_image(request: Request, max_bytes: int, timeout_seconds: float) -> bytes:
     """Returns the image file's bytes: the body itself, or the one file of a multipart form, whatever its name.
 
-    Raises `EmptyBody`, `BodyTooLarge`, `InvalidForm`, `SlowBody`, and Starlette's `ClientDisconnect`.
+    Raises what `read_parts` raises, and `EmptyBody`.
     """
+    files = [part.data for part in await read_parts(request, max_bytes, timeout_seconds) if part.is_file]
+    if len(files) != 1:
+        raise InvalidForm(f"the form holds {len(files) or 'no'} files: send one, with a file name")
+    if not files[0]:
+        raise EmptyBody("send an image as the body, or as a file in a multipart form")
+    return files[0]
+
+
+async def read_images(request: Request, max_bytes: int, timeout_seconds: float, max_images: int) -> list[bytes]:
+    """Returns all files of a form, of `{"images": ["<base64>", …]}`, or the body itself as the only one.
+
+    Raises what `read_parts` raises, `EmptyBody`, and `InvalidJson`.
+    """
+    files = [part.data for part in await read_parts(request, max_bytes, timeout_seconds, max_images) if part.is_file]
+    if request.headers.get("content-type", "").lower().startswith("application/json"):
+        files = await asyncio.to_thread(_decode_json, files[0])
+    if not any(files):
+        raise EmptyBody("send images as the files of a multipart form, or as base64 in JSON")
+    return files
+
+
+def _decode_json(body: bytes) -> list[bytes]:
+    try:
+        images = json.loads(body)["images"]
+        return [binascii.a2b_base64(image, strict_mode=True) for image in images]
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise InvalidJson(f'send {{"images": ["<base64>", …]}}: {error}') from error
+
+
+async def _receive(request: Request, max_bytes: int, timeout_seconds: float, take: Callable[[bytes], None]) -> None:
     if int(request.headers.get("content-length", 0)) > max_bytes:
         raise BodyTooLarge(f"the body is longer than {max_bytes} bytes")
-    content_type = request.headers.get("content-type", "")
+    received = 0
     try:
         async with asyncio.timeout(timeout_seconds):
-            if content_type.lower().startswith("multipart/form-data"):
-                form = Form(content_type)
-                await _receive(request, max_bytes, form.write)
-                data = form.read_file()
-            else:
-                chunks: list[bytes] = []
-                await _receive(request, max_bytes, chunks.append)
-                data = b"".join(chunks)
+            async for chunk in request.stream():
+                received += len(chunk)
+                if received > max_bytes:
+                    raise BodyTooLarge(f"the body is longer than {max_bytes} bytes")
+                take(chunk)
     except TimeoutError as error:
         raise SlowBody(f"the body did not arrive within {timeout_seconds:g} s") from error
-    if not data:
-        raise EmptyBody("send an image as the body, or as a file in a multipart form")
-    return data
-
-
-async def _receive(request: Request, max_bytes: int, take: Callable[[bytes], None]) -> None:
-    received = 0
-    async for chunk in request.stream():
-        received += len(chunk)
-        if received > max_bytes:
-            raise BodyTooLarge(f"the body is longer than {max_bytes} bytes")
-        take(chunk)

@@ -1,31 +1,48 @@
-"""The way of a request: bytes → image → letterbox → batch → boxes → JSON."""
+"""`POST /detect` and `POST /detect/batch`: pictures in, JSON out."""
 
-import asyncio
 import time
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-import numpy as np
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Depends, Query, Request, Response
 
-from app.answers import Answer, UnknownLabel, encode_answer
-from app.body import read_image
+from app.answers import Answer, Answers, UnknownLabel, encode_answer, encode_answers
+from app.body import read_image, read_images
 from app.disconnect import cancelled_on_disconnect
-from app.errors import document
+from app.errors import describe, document
+from app.pipeline import Filter, Found, admit_each, count_places, find_objects, find_objects_in_each
 from app.service import Service
-from model.detector import Detections
 
-_BINARY = {"schema": {"type": "string", "format": "binary"}}
+_BINARY = {"type": "string", "format": "binary"}
 _BODY: dict[str, Any] = {
     "requestBody": {
         "required": True,
         "description": "One image: JPEG, PNG, WebP, BMP, GIF, TIFF or AVIF. Its bytes tell the format, "
         "so that a raw body may have any content type or none; a form holds one file of any name.",
         "content": {
-            "image/*": _BINARY,
-            "application/octet-stream": _BINARY,
+            "image/*": {"schema": _BINARY},
+            "application/octet-stream": {"schema": _BINARY},
             "multipart/form-data": {
-                "schema": {"type": "object", "properties": {"image": _BINARY["schema"]}, "required": ["image"]}
+                "schema": {"type": "object", "properties": {"image": _BINARY}, "required": ["image"]}
+            },
+        },
+    }
+}
+_BATCH_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "description": "Several images, as the files of a form, of any names, or as base64 in JSON.",
+        "content": {
+            "multipart/form-data": {
+                "schema": {"type": "object", "properties": {"images": {"type": "array", "items": _BINARY}}}
+            },
+            "application/json": {
+                "schema": {
+                    "type": "object",
+                    "properties": {"images": {"type": "array", "items": {"type": "string", "format": "byte"}}},
+                    "required": ["images"],
+                },
+                "example": {"images": ["/9j/4AAQSkZJRg…", "iVBORw0KGgo…"]},
             },
         },
     }
@@ -33,11 +50,22 @@ _BODY: dict[str, Any] = {
 
 
 def build_detection_router(service: Service) -> APIRouter:
-    """Returns `POST /detect` over `service`."""
-    settings, detector, metrics = service.settings, service.detector, service.metrics
-    metadata, most = detector.metadata, detector.most_detections
+    """Returns the routes over `service`."""
+    settings, metadata, metrics = service.settings, service.detector.metadata, service.metrics
+    most = service.detector.most_detections
     indices = {label: index for index, label in enumerate(metadata.labels)}
     router = APIRouter()
+
+    async def read_filter(
+        threshold: Annotated[
+            float, Query(ge=0, le=1, allow_inf_nan=False, description="least score")
+        ] = settings.threshold,
+        limit: Annotated[int, Query(ge=1, le=most, description="most detections")] = min(settings.limit, most),
+        labels: Annotated[
+            str | None, Query(description="only these, separated by commas", examples=[metadata.labels[0]])
+        ] = None,
+    ) -> Filter:
+        return Filter(threshold, limit, None if labels is None else _find_labels(labels, indices))
 
     @router.post(
         "/detect",
@@ -47,61 +75,60 @@ def build_detection_router(service: Service) -> APIRouter:
         responses=document(400, 408, 413, 415, 422, 500, 503),
         openapi_extra=_BODY,
     )
-    async def detect(
-        request: Request,
-        threshold: Annotated[
-            float, Query(ge=0, le=1, allow_inf_nan=False, description="least score")
-        ] = settings.threshold,
-        limit: Annotated[int, Query(ge=1, le=most, description="most detections")] = min(settings.limit, most),
-        labels: Annotated[
-            str | None, Query(description="only these, separated by commas", examples=[metadata.labels[0]])
-        ] = None,
-    ) -> Response:
+    async def detect(request: Request, wanted: Annotated[Filter, Depends(read_filter)]) -> Response:
         started = time.perf_counter()
-        wanted = _find_labels(labels, indices)
         with service.batcher.admit() as submit:
             data = await read_image(request, settings.max_image_bytes, settings.body_timeout_seconds)
             read = time.perf_counter()
             async with cancelled_on_disconnect(request):
-                prepared = await asyncio.get_running_loop().run_in_executor(
-                    service.decoders, detector.prepare, data, settings.max_pixels
-                )
-                decoded = time.perf_counter()
-                served = await submit(prepared.pixels)
+                found = await find_objects(service, submit, data, wanted)
         computed = time.perf_counter()
-        found = detector.finish(_select(served.result, threshold, limit, wanted), prepared.letterbox)
-        timings = {
-            "decode": decoded - read,
-            "queue": served.queue_seconds,
-            "inference": served.inference_seconds,
-            "total": time.perf_counter() - started,
-        }
-        content = encode_answer(metadata, prepared.letterbox, found, timings)
+        content = encode_answer(metadata, found, computed - started)
 
-        stages = timings | {"read": read - started, "encode": time.perf_counter() - computed}
-        for stage in ("read", "decode", "queue", "inference", "encode"):
-            metrics.stage_seconds.labels(stage).observe(stages[stage])
-        for index in found.labels.tolist():
-            metrics.detections.labels(metadata.labels[index]).inc()
+        metrics.stage_seconds.labels("read").observe(read - started)
+        metrics.stage_seconds.labels("encode").observe(time.perf_counter() - computed)
+        return Response(content, media_type="application/json")
+
+    @router.post(
+        "/detect/batch",
+        summary="Find objects in several pictures",
+        response_model=Answers,
+        response_description="For each picture, in their order, what `/detect` answers, or why it could not be read",
+        responses=document(400, 408, 413, 422, 500, 503),
+        openapi_extra=_BATCH_BODY,
+    )
+    async def detect_batch(request: Request, wanted: Annotated[Filter, Depends(read_filter)]) -> Response:
+        started = time.perf_counter()
+        places = count_places(service, request)
+        with service.batcher.admit(places):
+            files = await read_images(
+                request, settings.max_request_bytes, settings.body_timeout_seconds, settings.max_request_images
+            )
+            read = time.perf_counter()
+            with admit_each(service, len(files), places) as submit:
+                async with cancelled_on_disconnect(request):
+                    results = await find_objects_in_each(service, submit, files, wanted)
+        computed = time.perf_counter()
+        content = encode_answers(
+            [
+                encode_answer(metadata, result, computed - started)
+                if isinstance(result, Found)
+                else describe(result, metrics).model_dump_json().encode()
+                for result in results
+            ]
+        )
+
+        metrics.stage_seconds.labels("read").observe(read - started)
+        metrics.stage_seconds.labels("encode").observe(time.perf_counter() - computed)
         return Response(content, media_type="application/json")
 
     return router
 
 
-def _find_labels(labels: str | None, indices: Mapping[str, int]) -> list[int] | None:
-    """Returns the class indices of a list of labels, None for all; raises `UnknownLabel`."""
-    if labels is None:
-        return None
+def _find_labels(labels: str, indices: Mapping[str, int]) -> list[int]:
+    """Returns the class indices of a list of labels; raises `UnknownLabel`."""
     names = [name.strip() for name in labels.split(",")]
     unknown = [name for name in names if name not in indices]
     if unknown:
         raise UnknownLabel(f"unknown: {', '.join(map(repr, unknown))}; the model knows: {', '.join(indices)}")
     return [indices[name] for name in names]
-
-
-def _select(found: Detections, threshold: float, limit: int, wanted: list[int] | None) -> Detections:
-    keep = found.scores >= threshold
-    if wanted is not None:
-        keep &= np.isin(found.labels, wanted)
-    keep &= np.cumsum(keep) <= limit
-    return found.select(keep)

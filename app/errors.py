@@ -2,22 +2,25 @@
 
 import dataclasses
 import http
-import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
+from pydantic_core import to_json
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from app.answers import Problem, UnknownLabel
 from app.batcher import InferenceFailed, Overloaded, Stopped
-from app.body import BodyTooLarge, EmptyBody, SlowBody
+from app.body import BodyTooLarge, EmptyBody, InvalidJson, SlowBody
 from app.form import InvalidForm
 from app.metrics import Metrics
+from app.pipeline import TooManyImages
 from app.service import NotReady
 from model.image import BrokenImage, TooManyPixels, UnknownFormat
+
+Shape = Callable[[Problem], Mapping[str, Any]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,9 +34,11 @@ class Kind:
 
 KINDS: Mapping[type[Exception], Kind] = {
     EmptyBody: Kind(400, "empty-body", "No image was sent"),
-    InvalidForm: Kind(400, "invalid-form", "The form does not hold one image"),
+    InvalidForm: Kind(400, "invalid-form", "The form does not hold what is needed"),
+    InvalidJson: Kind(400, "invalid-json", "The JSON does not hold what is needed"),
     SlowBody: Kind(408, "slow-body", "The image took too long to arrive"),
-    BodyTooLarge: Kind(413, "body-too-large", "The image has too many bytes"),
+    BodyTooLarge: Kind(413, "body-too-large", "The body has too many bytes"),
+    TooManyImages: Kind(413, "too-many-images", "The request holds too many images"),
     TooManyPixels: Kind(413, "too-many-pixels", "The image has too many pixels"),
     UnknownFormat: Kind(415, "unknown-format", "This is not an image of a known format"),
     BrokenImage: Kind(422, "broken-image", "The image is broken"),
@@ -48,23 +53,38 @@ KINDS: Mapping[type[Exception], Kind] = {
 }
 
 
-def answer_errors(app: FastAPI, metrics: Metrics) -> None:
-    """Makes `app` answer every exception of the table, and count it."""
+def answer_errors(app: FastAPI, metrics: Metrics, shapes: Mapping[str, Shape]) -> None:
+    """Makes `app` answer every exception of the table, and count it.
 
-    async def answer(_: Request, error: Exception) -> Response:
-        kind = next(KINDS[each] for each in type(error).__mro__ if each in KINDS)
-        metrics.rejections.labels(kind.reason).inc()
+    Below a path of `shapes` the problem is sent as JSON of that shape, for clients that speak another API.
+    """
+
+    async def answer(request: Request, error: Exception) -> Response:
         headers = {"retry-after": str(error.retry_after_seconds)} if isinstance(error, Overloaded) else None
-        return _respond(f"/docs#{kind.reason}", kind.title, kind.status, _explain(error), headers)
+        return respond(request, describe(error, metrics), headers)
 
-    async def answer_plain(_: Request, error: Exception) -> Response:
+    async def answer_plain(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         title = http.HTTPStatus(error.status_code).phrase
-        return _respond("about:blank", title, error.status_code, error.detail, error.headers)
+        problem = Problem(type="about:blank", title=title, status=error.status_code, detail=error.detail)
+        return respond(request, problem, error.headers)
+
+    def respond(request: Request, problem: Problem, headers: Mapping[str, str] | None) -> Response:
+        for path, shape in shapes.items():
+            if request.url.path.startswith(path):
+                return Response(to_json(shape(problem)), problem.status, headers, "application/json")
+        return Response(problem.model_dump_json(), problem.status, headers, "application/problem+json")
 
     for kind in KINDS:
         app.add_exception_handler(kind, answer)
     app.add_exception_handler(HTTPException, answer_plain)
+
+
+def describe(error: Exception, metrics: Metrics) -> Problem:
+    """Returns the problem that the table makes of an exception, and counts it."""
+    kind = next(KINDS[each] for each in type(error).__mro__ if each in KINDS)
+    metrics.rejections.labels(kind.reason).inc()
+    return Problem(type=f"/docs#{kind.reason}", title=kind.title, status=kind.status, detail=_explain(error))
 
 
 def document(*statuses: int) -> dict[int | str, dict[str, Any]]:
@@ -101,8 +121,3 @@ def _explain(error: Exception) -> str:
     if type(error) in KINDS and type(error) is not Exception:
         return str(error)
     return "an unexpected error; the server's log has the details"
-
-
-def _respond(type_: str, title: str, status: int, detail: str, headers: Mapping[str, str] | None) -> Response:
-    problem = {"type": type_, "title": title, "status": status, "detail": detail}
-    return Response(json.dumps(problem), status, headers, "application/problem+json")

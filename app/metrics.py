@@ -33,7 +33,7 @@ class Metrics:
             "centernet_queue_depth", "Images that wait for the next inference.", registry=registry
         )
         self.in_flight = prometheus.Gauge(
-            "centernet_requests_in_flight", "Detections being read, decoded, queued or computed.", registry=registry
+            "centernet_requests_in_flight", "Images being read, decoded, queued or computed.", registry=registry
         )
         self.detections = prometheus.Counter(
             "centernet_detections", "Objects found and sent.", ["label"], registry=registry

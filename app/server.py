@@ -44,7 +44,7 @@ def create_app(settings: Settings, detector: Detector) -> FastAPI:
     )
     app.add_middleware(CountRequests, metrics=service.metrics)
     app.include_router(build_detection_router(service))
-    answer_errors(app, service.metrics)
+    answer_errors(app, service.metrics, {})
 
     @app.get("/health/live", summary="Is the process worth keeping?", responses=document(503))
     async def live() -> Health:

@@ -1,4 +1,4 @@
-"""Image file → the network's input: the same for serving and for evaluation. Free of torch."""
+"""Image file or pixels → the network's input: the same for serving and for evaluation. Free of torch."""
 
 import dataclasses
 
@@ -17,11 +17,22 @@ class Canvas:
     letterbox: Letterbox
 
 
-def prepare(data: bytes, input_height: int, input_width: int, max_pixels: int = image.MAX_PIXELS) -> Canvas:
-    """Decodes one image file, no larger than it need be, and letterboxes it; raises what `model.image` raises."""
-    header = image.read_header(data, max_pixels)
-    letterbox = place(header.width, header.height, input_width, input_height)
-    photo = image.decode(data, header, letterbox.width, letterbox.height)
+def prepare(
+    picture: bytes | NDArray[np.uint8], input_height: int, input_width: int, max_pixels: int = image.MAX_PIXELS
+) -> Canvas:
+    """Letterboxes RGB pixels (h, w, 3), or an image file decoded no larger than it need be.
+
+    Raises what `model.image` raises.
+    """
+    if isinstance(picture, bytes):
+        header = image.read_header(picture, max_pixels)
+        letterbox = place(header.width, header.height, input_width, input_height)
+        photo = image.decode(picture, header, letterbox.width, letterbox.height)
+    else:
+        height, width, _ = picture.shape
+        image.check_pixels(width, height, max_pixels)
+        letterbox = place(width, height, input_width, input_height)
+        photo = picture
     pixels = np.empty((input_height, input_width, 3), np.uint8)
     fit(photo, letterbox, pixels)
     return Canvas(pixels, letterbox)

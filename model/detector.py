@@ -46,9 +46,9 @@ class Detector:
         except InvalidModel as error:
             raise InvalidModel(f"{path}: {error}") from error
 
-    def prepare(self, data: bytes, max_pixels: int = image.MAX_PIXELS) -> Canvas:
-        """Decodes one image file and letterboxes it; raises what `model.image` raises."""
-        return prepare(data, self.metadata.input_height, self.metadata.input_width, max_pixels)
+    def prepare(self, picture: bytes | NDArray[np.uint8], max_pixels: int = image.MAX_PIXELS) -> Canvas:
+        """Letterboxes one image file, or RGB pixels (h, w, 3); raises what `model.image` raises."""
+        return prepare(picture, self.metadata.input_height, self.metadata.input_width, max_pixels)
 
     def infer(self, canvases: Sequence[NDArray[np.uint8]]) -> list[Detections]:
         """Runs canvases as one batch; the boxes are still in input pixels. A score of 0 marks an unused row."""

@@ -55,13 +55,18 @@ def read_header(data: bytes, max_pixels: int = MAX_PIXELS) -> Header:
         raise BrokenImage(f"the image's header cannot be read: {error}") from error
     with image:
         width, height = image.size
-        if width * height > max_pixels:
-            raise TooManyPixels(f"the image has {width} x {height} pixels, and {max_pixels} are allowed")
+        check_pixels(width, height, max_pixels)
         orientation = _read_orientation(image, data)
     if orientation >= 5:
         width, height = height, width
     # a multi-picture file ("MPO", as phones write) is a JPEG with more behind it
     return Header("JPEG" if image.format == "MPO" else str(image.format), width, height, orientation)
+
+
+def check_pixels(width: int, height: int, max_pixels: int) -> None:
+    """Raises `TooManyPixels` where a picture is larger than allowed."""
+    if width * height > max_pixels:
+        raise TooManyPixels(f"the image has {width} x {height} pixels, and {max_pixels} are allowed")
 
 
 def decode(data: bytes, header: Header, least_width: int = 0, least_height: int = 0) -> NDArray[np.uint8]:

@@ -3,8 +3,10 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from httpx import Response
+from numpy.typing import NDArray
 from PIL import Image
 
 from model.canvas import Canvas
@@ -145,7 +147,7 @@ async def test_unknown_path_and_method(client: Client) -> None:
 
 
 class Surprised(Detector):
-    def prepare(self, data: bytes, max_pixels: int = 0) -> Canvas:
+    def prepare(self, picture: bytes | NDArray[np.uint8], max_pixels: int = 0) -> Canvas:
         raise ZeroDivisionError("a secret")
 
 

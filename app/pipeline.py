@@ -1,0 +1,106 @@
+"""The way of a picture: file or pixels → canvas → batch → boxes. Every route goes it."""
+
+import asyncio
+import contextlib
+import dataclasses
+import time
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+
+import numpy as np
+from fastapi import Request
+from numpy.typing import NDArray
+
+from app.batcher import InferenceFailed, Served, Stopped
+from app.service import Service
+from model.detector import Detections
+from model.image import BrokenImage, TooManyPixels, UnknownFormat
+from model.letterbox import Letterbox
+
+Submit = Callable[[NDArray[np.uint8]], Awaitable[Served[Detections]]]
+
+# what may happen to one picture of several without a fault of the others
+PICTURE_FAULTS = (UnknownFormat, TooManyPixels, BrokenImage, InferenceFailed, Stopped)
+
+
+class TooManyImages(Exception):
+    """The request holds more images than allowed."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Filter:
+    """Which detections a client wants: at most `limit`, of score `threshold` or more, of these class indices."""
+
+    threshold: float
+    limit: int
+    labels: Sequence[int] | None = None  # None for all
+
+    def select(self, found: Detections) -> Detections:
+        """Returns the detections that pass; those given are sorted by falling score."""
+        keep = found.scores >= self.threshold
+        if self.labels is not None:
+            keep &= np.isin(found.labels, self.labels)
+        keep &= np.cumsum(keep) <= self.limit
+        return found.select(keep)
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """What was found in one photo, in its own pixels, and where the time went."""
+
+    detections: Detections
+    letterbox: Letterbox
+    decode_seconds: float
+    queue_seconds: float
+    inference_seconds: float
+
+
+async def find_objects(service: Service, submit: Submit, picture: bytes | NDArray[np.uint8], wanted: Filter) -> Found:
+    """Takes one picture, an image file or RGB pixels (h, w, 3), all the way; raises `PICTURE_FAULTS`."""
+    detector, metrics = service.detector, service.metrics
+    started = time.perf_counter()
+    canvas = await asyncio.get_running_loop().run_in_executor(
+        service.decoders, detector.prepare, picture, service.settings.max_pixels
+    )
+    decode_seconds = time.perf_counter() - started
+    served = await submit(canvas.pixels)
+    detections = detector.finish(wanted.select(served.result), canvas.letterbox)
+
+    metrics.stage_seconds.labels("decode").observe(decode_seconds)
+    metrics.stage_seconds.labels("queue").observe(served.queue_seconds)
+    metrics.stage_seconds.labels("inference").observe(served.inference_seconds)
+    for index in detections.labels.tolist():
+        metrics.detections.labels(detector.metadata.labels[index]).inc()
+    return Found(detections, canvas.letterbox, decode_seconds, served.queue_seconds, served.inference_seconds)
+
+
+async def find_objects_in_each(
+    service: Service, submit: Submit, pictures: Sequence[bytes | NDArray[np.uint8]], wanted: Filter
+) -> list[Found | Exception]:
+    """Takes pictures the same way side by side; gives in their order what was found, or the picture's fault."""
+
+    async def find(picture: bytes | NDArray[np.uint8]) -> Found | Exception:
+        try:
+            return await find_objects(service, submit, picture, wanted)
+        except PICTURE_FAULTS as fault:
+            return fault
+
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(find(picture)) for picture in pictures]
+    return [task.result() for task in tasks]
+
+
+def count_places(service: Service, request: Request) -> int:
+    """Returns how many places a body of several images takes while it arrives, by what it may hold in memory."""
+    settings = service.settings
+    length = int(request.headers.get("content-length", settings.max_request_bytes))
+    return min(settings.max_queue, max(1, -(-length // settings.max_image_bytes)))
+
+
+@contextlib.contextmanager
+def admit_each(service: Service, images: int, places: int) -> Iterator[Submit]:
+    """Holds a place for each of `images`, where `places` are held already; raises `TooManyImages`, `Overloaded`."""
+    most = min(service.settings.max_request_images, service.settings.max_queue)
+    if images > most:
+        raise TooManyImages(f"the request holds {images} images, and {most} are allowed")
+    with service.batcher.admit(max(0, images - places)) as submit:
+        yield submit

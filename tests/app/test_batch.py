@@ -1,0 +1,124 @@
+import asyncio
+import base64
+from pathlib import Path
+from typing import Any
+
+import pytest
+from httpx import Response
+from PIL import Image
+
+from tests.app.client import Client, Serve
+from tests.app.colours import BLUE_FOUND, GREEN, GREEN_FOUND, PHOTO, PHOTO_PNG, RED_FOUND, box, encode, paint
+from tests.app.detectors import BrittleDetector, HeldDetector
+from tests.app.test_refusals import Surprised, check
+
+pytestmark = pytest.mark.anyio
+
+GREEN_PNG = encode(paint(48, 32, (GREEN, (0, 0, 24, 16))))
+GREEN_ALONE = GREEN_FOUND | {"box": box(0, 0, 24, 16)}
+CUT_SHORT = encode(PHOTO, "JPEG")[:-400]
+
+
+async def send(client: Client, *pictures: bytes, **query: Any) -> Response:
+    files = [(f"part{index}", (f"{index}.png", picture)) for index, picture in enumerate(pictures)]
+    return await client.post("/detect/batch", files=files, params=query)
+
+
+def in_json(*pictures: bytes) -> dict[str, list[str]]:
+    return {"images": [base64.b64encode(picture).decode() for picture in pictures]}
+
+
+async def test_results_come_in_order_each_as_detect_gives_it(client: Client) -> None:
+    response = await send(client, GREEN_PNG, PHOTO_PNG)
+    assert response.status_code == 200
+    results = response.json()["results"]
+    for result in results:
+        assert set(result.pop("timings_ms")) == {"decode", "queue", "inference", "total"}
+    assert results == [
+        {"model": "colours", "image": {"width": 48, "height": 32}, "detections": [GREEN_ALONE]},
+        {"model": "colours", "image": {"width": 192, "height": 128}, "detections": [RED_FOUND, GREEN_FOUND]},
+    ]
+
+
+async def test_json_is_answered_as_a_form_is(client: Client) -> None:
+    response = await client.post("/detect/batch", json=in_json(PHOTO_PNG, GREEN_PNG), params={"threshold": 0})
+    found = [result["detections"] for result in response.json()["results"]]
+    assert found == [[RED_FOUND, GREEN_FOUND, BLUE_FOUND], [GREEN_ALONE]]
+
+
+async def test_query_holds_for_each(client: Client) -> None:
+    results = (await send(client, PHOTO_PNG, PHOTO_PNG, threshold=0, limit=1, labels="blue,green")).json()["results"]
+    assert [result["detections"] for result in results] == [[GREEN_FOUND], [GREEN_FOUND]]
+
+
+async def test_broken_picture_does_not_spoil_the_rest(serve: Serve) -> None:
+    async with serve(max_pixels=192 * 128) as client:
+        results = (await send(client, CUT_SHORT, GREEN_PNG, b"hello", encode(paint(193, 128)), b"")).json()["results"]
+        assert results[1]["detections"] == [GREEN_ALONE]
+        for index, status, reason in [
+            (0, 422, "broken-image"),
+            (2, 415, "unknown-format"),
+            (3, 413, "too-many-pixels"),
+            (4, 415, "unknown-format"),
+        ]:
+            check(
+                Response(status, json=results[index], headers={"content-type": "application/problem+json"}),
+                status,
+                reason,
+            )
+        assert await client.sample("centernet_rejections_total", reason="unknown-format") == 2
+        assert await client.sample("centernet_requests_total", route="/detect/batch", status="200") == 1
+
+
+async def test_batch_that_fails_is_told_of_each_of_its_pictures(serve: Serve, model_path: Path) -> None:
+    white = encode(Image.new("RGB", (96, 64), "white"))
+    async with serve(BrittleDetector(model_path, "cpu", 1), max_batch=1) as client:
+        results = (await send(client, white, PHOTO_PNG)).json()["results"]
+        assert (results[0]["type"], results[0]["status"]) == ("/docs#inference-failed", 500)
+        assert results[1]["detections"] == [RED_FOUND, GREEN_FOUND]
+
+
+async def test_unexpected_error_fails_the_request(serve: Serve, model_path: Path) -> None:
+    async with serve(Surprised(model_path, "cpu", 1)) as client:
+        check(await send(client, PHOTO_PNG, PHOTO_PNG), 500, "internal-error")
+        assert await client.sample("centernet_requests_in_flight") == 0
+
+
+async def test_empty_and_garbled_requests(client: Client) -> None:
+    check(await client.post("/detect/batch"), 400, "empty-body")
+    check(await client.post("/detect/batch", json={"images": []}), 400, "empty-body")
+    for body in ({}, [], {"images": [1]}, {"images": ["?"]}, {"images": None}):
+        check(await client.post("/detect/batch", json=body), 400, "invalid-json")
+    headers = {"content-type": "application/json"}
+    check(await client.post("/detect/batch", content=b"{", headers=headers), 400, "invalid-json")
+
+
+async def test_bounds(serve: Serve) -> None:
+    size = len(encode(paint(48, 32)))
+    async with serve(max_request_images=2, max_request_bytes=4000, max_image_bytes=size) as client:
+        assert (await send(client, GREEN_PNG, GREEN_PNG)).status_code == 200
+        check(await send(client, GREEN_PNG, GREEN_PNG, GREEN_PNG), 413, "too-many-images", "holds 3 images, and 2")
+        check(await send(client, b"x" * 4000), 413, "body-too-large", "4000")
+    async with serve(max_queue=2) as client:
+        check(await send(client, GREEN_PNG, GREEN_PNG, GREEN_PNG), 413, "too-many-images", "holds 3 images, and 2")
+
+
+async def test_every_image_takes_a_place(serve: Serve, model_path: Path) -> None:
+    detector = HeldDetector(model_path)
+    async with serve(detector, max_queue=4, max_batch=8) as client:
+        await client.detect()
+        detector.batches.clear()
+        detector.gate.clear()
+        first = asyncio.create_task(client.detect())
+        await client.until("centernet_batch_size_count", 2)
+        held = asyncio.create_task(send(client, PHOTO_PNG, GREEN_PNG))
+        await client.until("centernet_queue_depth", 2)
+        assert await client.sample("centernet_requests_in_flight") == 3
+        refused = await send(client, PHOTO_PNG, GREEN_PNG)
+        check(refused, 503, "overloaded")
+        assert 1 <= int(refused.headers["retry-after"]) <= 60
+        detector.gate.set()
+        assert (await first).status_code == 200
+        assert len((await held).json()["results"]) == 2
+        assert detector.batches == [1, 2]
+        assert await client.sample("centernet_requests_in_flight") == 0
