@@ -1,18 +1,22 @@
-"""`POST /detect` and `POST /detect/batch`: pictures in, JSON out."""
+"""`POST /detect` and `POST /detect/batch`: pictures in, JSON or a drawn picture out."""
 
+import asyncio
 import time
 from collections.abc import Mapping
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request, Response
 
+from app.accept import choose_media_type
 from app.answers import Answer, Answers, UnknownLabel, encode_answer, encode_answers
 from app.body import read_image, read_images
 from app.disconnect import cancelled_on_disconnect
 from app.errors import describe, document
 from app.pipeline import Filter, Found, admit_each, count_places, find_objects, find_objects_in_each
 from app.service import Service
+from model.draw import draw_file
 
+_JSON, _JPEG, _PNG = _MEDIA_TYPES = ("application/json", "image/jpeg", "image/png")
 _BINARY = {"type": "string", "format": "binary"}
 _BODY: dict[str, Any] = {
     "requestBody": {
@@ -71,23 +75,44 @@ def build_detection_router(service: Service) -> APIRouter:
         "/detect",
         summary="Find objects in a picture",
         response_model=Answer,
-        response_description="What was found, in the picture's own pixels, the surest first",
-        responses=document(400, 408, 413, 415, 422, 500, 503),
+        description="Boxes as JSON; or, for a client that accepts `image/jpeg` or `image/png` rather than JSON, the "
+        "picture at its full size, upright, with the boxes drawn.",
+        responses=document(400, 406, 408, 413, 415, 422, 500, 503)
+        | {
+            200: {
+                "description": "What was found, in the picture's own pixels, the surest first",
+                "content": {_JPEG: {"schema": _BINARY}, _PNG: {"schema": _BINARY}},
+            }
+        },
         openapi_extra=_BODY,
     )
     async def detect(request: Request, wanted: Annotated[Filter, Depends(read_filter)]) -> Response:
         started = time.perf_counter()
+        media_type = choose_media_type(",".join(request.headers.getlist("accept")), _MEDIA_TYPES)
         with service.batcher.admit() as submit:
             data = await read_image(request, settings.max_image_bytes, settings.body_timeout_seconds)
             read = time.perf_counter()
             async with cancelled_on_disconnect(request):
                 found = await find_objects(service, submit, data, wanted)
-        computed = time.perf_counter()
-        content = encode_answer(metadata, found, computed - started)
+                computed = time.perf_counter()
+                if media_type == _JSON:
+                    content = encode_answer(metadata, found, computed - started)
+                else:
+                    content = await asyncio.get_running_loop().run_in_executor(
+                        service.decoders,
+                        draw_file,
+                        *(
+                            data,
+                            found.detections,
+                            metadata.labels,
+                            media_type.removeprefix("image/"),
+                            settings.max_pixels,
+                        ),
+                    )
 
         metrics.stage_seconds.labels("read").observe(read - started)
         metrics.stage_seconds.labels("encode").observe(time.perf_counter() - computed)
-        return Response(content, media_type="application/json")
+        return Response(content, media_type=media_type, headers={"vary": "accept"})
 
     @router.post(
         "/detect/batch",

@@ -11,6 +11,7 @@ from pydantic_core import to_json
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
+from app.accept import NotAcceptable
 from app.answers import Problem, UnknownLabel
 from app.batcher import InferenceFailed, Overloaded, Stopped
 from app.body import BodyTooLarge, EmptyBody, InvalidJson, SlowBody
@@ -36,6 +37,7 @@ KINDS: Mapping[type[Exception], Kind] = {
     EmptyBody: Kind(400, "empty-body", "No image was sent"),
     InvalidForm: Kind(400, "invalid-form", "The form does not hold what is needed"),
     InvalidJson: Kind(400, "invalid-json", "The JSON does not hold what is needed"),
+    NotAcceptable: Kind(406, "not-acceptable", "There is no answer of an accepted type"),
     SlowBody: Kind(408, "slow-body", "The image took too long to arrive"),
     BodyTooLarge: Kind(413, "body-too-large", "The body has too many bytes"),
     TooManyImages: Kind(413, "too-many-images", "The request holds too many images"),

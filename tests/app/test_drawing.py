@@ -1,0 +1,116 @@
+import io
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from model.detector import Detections
+from model.draw import choose_colour, draw_detections
+from tests.app.client import Client
+from tests.app.colours import GREY, PHOTO, PHOTO_PNG, RED, encode, paint
+from tests.app.test_refusals import check
+
+pytestmark = pytest.mark.anyio
+
+
+async def draw(client: Client, accept: str, data: bytes = PHOTO_PNG) -> NDArray[np.uint8]:
+    response = await client.post("/detect", content=data, headers={"accept": accept})
+    assert response.status_code == 200
+    assert response.headers["content-type"] == accept
+    assert response.headers["vary"] == "accept"
+    picture = Image.open(io.BytesIO(response.content))
+    assert picture.format == accept.split("/")[1].upper()
+    return np.asarray(picture)
+
+
+def find(*rows: tuple[tuple[float, float, float, float], float, int]) -> Detections:
+    boxes, scores, labels = zip(*rows, strict=True)
+    return Detections(np.array(boxes, np.float32), np.array(scores, np.float32), np.array(labels, np.int64))
+
+
+async def test_png_shows_each_box_where_json_has_it(client: Client) -> None:
+    picture = await draw(client, "image/png")
+    assert picture.shape == PHOTO.shape
+    red, green = choose_colour(0), choose_colour(1)
+    assert tuple(picture[40, 32]) == tuple(picture[40, 95]) == tuple(picture[63, 64]) == red
+    assert tuple(picture[100, 112]) == tuple(picture[100, 175]) == tuple(picture[111, 140]) == green
+    assert tuple(picture[40, 64]) == RED
+    assert (picture[96:112, 16:48] == PHOTO[96:112, 16:48]).all()  # blue is below the threshold
+    assert tuple(picture[5, 5]) == GREY
+
+
+async def test_jpeg_is_the_upright_photo_at_its_full_size(client: Client) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    stored = Image.fromarray(PHOTO).resize((1920, 1280)).transpose(Image.Transpose.ROTATE_90)
+    assert (await draw(client, "image/jpeg", encode(stored, "JPEG", exif=exif))).shape == (1280, 1920, 3)
+
+
+@pytest.mark.parametrize(
+    ("accept", "media_type"),
+    [
+        ("*/*", "application/json"),
+        ("application/json, image/png", "application/json"),
+        ("text/html, application/*;q=0.5, image/png;q=0.4", "application/json"),
+        ("image/*", "image/jpeg"),
+        ("image/*, image/jpeg;q=0.1", "image/png"),
+        ("image/avif,image/webp,image/*,*/*;q=0.8", "image/jpeg"),
+        ("application/json;q=0, */*", "image/jpeg"),
+        ("IMAGE/PNG", "image/png"),
+    ],
+)
+async def test_best_accepted_type_is_sent(client: Client, accept: str, media_type: str) -> None:
+    response = await client.post("/detect", content=PHOTO_PNG, headers={"accept": accept})
+    assert (response.status_code, response.headers["content-type"]) == (200, media_type)
+
+
+@pytest.mark.parametrize("accept", ["text/html", "image/webp", "application/json;q=0", "image/png;q=high", "nonsense"])
+async def test_type_that_cannot_be_given_is_refused(client: Client, accept: str) -> None:
+    response = await client.post("/detect", content=PHOTO_PNG, headers={"accept": accept})
+    check(response, 406, "not-acceptable", "application/json, image/jpeg, image/png")
+
+
+async def test_refusals_are_problems_whatever_is_accepted(client: Client) -> None:
+    response = await client.post("/detect", content=b"hello", headers={"accept": "image/png"})
+    check(response, 415, "unknown-format")
+
+
+def test_lines_and_letters_grow_with_the_photo() -> None:
+    for scale, line in ((1, 2), (8, 16)):
+        photo = paint(800 * scale, 450 * scale)
+        across = draw_detections(photo, find(((100 * scale, 200 * scale, 700 * scale, 400 * scale), 0.9, 0)), ["red"])
+        coloured = (across[300 * scale, : 400 * scale] == choose_colour(0)).all(axis=1)
+        assert abs(coloured.sum() - line) <= 1
+        tag = (across[: 200 * scale, 110 * scale] != GREY).any(axis=1)
+        assert 20 * scale <= tag.sum() <= 32 * scale
+
+
+def test_photo_is_left_as_it_was_and_nothing_is_drawn_for_nothing() -> None:
+    photo = PHOTO.copy()
+    draw_detections(photo, find(((0, 0, 50, 50), 0.9, 0)), ["red"])
+    nothing = Detections(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64))
+    assert (draw_detections(photo, nothing, ["red"]) == PHOTO).all()
+    assert (photo == PHOTO).all()
+
+
+def test_tags_keep_off_each_other() -> None:
+    photo = paint(640, 480)
+    rows = [((100.0, 200.0, 400.0, 400.0), 0.9, 0), ((100.0, 200.0, 400.0, 400.0), 0.8, 1)]
+    both = draw_detections(photo, find(*rows), ["red", "green"])
+    tag = slice(180, 198), slice(100, 140)
+    alone = draw_detections(photo, find(rows[0]), ["red", "green"])
+    assert (both[tag] == alone[tag]).all()
+    below = both[205:220, 105:150].reshape(-1, 3)
+    assert (below == choose_colour(1)).all(axis=1).any()
+
+
+@pytest.mark.parametrize("box", [(0, 0, 1, 1), (0, 0, 30, 20), (28, 18, 30, 20), (5, 5, 5, 5)])
+def test_tag_larger_than_its_photo_is_cut(box: tuple[float, float, float, float]) -> None:
+    assert draw_detections(paint(30, 20), find((box, 0.5, 0)), ["a long label, öß"]).shape == (20, 30, 3)
+
+
+def test_classes_differ_in_colour() -> None:
+    colours = np.array([choose_colour(index) for index in range(10)]).astype(int)
+    distances = np.abs(colours[:, None] - colours[None]).sum(-1) + 1000 * np.eye(10)
+    assert distances.min() > 60
