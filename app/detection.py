@@ -1,6 +1,7 @@
 """`POST /detect` and `POST /detect/batch`: pictures in, JSON or a drawn picture out."""
 
 import asyncio
+import functools
 import time
 from collections.abc import Mapping
 from typing import Annotated, Any
@@ -98,17 +99,11 @@ def build_detection_router(service: Service) -> APIRouter:
                 if media_type == _JSON:
                     content = encode_answer(metadata, found, computed - started)
                 else:
-                    content = await asyncio.get_running_loop().run_in_executor(
-                        service.decoders,
-                        draw_file,
-                        *(
-                            data,
-                            found.detections,
-                            metadata.labels,
-                            media_type.removeprefix("image/"),
-                            settings.max_pixels,
-                        ),
+                    kind = media_type.removeprefix("image/")
+                    draw = functools.partial(
+                        draw_file, data, found.detections, metadata.labels, kind, settings.max_pixels
                     )
+                    content = await asyncio.get_running_loop().run_in_executor(service.decoders, draw)
 
         metrics.stage_seconds.labels("read").observe(read - started)
         metrics.stage_seconds.labels("encode").observe(time.perf_counter() - computed)

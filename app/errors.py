@@ -18,7 +18,7 @@ from app.body import BodyTooLarge, EmptyBody, InvalidJson, SlowBody
 from app.form import InvalidForm
 from app.metrics import Metrics
 from app.pipeline import TooManyImages
-from app.service import NotReady
+from app.service import NotReady, UnknownModel
 from model.image import BrokenImage, TooManyPixels, UnknownFormat
 
 Shape = Callable[[Problem], Mapping[str, Any]]
@@ -37,6 +37,7 @@ KINDS: Mapping[type[Exception], Kind] = {
     EmptyBody: Kind(400, "empty-body", "No image was sent"),
     InvalidForm: Kind(400, "invalid-form", "The form does not hold what is needed"),
     InvalidJson: Kind(400, "invalid-json", "The JSON does not hold what is needed"),
+    UnknownModel: Kind(404, "unknown-model", "There is no model of this name"),
     NotAcceptable: Kind(406, "not-acceptable", "There is no answer of an accepted type"),
     SlowBody: Kind(408, "slow-body", "The image took too long to arrive"),
     BodyTooLarge: Kind(413, "body-too-large", "The body has too many bytes"),
@@ -86,35 +87,34 @@ def describe(error: Exception, metrics: Metrics) -> Problem:
     """Returns the problem that the table makes of an exception, and counts it."""
     kind = next(KINDS[each] for each in type(error).__mro__ if each in KINDS)
     metrics.rejections.labels(kind.reason).inc()
-    return Problem(type=f"/docs#{kind.reason}", title=kind.title, status=kind.status, detail=_explain(error))
+    return _make_problem(kind, _explain(error))
 
 
-def document(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Returns OpenAPI's description of a route's refusals."""
-    schema = Problem.model_json_schema()
+def document(*statuses: int, shape: Shape | None = None) -> dict[int | str, dict[str, Any]]:
+    """Returns OpenAPI's description of a route's refusals: problems, or JSON of `shape`."""
+    media_type = "application/json" if shape else "application/problem+json"
+    schema = {"type": "object"} if shape else Problem.model_json_schema()
     kinds = {status: [kind for kind in KINDS.values() if kind.status == status] for status in statuses}
     return {
         status: {
             "description": "; ".join(kind.title for kind in kinds[status]),
             "content": {
-                "application/problem+json": {
+                media_type: {
                     "schema": schema,
                     "examples": {
-                        kind.reason: {
-                            "value": {
-                                "type": f"/docs#{kind.reason}",
-                                "title": kind.title,
-                                "status": status,
-                                "detail": "what exactly, in words",
-                            }
-                        }
+                        kind.reason: {"value": shape(problem) if shape else problem.model_dump()}
                         for kind in kinds[status]
+                        for problem in [_make_problem(kind, "what exactly, in words")]
                     },
                 }
             },
         }
         for status in statuses
     }
+
+
+def _make_problem(kind: Kind, detail: str) -> Problem:
+    return Problem(type=f"/docs#{kind.reason}", title=kind.title, status=kind.status, detail=detail)
 
 
 def _explain(error: Exception) -> str:

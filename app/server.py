@@ -9,8 +9,9 @@ import cv2
 from fastapi import FastAPI, Response
 from prometheus_client import CONTENT_TYPE_LATEST, disable_created_metrics
 
-from app import __version__
+from app import __version__, deepstack
 from app.answers import Health, Models, describe_model
+from app.deepstack import build_deepstack_router
 from app.detection import build_detection_router
 from app.errors import answer_errors, document
 from app.metrics import CountRequests
@@ -44,7 +45,8 @@ def create_app(settings: Settings, detector: Detector) -> FastAPI:
     )
     app.add_middleware(CountRequests, metrics=service.metrics)
     app.include_router(build_detection_router(service))
-    answer_errors(app, service.metrics, {})
+    app.include_router(build_deepstack_router(service))
+    answer_errors(app, service.metrics, {deepstack.PATH: deepstack.shape_problem})
 
     @app.get("/health/live", summary="Is the process worth keeping?", responses=document(503))
     async def live() -> Health:

@@ -23,6 +23,10 @@ class NotReady(Exception):
     """The model is being warmed up, or cannot be run."""
 
 
+class UnknownModel(Exception):
+    """A model was asked for by a name that is not served."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Service:
     """The parts that one app's requests share."""
@@ -32,6 +36,11 @@ class Service:
     batcher: Batcher[NDArray[np.uint8], Detections]
     decoders: ThreadPoolExecutor
     metrics: Metrics
+
+    def check_model(self, name: str) -> None:
+        """Raises `UnknownModel` where `name` is not the model's."""
+        if name != self.detector.metadata.name:
+            raise UnknownModel(f"there is no model {name!r}; there is {self.detector.metadata.name!r}")
 
     async def run(self) -> None:
         """Warms the model up, then serves what has queued and what comes, until the batcher is closed."""

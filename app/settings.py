@@ -48,6 +48,7 @@ class Settings(BaseSettings):
     body_timeout_seconds: float = Field(60, gt=0, description="longest that a body may take to arrive")
     threshold: float = Field(0.3, ge=0, le=1, description="least score of a detection, unless a request says otherwise")
     limit: int = Field(100, ge=1, description="most detections of an image, unless a request says otherwise")
+    deepstack_limit: int = Field(20, ge=1, description="as limit, for /v1/vision: Frigate reads no more than 20")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severity logged")
 
     @field_validator("model")

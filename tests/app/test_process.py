@@ -1,44 +1,24 @@
 """A real server on a real socket: what only shows there."""
 
 import asyncio
-import contextlib
 import json
 import signal
-import socket
 import subprocess
 import sys
 import urllib.request
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from pathlib import Path
 
-import anyio.lowlevel
 import pytest
-import uvicorn
 
-from app.server import create_app
 from app.settings import Settings
 from model.detector import Detector
-from tests.app.client import Client
 from tests.app.colours import GREEN_FOUND, PHOTO_PNG, RED_FOUND
 from tests.app.detectors import HeldDetector
+from tests.app.listener import listen
 
 pytestmark = pytest.mark.anyio
 Make = Callable[..., Settings]
-
-
-@contextlib.asynccontextmanager
-async def listen(settings: Settings, detector: Detector) -> AsyncIterator[Client]:
-    config = uvicorn.Config(create_app(settings, detector), http="httptools", log_config=None)
-    server = uvicorn.Server(config)
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        task = asyncio.create_task(server.serve(sockets=[listener]))
-        while not server.started:
-            await anyio.lowlevel.checkpoint()
-        async with Client(base_url=f"http://127.0.0.1:{listener.getsockname()[1]}") as client:
-            yield client
-        server.should_exit = True
-        await task
 
 
 async def test_client_that_hangs_up_is_not_computed(make_settings: Make, model_path: Path) -> None:

@@ -1,0 +1,176 @@
+"""The routes of DeepStack, CodeProject.AI and blue-onyx, for the cameras' software that speaks them."""
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request, Response
+from pydantic import BaseModel, Field
+from pydantic_core import to_json
+
+from app.answers import Problem
+from app.body import EmptyBody, read_parts
+from app.disconnect import cancelled_on_disconnect
+from app.errors import document
+from app.form import InvalidForm, Part
+from app.pipeline import Filter, Found, find_objects
+from app.service import Service
+
+PATH = "/v1/"
+_BINARY = {"type": "string", "format": "binary"}
+_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "properties": {
+                        "image": _BINARY | {"description": "with or without a file name and a content type"},
+                        "min_confidence": {"type": "number", "minimum": 0, "maximum": 1},
+                        "api_key": {"type": "string", "description": "ignored"},
+                    },
+                    "required": ["image"],
+                }
+            },
+            "image/*": {"schema": _BINARY},
+        },
+    }
+}
+
+
+class Prediction(BaseModel):
+    """One object, its edges in whole pixels."""
+
+    label: str = Field(examples=["dog"])
+    confidence: float = Field(ge=0, le=1, examples=[0.9123])
+    x_min: int = Field(examples=[131])
+    y_min: int = Field(examples=[220])
+    x_max: int = Field(examples=[310])
+    y_max: int = Field(examples=[467])
+
+
+class Predictions(BaseModel):
+    """What was found, the surest first."""
+
+    success: bool
+    code: int = Field(examples=[200])
+    count: int = Field(examples=[1])
+    predictions: list[Prediction]
+    inferenceMs: int = Field(examples=[21])  # noqa: N815  # the API's own name
+    processMs: int = Field(examples=[26])  # noqa: N815
+
+
+class CustomModels(BaseModel):
+    """The names that `/v1/vision/custom/{model}` takes."""
+
+    success: bool
+    code: int = Field(examples=[200])
+    models: list[str] = Field(examples=[["resnet18-coco-512"]])
+
+
+def shape_problem(problem: Problem) -> Mapping[str, Any]:
+    """Returns a problem as these clients read one."""
+    error = f"{problem.title}: {problem.detail}"
+    return {"success": False, "code": problem.status, "error": error, "count": 0, "predictions": []}
+
+
+def build_deepstack_router(service: Service) -> APIRouter:
+    """Returns the routes over `service`."""
+    settings, metadata, metrics = service.settings, service.detector.metadata, service.metrics
+    most = service.detector.most_detections
+    router = APIRouter(tags=["DeepStack, CodeProject.AI"])
+    refusals = document(400, 408, 413, 415, 422, 500, 503, shape=shape_problem)
+
+    @router.post(
+        "/v1/vision/detection",
+        summary="Find objects in a picture",
+        response_model=Predictions,
+        responses=refusals,
+        openapi_extra=_BODY,
+    )
+    async def detect(
+        request: Request,
+        limit: Annotated[int, Query(ge=1, le=most, description="most predictions")] = min(
+            settings.deepstack_limit, most
+        ),
+    ) -> Response:
+        started = time.perf_counter()
+        with service.batcher.admit() as submit:
+            parts = await read_parts(request, settings.max_image_bytes, settings.body_timeout_seconds)
+            data, threshold = _find_image(parts), _find_threshold(parts, settings.threshold)
+            read = time.perf_counter()
+            async with cancelled_on_disconnect(request):
+                found = await find_objects(service, submit, data, Filter(threshold, limit))
+        computed = time.perf_counter()
+        content = _encode(found, metadata.labels, computed - started)
+
+        metrics.stage_seconds.labels("read").observe(read - started)
+        metrics.stage_seconds.labels("encode").observe(time.perf_counter() - computed)
+        return Response(content, media_type="application/json")
+
+    @router.post("/v1/vision/custom/list", summary="What is served")
+    async def list_models() -> CustomModels:
+        return CustomModels(success=True, code=200, models=[metadata.name])
+
+    @router.post(
+        "/v1/vision/custom/{model}",
+        summary="Find objects in a picture with the model of this name",
+        response_model=Predictions,
+        responses=document(404, shape=shape_problem) | refusals,
+        openapi_extra=_BODY,
+    )
+    async def detect_with(
+        request: Request,
+        model: str,
+        limit: Annotated[int, Query(ge=1, le=most, description="most predictions")] = min(
+            settings.deepstack_limit, most
+        ),
+    ) -> Response:
+        service.check_model(model)
+        return await detect(request, limit)
+
+    return router
+
+
+def _find_image(parts: Sequence[Part]) -> bytes:
+    images = [part.data for part in parts if part.is_file or part.name == "image"]
+    if len(images) != 1:
+        raise InvalidForm(f"the form holds {len(images) or 'no'} images: send one, as the part `image`")
+    if not images[0]:
+        raise EmptyBody("the part `image` is empty")
+    return images[0]
+
+
+def _find_threshold(parts: Sequence[Part], default: float) -> float:
+    for part in parts:
+        if part.name == "min_confidence" and not part.is_file:
+            try:
+                threshold = float(part.data)
+            except ValueError:
+                threshold = math.nan
+            if not 0 <= threshold <= 1:
+                raise InvalidForm("min_confidence is no number from 0 to 1")
+            return threshold
+    return default
+
+
+def _encode(found: Found, labels: Sequence[str], seconds: float) -> bytes:
+    rows = found.detections
+    predictions = [
+        {"label": labels[index], "confidence": round(score, 4), "x_min": x1, "y_min": y1, "x_max": x2, "y_max": y2}
+        for (x1, y1, x2, y2), score, index in zip(
+            rows.boxes_xyxy.round().astype(int).tolist(), rows.scores.tolist(), rows.labels.tolist(), strict=True
+        )
+    ]
+    return to_json(
+        {
+            "success": True,
+            "code": 200,
+            "count": len(predictions),
+            "predictions": predictions,
+            "inferenceMs": round(found.inference_seconds * 1000),
+            "processMs": round(seconds * 1000),
+        }
+    )

@@ -1,0 +1,28 @@
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator
+
+import anyio.lowlevel
+import uvicorn
+
+from app.server import create_app
+from app.settings import Settings
+from model.detector import Detector
+from tests.app.client import Client
+
+
+@contextlib.asynccontextmanager
+async def listen(settings: Settings, detector: Detector) -> AsyncIterator[Client]:
+    """Serves on a real socket of this machine."""
+    config = uvicorn.Config(create_app(settings, detector), http="httptools", log_config=None)
+    server = uvicorn.Server(config)
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        task = asyncio.create_task(server.serve(sockets=[listener]))
+        while not server.started:
+            await anyio.lowlevel.checkpoint()
+        async with Client(base_url=f"http://127.0.0.1:{listener.getsockname()[1]}") as client:
+            yield client
+        server.should_exit = True
+        await task
