@@ -76,6 +76,11 @@ class Batcher(Generic[Item, Result]):
         self.admitted = 0
 
     @property
+    def closed(self) -> bool:
+        """Whether it has ended, or is about to."""
+        return self._closed
+
+    @property
     def queued(self) -> int:
         """How many items wait for the next batch."""
         return len(self._waiting)

@@ -19,6 +19,7 @@ from app.form import InvalidForm
 from app.metrics import Metrics
 from app.pipeline import TooManyImages
 from app.service import NotReady, UnknownModel
+from app.tensors import InvalidTensor
 from model.image import BrokenImage, TooManyPixels, UnknownFormat
 
 Shape = Callable[[Problem], Mapping[str, Any]]
@@ -37,6 +38,7 @@ KINDS: Mapping[type[Exception], Kind] = {
     EmptyBody: Kind(400, "empty-body", "No image was sent"),
     InvalidForm: Kind(400, "invalid-form", "The form does not hold what is needed"),
     InvalidJson: Kind(400, "invalid-json", "The JSON does not hold what is needed"),
+    InvalidTensor: Kind(400, "invalid-tensor", "The tensors are not what the model takes"),
     UnknownModel: Kind(404, "unknown-model", "There is no model of this name"),
     NotAcceptable: Kind(406, "not-acceptable", "There is no answer of an accepted type"),
     SlowBody: Kind(408, "slow-body", "The image took too long to arrive"),

@@ -9,13 +9,14 @@ import cv2
 from fastapi import FastAPI, Response
 from prometheus_client import CONTENT_TYPE_LATEST, disable_created_metrics
 
-from app import __version__, deepstack
+from app import __version__, deepstack, inference_protocol
 from app.answers import Health, Models, describe_model
 from app.deepstack import build_deepstack_router
 from app.detection import build_detection_router
 from app.errors import answer_errors, document
+from app.inference_protocol import build_inference_router
 from app.metrics import CountRequests
-from app.service import NotReady, build_service
+from app.service import build_service
 from app.settings import Settings
 from model.detector import Detector
 
@@ -31,10 +32,10 @@ def create_app(settings: Settings, detector: Detector) -> FastAPI:
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        app.state.running = asyncio.create_task(service.run())
+        running = asyncio.create_task(service.run())
         yield
         service.batcher.close()
-        await app.state.running
+        await running
         service.decoders.shutdown(wait=False, cancel_futures=True)
 
     app = FastAPI(
@@ -46,18 +47,18 @@ def create_app(settings: Settings, detector: Detector) -> FastAPI:
     app.add_middleware(CountRequests, metrics=service.metrics)
     app.include_router(build_detection_router(service))
     app.include_router(build_deepstack_router(service))
-    answer_errors(app, service.metrics, {deepstack.PATH: deepstack.shape_problem})
+    app.include_router(build_inference_router(service))
+    shapes = {deepstack.PATH: deepstack.shape_problem, inference_protocol.PATH: inference_protocol.shape_problem}
+    answer_errors(app, service.metrics, shapes)
 
     @app.get("/health/live", summary="Is the process worth keeping?", responses=document(503))
     async def live() -> Health:
-        if app.state.running.done():
-            raise NotReady("inference has ended; the server's log says why")
+        service.check_live()
         return Health(status="live")
 
     @app.get("/health/ready", summary="Is the model warmed up?", responses=document(503))
     async def ready() -> Health:
-        if not service.batcher.running:
-            raise NotReady("the model is being warmed up, or has ended")
+        service.check_ready()
         return Health(status="ready")
 
     @app.get("/models", summary="What is served")

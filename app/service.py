@@ -37,6 +37,16 @@ class Service:
     decoders: ThreadPoolExecutor
     metrics: Metrics
 
+    def check_live(self) -> None:
+        """Raises `NotReady` where inference has ended."""
+        if self.batcher.closed:
+            raise NotReady("inference has ended; the server's log says why")
+
+    def check_ready(self) -> None:
+        """Raises `NotReady` where nothing is computed yet, or any more."""
+        if not self.batcher.running:
+            raise NotReady("the model is being warmed up, or has ended")
+
     def check_model(self, name: str) -> None:
         """Raises `UnknownModel` where `name` is not the model's."""
         if name != self.detector.metadata.name:

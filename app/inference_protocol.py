@@ -1,0 +1,157 @@
+"""The routes of the Open Inference Protocol v2, as Triton, KServe and OpenVINO Model Server have them."""
+
+import asyncio
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from pydantic import BaseModel, Field
+
+from app import __version__
+from app.answers import Problem
+from app.body import read_body
+from app.disconnect import cancelled_on_disconnect
+from app.errors import document
+from app.pipeline import Filter, Found, admit_each, count_places, find_objects_in_each
+from app.service import Service
+from app.tensors import DATATYPES, read_inference, write_inference
+
+PATH = "/v2"
+_HEADER_LENGTH = "inference-header-content-length"
+_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "description": "One input. `image`, BYTES of shape [n]: image files, base64 where they are in the JSON. Or "
+        "`pixels`, UINT8 of shape [n, height, width, 3]: RGB, of any size. With the binary tensor extension the "
+        "tensor follows the JSON, whose length is then in the header `Inference-Header-Content-Length`.",
+        "content": {
+            "application/json": {
+                "schema": {"type": "object", "required": ["inputs"]},
+                "example": {
+                    "inputs": [{"name": "image", "shape": [1], "datatype": "BYTES", "data": ["/9j/4AAQSkZJRg…"]}],
+                    "parameters": {"threshold": 0.5, "limit": 10},
+                },
+            },
+            "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
+        },
+    }
+}
+
+
+class ServerDescription(BaseModel):
+    """The server."""
+
+    name: str = Field(examples=["centernet-service"])
+    version: str
+    extensions: list[str] = Field(examples=[["binary_tensor_data"]])
+
+
+class TensorDescription(BaseModel):
+    """A tensor that the model takes or gives; -1 is any length."""
+
+    name: str = Field(examples=["boxes"])
+    datatype: str = Field(examples=["FP32"])
+    shape: list[int] = Field(examples=[[-1, -1, 4]])
+
+
+class TensorModel(BaseModel):
+    """The model. Its inputs are two ways to send the same: a request has one of them."""
+
+    name: str = Field(examples=["resnet18-coco-512"])
+    versions: list[str]
+    platform: str = Field(examples=["onnxruntime_onnx"])
+    inputs: list[TensorDescription]
+    outputs: list[TensorDescription]
+
+
+def shape_problem(problem: Problem) -> Mapping[str, Any]:
+    """Returns a problem as these clients read one."""
+    return {"error": f"{problem.title}: {problem.detail}"}
+
+
+def build_inference_router(service: Service) -> APIRouter:
+    """Returns the routes over `service`."""
+    settings, metadata, metrics = service.settings, service.detector.metadata, service.metrics
+    router = APIRouter(tags=["Open Inference Protocol"])
+    not_ready = document(503, shape=shape_problem)
+    unknown = document(404, shape=shape_problem)
+
+    @router.get("/v2", summary="What serves")
+    async def describe_server() -> ServerDescription:
+        return ServerDescription(name="centernet-service", version=__version__, extensions=["binary_tensor_data"])
+
+    @router.get("/v2/health/live", summary="Is the process worth keeping?", responses=not_ready)
+    async def live() -> dict[str, bool]:
+        service.check_live()
+        return {"live": True}
+
+    @router.get("/v2/health/ready", summary="Is the model warmed up?", responses=not_ready)
+    async def ready() -> dict[str, bool]:
+        service.check_ready()
+        return {"ready": True}
+
+    @router.get("/v2/models/{model}", summary="What the model takes and gives", responses=unknown)
+    async def describe_model(model: str) -> TensorModel:
+        service.check_model(model)
+        shapes = {"boxes": [-1, -1, 4]}
+        return TensorModel(
+            name=metadata.name,
+            versions=[],
+            platform="onnxruntime_onnx",
+            inputs=[
+                TensorDescription(name="image", datatype="BYTES", shape=[-1]),
+                TensorDescription(name="pixels", datatype="UINT8", shape=[-1, -1, -1, 3]),
+            ],
+            outputs=[
+                TensorDescription(name=name, datatype=datatype, shape=shapes.get(name, [-1, -1]))
+                for name, datatype in DATATYPES.items()
+            ],
+        )
+
+    @router.get("/v2/models/{model}/ready", summary="Is the model warmed up?", responses=unknown | not_ready)
+    async def model_ready(model: str) -> dict[str, Any]:
+        service.check_model(model)
+        service.check_ready()
+        return {"name": model, "ready": True}
+
+    @router.post(
+        "/v2/models/{model}/infer",
+        summary="Find objects in pictures",
+        response_description="`boxes` in each picture's own pixels, `scores`, `labels` and `names`, the surest first",
+        responses=document(400, 404, 408, 413, 415, 422, 500, 503, shape=shape_problem),
+        response_class=Response,
+        openapi_extra=_BODY,
+    )
+    async def infer(request: Request, model: str) -> Response:
+        started = time.perf_counter()
+        service.check_model(model)
+        places = count_places(service, request)
+        loop = asyncio.get_running_loop()
+        with service.batcher.admit(places):
+            body = await read_body(request, settings.max_request_bytes, settings.body_timeout_seconds)
+            inference, pictures = await loop.run_in_executor(
+                service.decoders, read_inference, body, request.headers.get(_HEADER_LENGTH)
+            )
+            read = time.perf_counter()
+            parameters = inference.parameters
+            threshold = settings.threshold if parameters.threshold is None else parameters.threshold
+            wanted = Filter(threshold, parameters.limit or settings.limit)
+            with admit_each(service, len(pictures), places) as submit:
+                async with cancelled_on_disconnect(request):
+                    results = await find_objects_in_each(service, submit, pictures, wanted)
+        computed = time.perf_counter()
+        found: list[Found] = []
+        for result in results:
+            if isinstance(result, Exception):  # a tensor has no place for one picture's fault
+                raise result
+            found.append(result)
+        content, json_length = write_inference(inference, metadata.name, found, metadata.labels)
+
+        metrics.stage_seconds.labels("read").observe(read - started)
+        metrics.stage_seconds.labels("encode").observe(time.perf_counter() - computed)
+        if json_length is None:
+            return Response(content, media_type="application/json")
+        return Response(content, headers={_HEADER_LENGTH: str(json_length)}, media_type="application/octet-stream")
+
+    return router

@@ -1,0 +1,184 @@
+"""Tensors of the Open Inference Protocol v2, as JSON and in its binary extension."""
+
+import binascii
+import math
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, Field, ValidationError
+from pydantic_core import to_json
+
+from app.pipeline import Found
+
+Array = NDArray[Any]
+DATATYPES = {"boxes": "FP32", "scores": "FP32", "labels": "INT64", "names": "BYTES"}
+
+
+class InvalidTensor(Exception):
+    """The request's tensors cannot be read, or are not what the model takes."""
+
+
+class InputParameters(BaseModel):
+    """How a tensor travels: `binary_data_size` bytes behind the JSON, or inside it."""
+
+    binary_data_size: int | None = Field(None, ge=0)
+
+
+class Input(BaseModel):
+    """A tensor of the request."""
+
+    name: str = Field(examples=["image"])
+    shape: list[Annotated[int, Field(ge=1)]] = Field(examples=[[1]])
+    datatype: str = Field(examples=["BYTES"])
+    parameters: InputParameters = InputParameters()
+    data: list[Any] | None = Field(None, examples=[["/9j/4AAQSkZJRg…"]])
+
+
+class OutputParameters(BaseModel):
+    """How a tensor shall travel."""
+
+    binary_data: bool | None = None
+
+
+class Output(BaseModel):
+    """A tensor that the client wants."""
+
+    name: str = Field(examples=["boxes"])
+    parameters: OutputParameters = OutputParameters()
+
+
+class RequestParameters(BaseModel):
+    """What `/detect` takes as its query, and how tensors travel that say nothing of it."""
+
+    threshold: float | None = Field(None, ge=0, le=1, allow_inf_nan=False)
+    limit: int | None = Field(None, ge=1)
+    binary_data_output: bool = False
+
+
+class Inference(BaseModel):
+    """A request; without `outputs` the client wants all."""
+
+    id: str | None = None
+    inputs: list[Input]
+    outputs: list[Output] = []
+    parameters: RequestParameters = RequestParameters()
+
+
+def read_inference(body: bytes, header_length: str | None) -> tuple[Inference, list[bytes | NDArray[np.uint8]]]:
+    """Returns the request and its pictures, image files or RGB pixels (h, w, 3); raises `InvalidTensor`.
+
+    The JSON is the whole body, or its first `header_length` bytes with the binary tensor behind it.
+    """
+    if header_length is not None and not (header_length.isdecimal() and int(header_length) <= len(body)):
+        raise InvalidTensor("Inference-Header-Content-Length is not a length within the body")
+    end = len(body) if header_length is None else int(header_length)
+    try:
+        inference = Inference.model_validate_json(body[:end])
+    except ValidationError as error:
+        faults = (f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
+        raise InvalidTensor("; ".join(faults)) from error
+    unknown = [output.name for output in inference.outputs if output.name not in DATATYPES]
+    if unknown:
+        raise InvalidTensor(f"there is no output {', '.join(unknown)}; there is {', '.join(DATATYPES)}")
+    if len(inference.inputs) != 1:
+        raise InvalidTensor("send one input, `image` or `pixels`")
+    return inference, _read_pictures(inference.inputs[0], body[end:])
+
+
+def write_inference(
+    inference: Inference, model: str, results: Sequence[Found], labels: Sequence[str]
+) -> tuple[bytes, int | None]:
+    """Returns the answer, and the length of its JSON where tensors follow behind that.
+
+    Pictures with fewer detections than others are filled up with rows of score 0, label -1 and an empty name.
+    """
+    arrays = _stack(results, labels)
+    binary = inference.parameters.binary_data_output
+    outputs: list[dict[str, Any]] = []
+    tail: list[bytes] = []
+    for wanted in inference.outputs or [Output(name=name) for name in arrays]:
+        array = arrays[wanted.name]
+        output: dict[str, Any] = {
+            "name": wanted.name,
+            "datatype": DATATYPES[wanted.name],
+            "shape": list(array.shape),
+        }
+        if binary if wanted.parameters.binary_data is None else wanted.parameters.binary_data:
+            tail.append(_to_bytes(array))
+            output["parameters"] = {"binary_data_size": len(tail[-1])}
+        else:
+            output["data"] = array.ravel().tolist()
+        outputs.append(output)
+    answer: Mapping[str, Any] = {"model_name": model, "outputs": outputs}
+    head = to_json(answer if inference.id is None else {"id": inference.id, **answer})
+    return b"".join([head, *tail]), len(head) if tail else None
+
+
+def _read_pictures(tensor: Input, tail: bytes) -> list[bytes | NDArray[np.uint8]]:
+    size = tensor.parameters.binary_data_size
+    if len(tail) != (size or 0) or (size is None) == (tensor.data is None):
+        raise InvalidTensor(f"{tensor.name} needs data in the JSON, or binary_data_size bytes behind it")
+    if (tensor.name, tensor.datatype, len(tensor.shape)) == ("image", "BYTES", 1):
+        files = _split(tail) if tensor.data is None else _decode_base64(tensor.data)
+        if len(files) != tensor.shape[0]:
+            raise InvalidTensor(f"image holds {len(files)} elements, not {tensor.shape[0]}")
+        return list(files)
+    if (tensor.name, tensor.datatype, tensor.shape[-1:]) == ("pixels", "UINT8", [3]) and len(tensor.shape) in (3, 4):
+        pixels = np.frombuffer(tail, np.uint8) if tensor.data is None else _to_pixels(tensor.data)
+        if pixels.size != math.prod(tensor.shape):
+            raise InvalidTensor(f"pixels holds {pixels.size} values, not {math.prod(tensor.shape)}")
+        return list(pixels.reshape(-1, *tensor.shape[-3:]))
+    raise InvalidTensor("send `image`, BYTES of shape [n], or `pixels`, UINT8 of shape [n, height, width, 3]")
+
+
+def _split(tail: bytes) -> list[bytes]:
+    """Takes apart elements that each follow their length, four bytes, the lowest first."""
+    elements: list[bytes] = []
+    at = 0
+    while at < len(tail):
+        end = at + 4 + int.from_bytes(tail[at : at + 4], "little")
+        if at + 4 > len(tail) or end > len(tail):
+            raise InvalidTensor("an element of image is longer than the body")
+        elements.append(tail[at + 4 : end])
+        at = end
+    return elements
+
+
+def _decode_base64(data: Sequence[Any]) -> list[bytes]:
+    try:
+        return [binascii.a2b_base64(element, strict_mode=True) for element in data]
+    except (ValueError, TypeError) as error:
+        raise InvalidTensor(f"in JSON, elements of image are base64: {error}") from error
+
+
+def _to_pixels(data: Sequence[Any]) -> NDArray[np.uint8]:
+    try:
+        values = np.asarray(data)
+    except ValueError as error:
+        raise InvalidTensor(f"the values of pixels form no rectangle: {error}") from error
+    if values.dtype.kind != "i" or values.min() < 0 or values.max() > 255:
+        raise InvalidTensor("the values of pixels are whole numbers from 0 to 255")
+    return values.astype(np.uint8)
+
+
+def _stack(results: Sequence[Found], labels: Sequence[str]) -> dict[str, Array]:
+    pictures, rows = len(results), max(len(result.detections.scores) for result in results)
+    boxes = np.zeros((pictures, rows, 4), "<f4")
+    scores = np.zeros((pictures, rows), "<f4")
+    indices = np.full((pictures, rows), -1, "<i8")
+    for picture, result in enumerate(results):
+        found = result.detections
+        count = len(found.scores)
+        boxes[picture, :count], scores[picture, :count] = found.boxes_xyxy, found.scores
+        indices[picture, :count] = found.labels
+    names = np.array([*labels, ""], object)[indices]  # -1 takes the last
+    return {"boxes": boxes, "scores": scores, "labels": indices, "names": names}
+
+
+def _to_bytes(array: Array) -> bytes:
+    if array.dtype != object:
+        return array.tobytes()
+    elements = [name.encode() for name in array.ravel()]
+    return b"".join(len(element).to_bytes(4, "little") + element for element in elements)

@@ -1,0 +1,193 @@
+import asyncio
+import base64
+import json
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tritonclient.http as triton
+from httpx import Response
+from tritonclient.utils import InferenceServerException
+
+from app import __version__
+from app.settings import Settings
+from model.detector import Detector
+from tests.app.client import Client, Serve
+from tests.app.colours import GREEN, PHOTO, PHOTO_PNG, encode, paint
+from tests.app.listener import listen
+
+pytestmark = pytest.mark.anyio
+
+RED_BOX, GREEN_BOX, BLUE_BOX = [32, 16, 96, 64], [112, 80, 176, 112], [16, 96, 48, 112]
+SMALL = paint(48, 32, (GREEN, (0, 0, 24, 16)))
+
+
+@pytest.fixture
+async def address(make_settings: Callable[..., Settings], model_path: Path) -> AsyncIterator[str]:
+    async with listen(make_settings(), Detector(model_path, "cpu", 1)) as client:
+        yield f"{client.base_url.host}:{client.base_url.port}"
+
+
+async def ask(address: str, question: Callable[[triton.InferenceServerClient], Any]) -> Any:
+    """Asks with the real client, in the one thread that its event loop belongs to."""
+
+    def run() -> Any:
+        with triton.InferenceServerClient(address) as client:
+            return question(client)
+
+    return await asyncio.to_thread(run)
+
+
+def put(name: str, values: np.ndarray, datatype: str, binary: bool = True) -> triton.InferInput:
+    tensor = triton.InferInput(name, list(values.shape), datatype)
+    tensor.set_data_from_numpy(values, binary_data=binary)
+    return tensor
+
+
+async def test_real_client_learns_what_is_served(address: str) -> None:
+    def question(client: triton.InferenceServerClient) -> Any:
+        return (
+            [client.is_server_live(), client.is_server_ready(), client.is_model_ready("colours")],
+            client.is_model_ready("other"),
+            client.get_server_metadata(),
+            client.get_model_metadata("colours"),
+        )
+
+    well, other, server, model = await ask(address, question)
+    assert well == [True, True, True]
+    assert other is False
+    assert server == {"name": "centernet-service", "version": __version__, "extensions": ["binary_tensor_data"]}
+    assert model == {
+        "name": "colours",
+        "versions": [],
+        "platform": "onnxruntime_onnx",
+        "inputs": [
+            {"name": "image", "datatype": "BYTES", "shape": [-1]},
+            {"name": "pixels", "datatype": "UINT8", "shape": [-1, -1, -1, 3]},
+        ],
+        "outputs": [
+            {"name": "boxes", "datatype": "FP32", "shape": [-1, -1, 4]},
+            {"name": "scores", "datatype": "FP32", "shape": [-1, -1]},
+            {"name": "labels", "datatype": "INT64", "shape": [-1, -1]},
+            {"name": "names", "datatype": "BYTES", "shape": [-1, -1]},
+        ],
+    }
+
+
+async def test_real_client_sends_files(address: str) -> None:
+    files = np.array([PHOTO_PNG, encode(SMALL)], object)
+    result = await ask(address, lambda client: client.infer("colours", [put("image", files, "BYTES")], request_id="7"))
+    assert result.get_response()["id"] == "7"
+    assert result.as_numpy("boxes").tolist() == [[RED_BOX, GREEN_BOX], [[0, 0, 24, 16], [0, 0, 0, 0]]]
+    assert result.as_numpy("scores").tolist() == [[np.float32(0.9), np.float32(0.6)], [np.float32(0.6), 0]]
+    assert result.as_numpy("labels").tolist() == [[0, 1], [1, -1]]
+    assert result.as_numpy("names").tolist() == [[b"red", b"green"], [b"green", b""]]
+
+
+@pytest.mark.parametrize("binary_input", [False, True])
+@pytest.mark.parametrize("binary_output", [False, True])
+async def test_real_client_sends_pixels(address: str, binary_input: bool, binary_output: bool) -> None:
+    inputs = [put("pixels", PHOTO[None], "UINT8", binary_input)]
+    outputs = [triton.InferRequestedOutput(name, binary_data=binary_output) for name in ("names", "boxes")]
+    parameters = {"threshold": 0.1, "limit": 3}
+    result = await ask(address, lambda client: client.infer("colours", inputs, outputs=outputs, parameters=parameters))
+    assert result.as_numpy("boxes").tolist() == [[RED_BOX, GREEN_BOX, BLUE_BOX]]
+    names = [name.decode() if binary_output else name for name in result.as_numpy("names").ravel()]
+    assert names == ["red", "green", "blue"]
+    assert result.as_numpy("scores") is None
+
+
+async def test_real_client_reads_that_nothing_was_found(address: str) -> None:
+    inputs = [put("pixels", paint(30, 20)[None], "UINT8")]
+    result = await ask(address, lambda client: client.infer("colours", inputs))
+    assert result.as_numpy("boxes").shape == (1, 0, 4)
+    assert result.as_numpy("names").shape == (1, 0)
+
+
+async def test_real_client_hears_of_a_refusal(address: str) -> None:
+    inputs = [put("image", np.array([b"hello"], object), "BYTES")]
+    with pytest.raises(InferenceServerException, match="not an image of a known format") as caught:
+        await ask(address, lambda client: client.infer("colours", inputs))
+    assert caught.value.status() == "415"
+
+
+async def send(client: Client, model: str = "colours", **changes: Any) -> Response:
+    data = [base64.b64encode(PHOTO_PNG).decode()]
+    tensor = {"name": "image", "shape": [1], "datatype": "BYTES", "data": data} | changes
+    return await client.post(f"/v2/models/{model}/infer", json={"inputs": [tensor]})
+
+
+def check_error(response: Response, status: int, words: str) -> None:
+    assert (response.status_code, response.headers["content-type"]) == (status, "application/json")
+    assert set(response.json()) == {"error"}
+    assert words in response.json()["error"]
+
+
+async def test_plain_json_is_answered_in_json(client: Client) -> None:
+    response = await send(client)
+    assert response.headers["content-type"] == "application/json"
+    answer = response.json()
+    assert answer["model_name"] == "colours"
+    assert answer["outputs"][0] == {
+        "name": "boxes",
+        "datatype": "FP32",
+        "shape": [1, 2, 4],
+        "data": [*RED_BOX, *GREEN_BOX],
+    }
+    assert answer["outputs"][3] == {"name": "names", "datatype": "BYTES", "shape": [1, 2], "data": ["red", "green"]}
+
+
+async def test_one_picture_may_do_without_its_first_axis(client: Client) -> None:
+    response = await send(client, name="pixels", shape=[32, 48, 3], datatype="UINT8", data=SMALL.tolist())
+    assert response.json()["outputs"][0]["data"] == [0, 0, 24, 16]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"name": "photo"}, "send `image`"),
+        ({"datatype": "FP32"}, "send `image`"),
+        ({"shape": [2]}, "1 elements, not 2"),
+        ({"shape": [0]}, "inputs.0.shape.0"),
+        ({"data": ["?"]}, "base64"),
+        ({"data": [7]}, "base64"),
+        ({"data": None}, "needs data"),
+        ({"parameters": {"binary_data_size": 5}}, "needs data"),
+        ({"name": "pixels", "datatype": "UINT8", "shape": [1, 1, 1, 3], "data": [1, 2]}, "2 values, not 3"),
+        ({"name": "pixels", "datatype": "UINT8", "shape": [1, 1, 1, 3], "data": [1, 2, 256]}, "0 to 255"),
+        ({"name": "pixels", "datatype": "UINT8", "shape": [1, 1, 1, 3], "data": [1, 2, 0.5]}, "0 to 255"),
+        ({"name": "pixels", "datatype": "UINT8", "shape": [1, 1, 1, 3], "data": [[1, 2], [3]]}, "no rectangle"),
+        ({"name": "pixels", "datatype": "UINT8", "shape": [1, 1, 1, 3], "data": []}, "0 to 255"),
+    ],
+)
+async def test_tensor_that_the_model_does_not_take(client: Client, changes: dict[str, Any], words: str) -> None:
+    check_error(await send(client, **changes), 400, words)
+
+
+async def test_garbled_requests(client: Client) -> None:
+    route = "/v2/models/colours/infer"
+    check_error(await client.post(route), 400, "Invalid JSON")
+    check_error(await client.post(route, json={"inputs": []}), 400, "one input")
+    tensor = {"name": "image", "shape": [1], "datatype": "BYTES"}
+    check_error(await client.post(route, json={"inputs": [tensor], "outputs": [{"name": "masks"}]}), 400, "masks")
+    check_error(await client.post(route, json={"inputs": [tensor], "parameters": {"limit": 0}}), 400, "limit")
+    for length in ("1000000", "-1", "x"):
+        headers = {"inference-header-content-length": length}
+        check_error(await client.post(route, content=b"{}", headers=headers), 400, "Content-Length")
+    for tail in (b"\x05\0\0\0abcd", b"\x05"):
+        head = json.dumps({"inputs": [tensor | {"parameters": {"binary_data_size": len(tail)}}]}).encode()
+        headers = {"inference-header-content-length": str(len(head))}
+        check_error(await client.post(route, content=head + tail, headers=headers), 400, "longer than the body")
+
+
+async def test_refusals_have_the_shape_of_the_api(serve: Serve) -> None:
+    async with serve(max_request_images=1, max_request_bytes=10_000, max_pixels=192 * 128) as client:
+        check_error(await send(client, model="other"), 404, "there is no model 'other'; there is 'colours'")
+        check_error(await send(client, shape=[2], data=["AAAA"] * 2), 413, "2 images")
+        check_error(await send(client, data=["A" * 10_000]), 413, "10000 bytes")
+        check_error(await client.get("/v2/nothing"), 404, "Not Found")
+        assert (await send(client)).status_code == 200
+        assert await client.sample("centernet_rejections_total", reason="unknown-model") == 1
+        assert await client.sample("centernet_requests_in_flight") == 0
