@@ -1,5 +1,6 @@
 import asyncio
 import base64
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,25 @@ async def test_bounds(serve: Serve) -> None:
         check(await send(client, b"x" * 4000), 413, "body-too-large", "4000")
     async with serve(max_queue=2) as client:
         check(await send(client, GREEN_PNG, GREEN_PNG, GREEN_PNG), 413, "too-many-images", "holds 3 images, and 2")
+
+
+async def test_long_body_takes_the_places_of_its_length_while_it_arrives(serve: Serve) -> None:
+    arrive = asyncio.Event()
+
+    async def stream() -> AsyncIterator[bytes]:
+        await arrive.wait()
+        yield PHOTO_PNG
+
+    async with serve(max_queue=8, max_image_bytes=1000, max_request_bytes=4500) as client:
+        length = {"content-length": str(len(PHOTO_PNG))}
+        known = asyncio.create_task(client.post("/detect/batch", content=stream(), headers=length))
+        await client.until("centernet_requests_in_flight", -(-len(PHOTO_PNG) // 1000))
+        unknown = asyncio.create_task(client.post("/detect/batch", content=stream()))
+        await client.until("centernet_requests_in_flight", -(-len(PHOTO_PNG) // 1000) + 5)
+        arrive.set()
+        for response in await asyncio.gather(known, unknown):
+            assert response.json()["results"][0]["detections"] == [RED_FOUND, GREEN_FOUND]
+        assert await client.sample("centernet_requests_in_flight") == 0
 
 
 async def test_every_image_takes_a_place(serve: Serve, model_path: Path) -> None:

@@ -109,6 +109,20 @@ async def test_documentation_shows_bodies_and_refusals(client: Client) -> None:
     assert (limit["minimum"], limit["maximum"], limit["default"]) == (1, 3, 3)
 
 
+async def test_documentation_shows_what_each_route_sends(client: Client) -> None:
+    paths = (await client.get("/openapi.json")).json()["paths"]
+    picture = paths["/detect"]["post"]["responses"]["200"]["content"]
+    assert set(picture) == {"application/json", "image/jpeg", "image/png"}
+    assert set(paths["/detect/batch"]["post"]["requestBody"]["content"]) == {"multipart/form-data", "application/json"}
+    for path, reason, shown in [
+        ("/v1/vision/detection", "broken-image", {"success", "code", "error", "count", "predictions"}),
+        ("/v1/vision/custom/{model}", "broken-image", {"success", "code", "error", "count", "predictions"}),
+        ("/v2/models/{model}/infer", "broken-image", {"error"}),
+    ]:
+        content = paths[path]["post"]["responses"]["422"]["content"]["application/json"]
+        assert set(content["examples"][reason]["value"]) == shown
+
+
 async def test_many_clients_at_once_all_get_their_own(client: Client) -> None:
     responses = await asyncio.gather(*(client.detect(PHOTO_PNG) for _ in range(40)))
     assert {response.status_code for response in responses} == {200}
