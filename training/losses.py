@@ -1,5 +1,7 @@
 """The losses of "Objects as Points" (arXiv 1904.07850, equations 1 to 4) and a dense one for boxes."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -68,4 +70,4 @@ def generalized_iou(a: Tensor, b: Tensor) -> Tensor:
     return overlap / union.clamp(min=1e-6) - (hull - union) / hull.clamp(min=1e-6)
 
 
-HEATMAP_LOSSES = {"focal": focal_loss, "quality_focal": quality_focal_loss}
+HEATMAP_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"focal": focal_loss, "quality_focal": quality_focal_loss}
