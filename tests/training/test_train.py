@@ -10,13 +10,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from tests.training.configs import small_config
 from training import train as training
-from training.checkpoint import load_checkpoint
+from training.checkpoint import Checkpoint, load_checkpoint
 from training.coco import load_coco
 from training.config import InvalidConfig
 from training.evaluate import detect_with_network
 from training.metrics import measure
 from training.optimizer import learning_rate_curve
-from training.pretrained import InvalidWeights
+from training.pretrained import InvalidWeights, load_pretrained
 from training.train import NonFiniteLoss, train
 
 
@@ -155,6 +155,34 @@ def test_a_checkpoint_that_does_not_fit_says_what_does_not(shapes: Path, tmp_pat
     assert "unknown extra" in str(fault.value)
     assert "conv1.weight is (1,) instead of (64, 3, 7, 7)" in str(fault.value)
     assert "fc.weight" not in str(fault.value)
+
+
+def test_a_checkpoint_starts_a_run_and_other_labels_get_a_new_head(
+    shapes: Path, tmp_path: Path, console: Console
+) -> None:
+    torch.manual_seed(1)
+    trained = training.build_network(small_config(shapes, tmp_path), 3)
+    labels = ("circle", "square", "triangle")
+    config = small_config(shapes, tmp_path)
+    checkpoint = Checkpoint(config, labels, (1, 2, 3), trained.state_dict(), 1, 5.0, 9.0, "0")
+    path = tmp_path / "trained.pt"
+    checkpoint.save(path)
+
+    torch.manual_seed(2)
+    same, other = (training.build_network(small_config(shapes, tmp_path), count) for count in (3, 2))
+    fresh_head = other.heatmap_head[2].weight.clone()
+    assert "everything" in load_pretrained(same, str(path), checkpoint.labels)
+    assert "all but the heatmap head" in load_pretrained(other, str(path), ("disc", "box"))
+    assert all(torch.equal(value, trained.state_dict()[key]) for key, value in same.state_dict().items())
+    assert torch.equal(other.heatmap_head[2].weight, fresh_head)
+    assert torch.equal(other.size_head[2].weight, trained.size_head[2].weight)
+
+
+def test_a_file_that_holds_no_weights_is_named(shapes: Path, tmp_path: Path, console: Console) -> None:
+    path = tmp_path / "photo.pt"
+    path.write_bytes(b"GIF89a")
+    with pytest.raises(InvalidWeights, match=r"photo\.pt: not a file of PyTorch weights"):
+        train(small_config(shapes, tmp_path, pretrained=str(path)), False, console)
 
 
 def test_photos_come_out_in_order_whatever_the_batch(shapes: Path, tmp_path: Path, console: Console) -> None:
