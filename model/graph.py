@@ -50,7 +50,10 @@ def build_onnx(network: CenterNet, height: int, width: int) -> onnx.ModelProto:
         )
     assert program is not None
     program.model.producer_name = "centernet-service"
-    return program.model_proto
+    proto = program.model_proto
+    for part in (proto.graph, *proto.graph.node, *proto.graph.value_info, *proto.graph.input, *proto.graph.output):
+        part.ClearField("metadata_props")  # the exporter's notes: file names of the machine that exported
+    return proto
 
 
 def save_onnx(proto: onnx.ModelProto, metadata: Metadata, path: Path) -> None:

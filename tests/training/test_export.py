@@ -66,6 +66,7 @@ def test_an_exported_model_carries_what_it_reaches(checkpoint: Checkpoint, datas
     assert metadata.labels == dataset.labels
     assert metadata.ap == pytest.approx(metrics.ap, abs=0.01)
     assert metadata.git_commit == "0123abc"
+    assert str(Path(__file__).parents[2]).encode() not in path.read_bytes()  # nothing of the machine that exported
     assert [file.name for file in path.parent.iterdir()] == ["shapes.onnx"]
 
 
