@@ -14,6 +14,8 @@ class Metrics:
     """Counters, histograms and gauges of one app, and those of its process."""
 
     def __init__(self) -> None:
+        # a second series for each one, of no use
+        prometheus.disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = registry = prometheus.CollectorRegistry()
         prometheus.ProcessCollector(registry=registry)
         prometheus.PlatformCollector(registry=registry)

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 
 import cv2
 from fastapi import FastAPI, Response
-from prometheus_client import CONTENT_TYPE_LATEST, disable_created_metrics
+from prometheus_client import CONTENT_TYPE_LATEST
 
 from app import __version__, deepstack, inference_protocol
 from app.answers import Health, Models, describe_model
@@ -26,7 +26,6 @@ def create_app(settings: Settings, detector: Detector) -> FastAPI:
     cv2.setNumThreads(1)  # the pool decodes in parallel already
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # broken images are answered, not logged
     warnings.filterwarnings("ignore", module=r"PIL\.")
-    disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each one, of no use
     service = build_service(settings, detector)
     description = describe_model(detector.metadata, detector.provider)
 

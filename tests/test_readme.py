@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -55,9 +56,10 @@ def running(command: str, folder: Path, environment: dict[str, str]) -> Iterator
         drain.start()
         yield address
     finally:
-        os.killpg(process.pid, 15)
+        os.killpg(process.pid, signal.SIGTERM)
         process.wait(30)
     drain.join(30)
+    process.stdout.close()
 
 
 def read_all(stream: IO[str]) -> None:
