@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, default_collate
+from torch.utils.data import DataLoader
 
 from model import image
 from model.canvas import prepare
@@ -98,7 +98,6 @@ def evaluation_batches(dataset: Dataset, size: int, batch_size: int, workers: in
             batch_size,
             num_workers=workers,
             worker_init_fn=_start_worker,
-            collate_fn=default_collate,
         )
     )
 

@@ -22,7 +22,17 @@ pytestmark = pytest.mark.anyio
 Make = Callable[..., Settings]
 
 
-async def test_client_that_hangs_up_is_not_computed(make_settings: Make, model_path: Path) -> None:
+_BATCH = json.dumps({"images": [base64.b64encode(PHOTO_PNG).decode()] * 3}).encode()
+
+
+@pytest.mark.parametrize(
+    ("route", "content_type", "body", "images"),
+    [("/detect", "image/png", PHOTO_PNG, 1), ("/detect/batch", "application/json", _BATCH, 3)],
+    ids=["one", "batch"],
+)
+async def test_client_that_hangs_up_is_not_computed(
+    make_settings: Make, model_path: Path, route: str, content_type: str, body: bytes, images: int
+) -> None:
     detector = HeldDetector(model_path)
     async with listen(make_settings(), detector) as client:
         await client.detect()
@@ -32,37 +42,15 @@ async def test_client_that_hangs_up_is_not_computed(make_settings: Make, model_p
         await client.until("centernet_batch_size_count", 2)
 
         _, writer = await asyncio.open_connection(client.base_url.host, client.base_url.port)
-        head = f"POST /detect HTTP/1.1\r\nHost: x\r\nContent-Length: {len(PHOTO_PNG)}\r\n\r\n"
-        writer.write(head.encode() + PHOTO_PNG)
-        await client.until("centernet_queue_depth", 1)
+        head = (
+            f"POST {route} HTTP/1.1\r\nHost: x\r\nContent-Type: {content_type}\r\nContent-Length: {len(body)}\r\n\r\n"
+        )
+        writer.write(head.encode() + body)
+        await client.until("centernet_queue_depth", images)
+        assert await client.sample("centernet_requests_in_flight") == 1 + images
         writer.close()
         await client.until("centernet_requests_in_flight", 1)
-        assert await client.sample("centernet_requests_total", route="/detect", status="499") == 1
-
-        detector.gate.set()
-        assert (await first).status_code == 200
-        await client.detect()
-        assert detector.batches == [1, 1]
-
-
-async def test_batch_of_a_client_that_hangs_up_is_not_computed(make_settings: Make, model_path: Path) -> None:
-    detector = HeldDetector(model_path)
-    async with listen(make_settings(), detector) as client:
-        await client.detect()
-        detector.batches.clear()
-        detector.gate.clear()
-        first = asyncio.create_task(client.detect())
-        await client.until("centernet_batch_size_count", 2)
-
-        _, writer = await asyncio.open_connection(client.base_url.host, client.base_url.port)
-        body = json.dumps({"images": [base64.b64encode(PHOTO_PNG).decode()] * 3}).encode()
-        head = "POST /detect/batch HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
-        writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
-        await client.until("centernet_queue_depth", 3)
-        assert await client.sample("centernet_requests_in_flight") == 4
-        writer.close()
-        await client.until("centernet_requests_in_flight", 1)
-        assert await client.sample("centernet_requests_total", route="/detect/batch", status="499") == 1
+        assert await client.sample("centernet_requests_total", route=route, status="499") == 1
 
         detector.gate.set()
         assert (await first).status_code == 200
