@@ -66,6 +66,11 @@ class Config(BaseModel):
     aspect_jitter: float = Field(0.1, ge=0, lt=1)
     flip: float = Field(0.5, ge=0, le=1)
     color_jitter: float = Field(0.4, ge=0, lt=1)
+    mosaic: float = Field(0.0, ge=0, le=1, description="share of views made of four photos, but for the last epochs")
+    mosaic_scale_range: tuple[float, float] = (0.4, 1.0)
+    repeat_threshold: float = Field(
+        0.0, ge=0, le=1, description="classes in a smaller share of the photos come oftener"
+    )
 
     # the machine
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
@@ -73,12 +78,12 @@ class Config(BaseModel):
     workers: int = Field(2, ge=0, description="processes that decode and augment")
     save_every: int = Field(200, ge=1, description="steps between two writes of the last checkpoint")
 
-    @field_validator("scale_range", mode="before")
+    @field_validator("scale_range", "mosaic_scale_range", mode="before")
     @classmethod
     def _split_flag(cls, value: object) -> object:
         return value.split(",") if isinstance(value, str) else value
 
-    @field_validator("scale_range")
+    @field_validator("scale_range", "mosaic_scale_range")
     @classmethod
     def _rising_range(cls, value: tuple[float, float]) -> tuple[float, float]:
         if not 0 < value[0] <= value[1]:
@@ -103,6 +108,10 @@ class Config(BaseModel):
     def run_folder(self) -> Path:
         """Where checkpoints and curves are written."""
         return self.output / self.name
+
+    def mosaic_share(self, epoch: int) -> float:
+        """The share of `epoch`'s views that are mosaics: none in the last fifth, which sees photos as they are."""
+        return self.mosaic if epoch < 0.8 * self.epochs else 0.0
 
     def picture_size(self, epoch: int) -> int:
         """Pixels that `epoch` trains at: a straight line over the first four fifths, in steps of 32.

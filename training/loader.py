@@ -13,15 +13,15 @@ from model import image
 from model.canvas import prepare
 from model.codec import Targets, encode
 from model.network import STRIDE
-from training.augment import augment
+from training.augment import Example, random_mosaic, random_view
 from training.coco import Dataset, InvalidDataset, Photo
 from training.config import Config
 
 
 class TrainingViews(torch.utils.data.Dataset[tuple[NDArray[np.uint8], Targets]]):
-    """The random views of one epoch.
+    """The random views of one epoch, in its order.
 
-    A view depends on (seed, epoch, index) alone, so that neither workers nor a restart change what a run sees.
+    A view depends on (seed, epoch, position) alone, so that neither workers nor a restart change what a run sees.
     """
 
     def __init__(self, dataset: Dataset, config: Config, epoch: int) -> None:
@@ -29,20 +29,48 @@ class TrainingViews(torch.utils.data.Dataset[tuple[NDArray[np.uint8], Targets]])
         self.config = config
         self.epoch = epoch
         self.size = config.picture_size(epoch)
+        random = np.random.default_rng((config.seed, epoch))
+        repeats = repeat_factors(dataset, config.repeat_threshold)
+        counts = np.floor(repeats + random.random(len(repeats))).astype(np.int64)  # 1.3: once, and again in 3 of 10
+        self.order = random.permutation(np.repeat(np.arange(len(counts)), counts))
 
     def __len__(self) -> int:
-        return len(self.dataset.photos)
+        return len(self.order)
 
-    def __getitem__(self, index: int) -> tuple[NDArray[np.uint8], Targets]:
-        photo = self.dataset.photos[index]
-        random = np.random.default_rng((self.config.seed, self.epoch, index))
-        view, boxes, labels = augment(read_photo(photo), photo.boxes_xyxy, photo.labels, self.size, self.config, random)
+    def __getitem__(self, position: int) -> tuple[NDArray[np.uint8], Targets]:
+        random = np.random.default_rng((self.config.seed, self.epoch, position))
+        photo = self._read(position)
+        if random.random() < self.config.mosaic_share(self.epoch):
+            others = [self._read(other) for other in random.integers(len(self.order), size=3)]
+            view = random_mosaic([photo, *others], self.size, self.config, random)
+        else:
+            view = random_view(photo, self.size, self.config, random)
         cells = self.size // STRIDE
-        class_count = len(self.dataset.labels)
         targets = encode(
-            torch.from_numpy(boxes), torch.from_numpy(labels), class_count, (cells, cells), self.config.radius_iou
+            torch.from_numpy(view.boxes_xyxy),
+            torch.from_numpy(view.labels),
+            len(self.dataset.labels),
+            (cells, cells),
+            self.config.radius_iou,
         )
-        return view, targets
+        return view.pixels, targets
+
+    def _read(self, position: int) -> Example:
+        photo = self.dataset.photos[self.order[position]]
+        return Example(read_photo(photo), photo.boxes_xyxy, photo.labels)
+
+
+def repeat_factors(dataset: Dataset, threshold: float) -> NDArray[np.float64]:
+    """How often each photo comes in an epoch, at least once: that of its rarest class, sqrt(threshold / frequency).
+
+    Shape: (photos,). A class's frequency is the share of photos that show it. Source: LVIS (arXiv 1908.03195, 4).
+    """
+    shows = np.zeros((len(dataset.photos), len(dataset.labels)), np.bool_)
+    for row, photo in zip(shows, dataset.photos, strict=True):
+        row[photo.labels] = True
+    frequency = shows.mean(0).clip(min=1e-9)
+    of_class = np.sqrt(threshold / frequency).clip(min=1.0)
+    return np.where(shows, of_class, 1.0).max(1)
 
 
 def training_batches(
@@ -50,15 +78,14 @@ def training_batches(
 ) -> Iterator[tuple[Tensor, Targets]]:
     """The batches of `epoch` from `first_step` on.
 
-    Yields: images (B, size, size, 3), uint8, RGB, and `Targets` stacked. The last, incomplete batch is dropped.
+    Yields: images (B, size, size, 3), uint8, RGB, and `Targets` stacked. Repeated photos displace others: an epoch has
+    `steps_per_epoch` batches however many come more than once.
     """
-    order = np.random.default_rng((config.seed, epoch)).permutation(len(dataset.photos))
-    steps = steps_per_epoch(dataset, config)
-    batches = order[: steps * config.batch_size].reshape(steps, config.batch_size)[first_step:]
+    positions = np.arange(steps_per_epoch(dataset, config) * config.batch_size).reshape(-1, config.batch_size)
     return iter(
         DataLoader(
             TrainingViews(dataset, config, epoch),
-            batch_sampler=[batch.tolist() for batch in batches],
+            batch_sampler=positions[first_step:].tolist(),
             num_workers=config.workers,
             pin_memory=pin_memory,
             worker_init_fn=_start_worker,

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tests.training.configs import small_config
-from training.augment import augment
+from training.augment import Example, random_mosaic, random_view
 from training.config import Config
 
 
@@ -19,7 +19,8 @@ def test_boxes_follow_the_pixels(config: Config) -> None:
     box = np.array([[50, 30, 130, 70]], np.float32)
     seen = 0
     for seed in range(40):
-        view, boxes, labels = augment(image, box, np.array([7]), 160, config, np.random.default_rng(seed))
+        example = Example(image, box, np.array([7]))
+        view, boxes, labels = random_view(example, 160, config, np.random.default_rng(seed))
         rows, columns = np.nonzero((view[:, :, 0] > 180) & (view[:, :, 1] < 60))
         if len(boxes) == 0:
             continue
@@ -35,7 +36,8 @@ def test_objects_that_the_crop_leaves_out_are_dropped(config: Config) -> None:
     boxes = np.array([[0, 0, 100, 100], [0, 0, 6, 6]], np.float32)
     kept = set()
     for seed in range(40):
-        _, left, labels = augment(image, boxes, np.array([0, 1]), 64, config, np.random.default_rng(seed))
+        example = Example(image, boxes, np.array([0, 1]))
+        _, left, labels = random_view(example, 64, config, np.random.default_rng(seed))
         assert ((left >= 0) & (left <= 64)).all()
         assert (left[:, 2:] - left[:, :2] >= 2).all()
         kept.add(tuple(labels.tolist()))
@@ -44,20 +46,39 @@ def test_objects_that_the_crop_leaves_out_are_dropped(config: Config) -> None:
 
 def test_colors_change_only_where_they_may(config: Config) -> None:
     image = np.full((64, 64, 3), (200, 100, 50), np.uint8)
-    none = np.zeros((0, 4), np.float32), np.zeros(0, np.int64)
+    example = Example(image, np.zeros((0, 4), np.float32), np.zeros(0, np.int64))
     still = config.model_copy(update={"scale_range": (1.0, 1.0), "aspect_jitter": 0.0})
-    plain, _, _ = augment(image, *none, 64, still, np.random.default_rng(0))
+    plain, _, _ = random_view(example, 64, still, np.random.default_rng(0))
     assert (plain == image).all()
     jittered = still.model_copy(update={"color_jitter": 0.4})
-    views = [augment(image, *none, 64, jittered, np.random.default_rng(seed))[0][32, 32] for seed in range(20)]
+    views = [random_view(example, 64, jittered, np.random.default_rng(seed)).pixels[32, 32] for seed in range(20)]
     assert np.std(views, axis=0).min() > 10
 
 
 def test_a_view_depends_on_its_seed_alone(config: Config) -> None:
     image = np.random.default_rng(0).integers(0, 256, (50, 80, 3), np.uint8)
-    box, label = np.array([[5, 5, 40, 40]], np.float32), np.array([0])
-    first = augment(image, box, label, 64, config, np.random.default_rng((1, 2, 3)))
-    again = augment(image, box, label, 64, config, np.random.default_rng((1, 2, 3)))
-    other = augment(image, box, label, 64, config, np.random.default_rng((1, 2, 4)))
+    example = Example(image, np.array([[5, 5, 40, 40]], np.float32), np.array([0]))
+    first = random_view(example, 64, config, np.random.default_rng((1, 2, 3)))
+    again = random_view(example, 64, config, np.random.default_rng((1, 2, 3)))
+    other = random_view(example, 64, config, np.random.default_rng((1, 2, 4)))
     assert (first[0] == again[0]).all()
     assert (first[0] != other[0]).any()
+
+
+def test_boxes_of_a_mosaic_follow_the_pixels_of_their_tile(config: Config) -> None:
+    colors = np.array([(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0)], np.uint8)
+    examples = []
+    for label, color in enumerate(colors):
+        image = np.zeros((120, 160, 3), np.uint8)
+        image[40:80, 40:120] = color
+        examples.append(Example(image, np.array([[40, 40, 120, 80]], np.float32), np.array([label])))
+    seen = set()
+    for seed in range(20):
+        view = random_mosaic(examples, 192, config, np.random.default_rng(seed))
+        assert view.pixels.shape == (192, 192, 3)
+        for box, label in zip(view.boxes_xyxy, view.labels, strict=True):
+            rows, columns = np.nonzero((np.abs(view.pixels.astype(int) - colors[label]) < 80).all(2))
+            drawn = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+            np.testing.assert_allclose(box, drawn, atol=2)
+            seen.add(int(label))
+    assert seen == {0, 1, 2, 3}

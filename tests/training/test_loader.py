@@ -1,0 +1,64 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.training.configs import small_config
+from training.coco import Dataset, Photo, load_coco
+from training.config import Config
+from training.loader import TrainingViews, repeat_factors, training_batches
+
+
+@pytest.fixture
+def dataset() -> Dataset:
+    """100 photos: class 0 on all, class 1 on 25, class 2 on one; class 3 on none."""
+
+    def photo(index: int) -> Photo:
+        labels = [0] + [1] * (index % 4 == 0) + [2] * (index == 8)
+        return Photo(index, Path(f"{index}.jpg"), 64, 64, np.zeros((len(labels), 4), np.float32), np.array(labels))
+
+    return Dataset(Path("x.json"), ("a", "b", "c", "d"), (1, 2, 3, 4), tuple(photo(i) for i in range(100)))
+
+
+def test_photos_of_rare_classes_come_oftener(dataset: Dataset) -> None:
+    factors = repeat_factors(dataset, 0.04)
+    assert factors[8] == pytest.approx(2.0)  # sqrt(0.04 / 0.01)
+    assert (np.delete(factors, 8) == 1).all()
+    assert repeat_factors(dataset, 1.0)[4] == pytest.approx(2.0)  # sqrt(1 / 0.25)
+    assert (repeat_factors(dataset, 0.0) == 1).all()
+
+
+def test_an_epoch_shows_every_photo_and_repeats_by_chance(dataset: Dataset, shapes: Path, tmp_path: Path) -> None:
+    config = small_config(shapes, tmp_path, repeat_threshold=0.0225)  # the rare photo: 1.5 times an epoch
+    counts = [np.bincount(TrainingViews(dataset, config, epoch).order, minlength=100) for epoch in range(100)]
+    assert all((np.delete(count, 8) == 1).all() for count in counts)
+    assert {int(count[8]) for count in counts} == {1, 2}
+    assert 1.3 < np.mean([count[8] for count in counts]) < 1.7
+
+
+def test_a_restart_sees_the_batches_that_the_run_would_have_seen(config: Config, train_set: Dataset) -> None:
+    whole = list(training_batches(train_set, config, 1, 0, pin_memory=False))
+    rest = list(training_batches(train_set, config, 1, 1, pin_memory=False))
+    assert len(rest) == len(whole) - 1 >= 1
+    for (images, targets), (again, targets_again) in zip(whole[1:], rest, strict=True):
+        assert (images == again).all()
+        assert (targets.heatmap == targets_again.heatmap).all()
+
+
+def test_mosaics_end_before_the_last_epochs(config: Config, train_set: Dataset) -> None:
+    config = config.model_copy(update={"epochs": 5, "mosaic": 1.0})
+    plain = config.model_copy(update={"mosaic": 0.0})
+    for epoch, is_mosaic in ((0, True), (3, True), (4, False)):
+        view, _ = TrainingViews(train_set, config, epoch)[0]
+        single, _ = TrainingViews(train_set, plain, epoch)[0]
+        assert (view != single).any() == is_mosaic
+
+
+@pytest.fixture
+def config(shapes: Path, tmp_path: Path) -> Config:
+    return small_config(shapes, tmp_path, mosaic=0.5)
+
+
+@pytest.fixture
+def train_set(config: Config) -> Dataset:
+    return load_coco(config.data_root / config.train_annotations, config.data_root / config.train_images)
