@@ -22,12 +22,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         settings = read_settings(sys.argv[1:] if arguments is None else arguments)
         logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-        detector = Detector(settings.model, settings.provider, settings.threads)
+        detectors = [Detector(path, settings.provider, settings.threads) for path in settings.find_models()]
+        app = create_app(settings, *detectors)
     except (InvalidSettings, InvalidModel, ProviderUnavailable) as error:
         print(f"centernet-serve: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     config = uvicorn.Config(
-        create_app(settings, detector),
+        app,
         host=settings.host,
         port=settings.port,
         loop="uvloop",
@@ -41,7 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     listener.listen()  # who reads the line below may connect at once
     host, port = listener.getsockname()[:2]
     address = f"[{host}]" if ":" in host else host
-    print(f"centernet-serve: {detector.metadata.name} on {detector.provider} at http://{address}:{port}", flush=True)
+    served = ", ".join(f"{detector.metadata.name} on {detector.provider}" for detector in detectors)
+    print(f"centernet-serve: {served} at http://{address}:{port}", flush=True)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # uvicorn raises it once more when it has shut down
     with contextlib.suppress(KeyboardInterrupt):
         uvicorn.Server(config).run(sockets=[listener])

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pydantic import BaseModel, Field
 from pydantic_core import to_json
 
+from app.models import Models, ServedModel
 from app.pipeline import Found
 from model.metadata import Metadata
 
@@ -77,10 +78,18 @@ class ModelDescription(BaseModel):
     labels: list[Label]
 
 
-class Models(BaseModel):
-    """Everything that is served."""
+class Refusal(BaseModel):
+    """A model file that could not be loaded."""
+
+    file: str = Field(examples=["new.onnx"])
+    reason: str
+
+
+class ModelList(BaseModel):
+    """Everything that is served; the first is used where a request names none. And what could not be loaded."""
 
     models: list[ModelDescription]
+    refused: list[Refusal]
 
 
 class Health(BaseModel):
@@ -104,11 +113,18 @@ class Answers(BaseModel):
     results: list[Answer | Problem]
 
 
-def describe_model(metadata: Metadata, provider: str) -> ModelDescription:
-    """Returns what `/models` says of the model."""
+def list_models(models: Models) -> ModelList:
+    """Returns what `/models` says."""
+    refused = [Refusal(file=path.name, reason=reason) for path, reason in models.faults.items()]
+    return ModelList(models=[describe_model(model) for model in models], refused=refused)
+
+
+def describe_model(model: ServedModel) -> ModelDescription:
+    """Returns what `/models` says of one."""
+    metadata = model.detector.metadata
     return ModelDescription(
         name=metadata.name,
-        provider=provider,
+        provider=model.detector.provider,
         precision=metadata.precision,
         input=Size(width=metadata.input_width, height=metadata.input_height),
         dataset=metadata.dataset,

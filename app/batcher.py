@@ -4,21 +4,25 @@ import asyncio
 import collections
 import contextlib
 import dataclasses
+import functools
 import logging
 import math
+import queue
+import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
+_MOST_FAILURES = 3  # batches in a row: fewer may be the fault of what is in them
+
 logger = logging.getLogger(__name__)
 
 
 class Overloaded(Exception):
-    """Every place is taken; `retry_after_seconds` is when one should be free."""
+    """Every place is taken, or the wait too long; `retry_after_seconds` is when to come again."""
 
     def __init__(self, retry_after_seconds: int) -> None:
         super().__init__(f"the server is busy; try again in {retry_after_seconds} s")
@@ -61,17 +65,30 @@ class Batcher(Generic[Item, Result]):
     """Runs `compute` in a thread of its own over up to `max_batch` items at once, first come, first served.
 
     At most `max_queue` items are admitted at a time, so that the queue is bounded, and with it the memory of what
-    happens before it. `compute` returns one result for each item; where it raises, only its own batch fails.
+    happens before it. `compute` returns one result for each item; where it raises, or takes longer than
+    `timeout_seconds`, only its own batch fails. `on_drop` is called for each item whose request ended in the queue.
     """
 
-    def __init__(self, compute: Callable[[Sequence[Item]], Sequence[Result]], max_batch: int, max_queue: int) -> None:
+    def __init__(
+        self,
+        compute: Callable[[Sequence[Item]], Sequence[Result]],
+        max_batch: int,
+        max_queue: int,
+        timeout_seconds: float = 60.0,
+        on_drop: Callable[[], object] = lambda: None,
+    ) -> None:
         self._compute = compute
         self._max_batch = max_batch
         self._max_queue = max_queue
+        self._timeout_seconds = timeout_seconds
+        self._on_drop = on_drop
         self._waiting: collections.deque[_Waiting[Item, Result]] = collections.deque()
         self._wake = asyncio.Event()
         self._closed = False
+        self._retired = False
         self._seconds_per_item = 0.0
+        self._failures = 0
+        self._left_behind: list[_Worker] = []
         self.running = False
         self.admitted = 0
 
@@ -85,34 +102,56 @@ class Batcher(Generic[Item, Result]):
         """How many items wait for the next batch."""
         return len(self._waiting)
 
+    @property
+    def failing(self) -> bool:
+        """Whether the last batches failed, one after the other."""
+        return self._failures >= _MOST_FAILURES
+
+    @property
+    def hanging(self) -> bool:
+        """Whether so many batches hang that it will not get better."""
+        return sum(worker.is_alive() for worker in self._left_behind) >= _MOST_FAILURES
+
     @contextlib.contextmanager
-    def admit(self, places: int = 1) -> Iterator[Callable[[Item], Awaitable[Served[Result]]]]:
+    def admit(
+        self, places: int = 1, patience_seconds: float = math.inf
+    ) -> Iterator[Callable[[Item], Awaitable[Served[Result]]]]:
         """Holds places from the request's first byte on and gives the way to use them; raises `Overloaded`, `Stopped`.
 
-        Awaiting what it gives raises `InferenceFailed` or `Stopped`; cancelled while queued, the item is not computed.
+        Nobody is let in who would wait longer than `patience_seconds`, as it has gone of late. Awaiting what it gives
+        raises `InferenceFailed` or `Stopped`; cancelled while queued, the item is not computed.
         """
         if self._closed:
             raise Stopped("the server is stopping")
-        if self.admitted + places > self._max_queue:
-            raise Overloaded(min(60, max(1, math.ceil(self.admitted * self._seconds_per_item))))
+        wait = self.admitted * self._seconds_per_item
+        if self.admitted + places > self._max_queue or wait > patience_seconds:
+            raise Overloaded(min(60, max(1, math.ceil(wait))))
         self.admitted += places
         try:
             yield self._submit
         finally:
             self.admitted -= places
+            if self._retired and not self.admitted:
+                self.close()
 
     async def run(self) -> None:
         """Forms batches and computes them until `close`; a batch that has begun is finished."""
-        worker = ThreadPoolExecutor(1, "inference")
+        worker = _Worker()
         self.running = True
         try:
             while await self._wake.wait() and not self._closed:
                 if batch := self._take():
-                    await self._run(batch, worker)
+                    worker = await self._run(batch, worker)
         finally:
             self.running = False
             self.close()
-            worker.shutdown(wait=False)
+            worker.stop()
+
+    def retire(self) -> None:
+        """Closes as soon as everybody admitted has left."""
+        self._retired = True
+        if not self.admitted:
+            self.close()
 
     def close(self) -> None:
         """Admits nobody any more, and ends what is queued with `Stopped`."""
@@ -133,27 +172,86 @@ class Batcher(Generic[Item, Result]):
         batch: list[_Waiting[Item, Result]] = []
         while self._waiting and len(batch) < self._max_batch:
             waiting = self._waiting.popleft()
-            if not waiting.future.done():  # done already: its client has gone
+            if waiting.future.done():  # its client has gone, or its time is up
+                self._on_drop()
+            else:
                 batch.append(waiting)
         if not self._waiting:
             self._wake.clear()
         return batch
 
-    async def _run(self, batch: list[_Waiting[Item, Result]], worker: ThreadPoolExecutor) -> None:
+    async def _run(self, batch: list[_Waiting[Item, Result]], worker: "_Worker") -> "_Worker":
+        """Computes a batch, and returns who computes the next one."""
         started = time.perf_counter()
         items = [waiting.item for waiting in batch]
         try:
-            results = await asyncio.get_running_loop().run_in_executor(worker, self._compute, items)
+            async with asyncio.timeout(self._timeout_seconds):
+                results = await worker.run(lambda: self._compute(items))
             seconds = time.perf_counter() - started
             for waiting, result in zip(batch, results, strict=True):
                 waiting.resolve(result, started, seconds)
             self._seconds_per_item += (seconds / len(batch) - self._seconds_per_item) * 0.1
+            self._failures = 0
         except Exception as error:
-            logger.exception("a batch of %d failed", len(batch))
+            self._failures += 1
+            message = "the model could not compute this image"
+            if isinstance(error, TimeoutError) and not worker.idle:
+                message = f"the model took longer than {self._timeout_seconds:g} s"
+                worker.stop()
+                self._left_behind = [each for each in [*self._left_behind, worker] if each.is_alive()]
+                worker = _Worker()
+            logger.exception("a batch of %d failed: %s", len(batch), message)
             for waiting in batch:
-                failure = InferenceFailed("the model could not compute this image")
+                failure = InferenceFailed(message)
                 failure.__cause__ = error
                 waiting.fail(failure)
         finally:
             for waiting in batch:  # only where this task was cancelled is anything left to fail
                 waiting.fail(Stopped("the server is stopping"))
+        return worker
+
+
+class _Worker:
+    """A thread that computes for the event loop; as a daemon, so that one that hangs does not keep the process."""
+
+    def __init__(self) -> None:
+        self.idle = True
+        self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._work, name="inference", daemon=True)
+        self._thread.start()
+
+    async def run(self, function: Callable[[], Result]) -> Result:
+        """Returns what `function` returns, or raises what it raises; cancelled, it leaves the thread to it."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Result] = loop.create_future()
+
+        def finish(settle: Callable[[], None]) -> None:
+            self.idle = True
+            if not future.done():
+                settle()
+
+        def job() -> None:
+            try:
+                result = function()
+                settle = functools.partial(future.set_result, result)
+            except Exception as error:
+                settle = functools.partial(future.set_exception, error)
+            with contextlib.suppress(RuntimeError):  # the loop has been closed meanwhile
+                loop.call_soon_threadsafe(finish, settle)
+
+        self.idle = False
+        self._jobs.put(job)
+        return await future
+
+    def stop(self) -> None:
+        """Ends the thread as soon as it has nothing to do."""
+        self._jobs.put(None)
+
+    def is_alive(self) -> bool:
+        """Whether the thread has not ended yet."""
+        return self._thread.is_alive()
+
+    def _work(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            job()
+            del job  # it holds the batch

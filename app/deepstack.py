@@ -5,16 +5,18 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Depends, Query, Request, Response
 from pydantic import BaseModel, Field
 from pydantic_core import to_json
 
 from app.answers import Problem
 from app.body import EmptyBody, read_parts
+from app.deadline import build_timeout_reader
 from app.disconnect import cancelled_on_disconnect
 from app.errors import document
 from app.form import InvalidForm, Part
-from app.pipeline import Filter, Found, find_objects
+from app.models import ServedModel
+from app.pipeline import Filter, Found, admit, find_objects
 from app.service import Service
 
 PATH = "/v1/"
@@ -78,10 +80,26 @@ def shape_problem(problem: Problem) -> Mapping[str, Any]:
 
 def build_deepstack_router(service: Service) -> APIRouter:
     """Returns the routes over `service`."""
-    settings, metadata, metrics = service.settings, service.detector.metadata, service.metrics
-    most = service.detector.most_detections
+    settings, metrics = service.settings, service.metrics
     router = APIRouter(tags=["DeepStack, CodeProject.AI"])
-    refusals = document(400, 408, 413, 415, 422, 500, 503, shape=shape_problem)
+    refusals = document(400, 408, 413, 415, 422, 500, 503, 504, shape=shape_problem)
+
+    read_timeout = build_timeout_reader(settings.timeout_seconds)
+
+    async def find(request: Request, model: ServedModel, limit: int, timeout_seconds: float) -> Response:
+        started = time.perf_counter()
+        async with admit(model, timeout_seconds) as submit:
+            parts = await read_parts(request, settings.max_image_bytes, settings.body_timeout_seconds)
+            data, threshold = _find_image(parts), _find_threshold(parts, settings.threshold)
+            read = time.perf_counter()
+            async with cancelled_on_disconnect(request):
+                found = await find_objects(service, model, submit, data, Filter(threshold, limit))
+        computed = time.perf_counter()
+        content = _encode(found, model.detector.metadata.labels, computed - started)
+
+        metrics.stage_seconds.labels(model.name, "read").observe(read - started)
+        metrics.stage_seconds.labels(model.name, "encode").observe(time.perf_counter() - computed)
+        return Response(content, media_type="application/json")
 
     @router.post(
         "/v1/vision/detection",
@@ -92,27 +110,14 @@ def build_deepstack_router(service: Service) -> APIRouter:
     )
     async def detect(
         request: Request,
-        limit: Annotated[int, Query(ge=1, le=most, description="most predictions")] = min(
-            settings.deepstack_limit, most
-        ),
+        timeout_seconds: Annotated[float, Depends(read_timeout)],
+        limit: Annotated[int, Query(ge=1, description="most predictions")] = settings.deepstack_limit,
     ) -> Response:
-        started = time.perf_counter()
-        with service.batcher.admit() as submit:
-            parts = await read_parts(request, settings.max_image_bytes, settings.body_timeout_seconds)
-            data, threshold = _find_image(parts), _find_threshold(parts, settings.threshold)
-            read = time.perf_counter()
-            async with cancelled_on_disconnect(request):
-                found = await find_objects(service, submit, data, Filter(threshold, limit))
-        computed = time.perf_counter()
-        content = _encode(found, metadata.labels, computed - started)
-
-        metrics.stage_seconds.labels("read").observe(read - started)
-        metrics.stage_seconds.labels("encode").observe(time.perf_counter() - computed)
-        return Response(content, media_type="application/json")
+        return await find(request, service.models.get(), limit, timeout_seconds)
 
     @router.post("/v1/vision/custom/list", summary="What is served")
     async def list_models() -> CustomModels:
-        return CustomModels(success=True, code=200, models=[metadata.name])
+        return CustomModels(success=True, code=200, models=[model.name for model in service.models])
 
     @router.post(
         "/v1/vision/custom/{model}",
@@ -124,12 +129,10 @@ def build_deepstack_router(service: Service) -> APIRouter:
     async def detect_with(
         request: Request,
         model: str,
-        limit: Annotated[int, Query(ge=1, le=most, description="most predictions")] = min(
-            settings.deepstack_limit, most
-        ),
+        timeout_seconds: Annotated[float, Depends(read_timeout)],
+        limit: Annotated[int, Query(ge=1, description="most predictions")] = settings.deepstack_limit,
     ) -> Response:
-        service.check_model(model)
-        return await detect(request, limit)
+        return await find(request, service.models.get(model), limit, timeout_seconds)
 
     return router
 

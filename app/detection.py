@@ -1,9 +1,10 @@
 """`POST /detect` and `POST /detect/batch`: pictures in, JSON or a drawn picture out."""
 
 import asyncio
+import dataclasses
 import functools
 import time
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request, Response
@@ -11,9 +12,11 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from app.accept import choose_media_type
 from app.answers import Answer, Answers, UnknownLabel, encode_answer, encode_answers
 from app.body import read_image, read_images
+from app.deadline import build_timeout_reader
 from app.disconnect import cancelled_on_disconnect
 from app.errors import describe, document
-from app.pipeline import Filter, Found, admit_each, count_places, find_objects, find_objects_in_each
+from app.models import ServedModel
+from app.pipeline import Filter, Found, admit, admit_each, count_places, find_objects, find_objects_in_each
 from app.service import Service
 from model.draw import draw_file
 
@@ -54,23 +57,32 @@ _BATCH_BODY: dict[str, Any] = {
 }
 
 
+@dataclasses.dataclass(frozen=True)
+class Wanted:
+    """What a request asks for."""
+
+    model: ServedModel
+    filter: Filter
+    timeout_seconds: float
+
+
 def build_detection_router(service: Service) -> APIRouter:
     """Returns the routes over `service`."""
-    settings, metadata, metrics = service.settings, service.detector.metadata, service.metrics
-    most = service.detector.most_detections
-    indices = {label: index for index, label in enumerate(metadata.labels)}
+    settings, metrics = service.settings, service.metrics
     router = APIRouter()
 
-    async def read_filter(
+    async def read_wanted(
+        timeout_seconds: Annotated[float, Depends(build_timeout_reader(settings.timeout_seconds))],
+        model: Annotated[str | None, Query(description="its name in `/models`; unless given, the first there")] = None,
         threshold: Annotated[
             float, Query(ge=0, le=1, allow_inf_nan=False, description="least score")
         ] = settings.threshold,
-        limit: Annotated[int, Query(ge=1, le=most, description="most detections")] = min(settings.limit, most),
-        labels: Annotated[
-            str | None, Query(description="only these, separated by commas", examples=[metadata.labels[0]])
-        ] = None,
-    ) -> Filter:
-        return Filter(threshold, limit, None if labels is None else _find_labels(labels, indices))
+        limit: Annotated[int, Query(ge=1, description="most detections")] = settings.limit,
+        labels: Annotated[str | None, Query(description="only these, separated by commas", examples=["dog"])] = None,
+    ) -> Wanted:
+        served = service.models.get(model)
+        indices = None if labels is None else _find_labels(labels, served.detector.metadata.labels)
+        return Wanted(served, Filter(threshold, limit, indices), timeout_seconds)
 
     @router.post(
         "/detect",
@@ -78,7 +90,7 @@ def build_detection_router(service: Service) -> APIRouter:
         response_model=Answer,
         description="Boxes as JSON; or, for a client that accepts `image/jpeg` or `image/png` rather than JSON, the "
         "picture at its full size, upright, with the boxes drawn.",
-        responses=document(400, 406, 408, 413, 415, 422, 500, 503)
+        responses=document(400, 404, 406, 408, 413, 415, 422, 500, 503, 504)
         | {
             200: {
                 "description": "What was found, in the picture's own pixels, the surest first",
@@ -87,14 +99,15 @@ def build_detection_router(service: Service) -> APIRouter:
         },
         openapi_extra=_BODY,
     )
-    async def detect(request: Request, wanted: Annotated[Filter, Depends(read_filter)]) -> Response:
+    async def detect(request: Request, wanted: Annotated[Wanted, Depends(read_wanted)]) -> Response:
         started = time.perf_counter()
+        model, metadata = wanted.model, wanted.model.detector.metadata
         media_type = choose_media_type(",".join(request.headers.getlist("accept")), _MEDIA_TYPES)
-        with service.batcher.admit() as submit:
+        async with admit(model, wanted.timeout_seconds) as submit:
             data = await read_image(request, settings.max_image_bytes, settings.body_timeout_seconds)
             read = time.perf_counter()
             async with cancelled_on_disconnect(request):
-                found = await find_objects(service, submit, data, wanted)
+                found = await find_objects(service, model, submit, data, wanted.filter)
                 computed = time.perf_counter()
                 if media_type == _JSON:
                     content = encode_answer(metadata, found, computed - started)
@@ -105,8 +118,8 @@ def build_detection_router(service: Service) -> APIRouter:
                     )
                     content = await asyncio.get_running_loop().run_in_executor(service.decoders, draw)
 
-        metrics.stage_seconds.labels("read").observe(read - started)
-        metrics.stage_seconds.labels("encode").observe(time.perf_counter() - computed)
+        metrics.stage_seconds.labels(model.name, "read").observe(read - started)
+        metrics.stage_seconds.labels(model.name, "encode").observe(time.perf_counter() - computed)
         return Response(content, media_type=media_type, headers={"vary": "accept"})
 
     @router.post(
@@ -114,20 +127,21 @@ def build_detection_router(service: Service) -> APIRouter:
         summary="Find objects in several pictures",
         response_model=Answers,
         response_description="For each picture, in their order, what `/detect` answers, or why it could not be read",
-        responses=document(400, 408, 413, 422, 500, 503),
+        responses=document(400, 404, 408, 413, 422, 500, 503, 504),
         openapi_extra=_BATCH_BODY,
     )
-    async def detect_batch(request: Request, wanted: Annotated[Filter, Depends(read_filter)]) -> Response:
+    async def detect_batch(request: Request, wanted: Annotated[Wanted, Depends(read_wanted)]) -> Response:
         started = time.perf_counter()
+        model, metadata = wanted.model, wanted.model.detector.metadata
         places = count_places(service, request)
-        with service.batcher.admit(places):
+        async with admit(model, wanted.timeout_seconds, places):
             files = await read_images(
                 request, settings.max_request_bytes, settings.body_timeout_seconds, settings.max_request_images
             )
             read = time.perf_counter()
-            with admit_each(service, len(files), places) as submit:
+            with admit_each(service, model, len(files), places) as submit:
                 async with cancelled_on_disconnect(request):
-                    results = await find_objects_in_each(service, submit, files, wanted)
+                    results = await find_objects_in_each(service, model, submit, files, wanted.filter)
         computed = time.perf_counter()
         content = encode_answers(
             [
@@ -138,17 +152,17 @@ def build_detection_router(service: Service) -> APIRouter:
             ]
         )
 
-        metrics.stage_seconds.labels("read").observe(read - started)
-        metrics.stage_seconds.labels("encode").observe(time.perf_counter() - computed)
+        metrics.stage_seconds.labels(model.name, "read").observe(read - started)
+        metrics.stage_seconds.labels(model.name, "encode").observe(time.perf_counter() - computed)
         return Response(content, media_type="application/json")
 
     return router
 
 
-def _find_labels(labels: str, indices: Mapping[str, int]) -> list[int]:
+def _find_labels(wanted: str, known: Sequence[str]) -> list[int]:
     """Returns the class indices of a list of labels; raises `UnknownLabel`."""
-    names = [name.strip() for name in labels.split(",")]
-    unknown = [name for name in names if name not in indices]
+    names = [name.strip() for name in wanted.split(",")]
+    unknown = [name for name in names if name not in known]
     if unknown:
-        raise UnknownLabel(f"unknown: {', '.join(map(repr, unknown))}; the model knows: {', '.join(indices)}")
-    return [indices[name] for name in names]
+        raise UnknownLabel(f"unknown: {', '.join(map(repr, unknown))}; the model knows: {', '.join(known)}")
+    return [known.index(name) for name in names]

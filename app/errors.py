@@ -15,10 +15,11 @@ from app.accept import NotAcceptable
 from app.answers import Problem, UnknownLabel
 from app.batcher import InferenceFailed, Overloaded, Stopped
 from app.body import BodyTooLarge, EmptyBody, InvalidJson, SlowBody
+from app.deadline import DeadlineExceeded
 from app.form import InvalidForm
 from app.metrics import Metrics
+from app.models import NotReady, UnknownModel
 from app.pipeline import TooManyImages
-from app.service import NotReady, UnknownModel
 from app.tensors import InvalidTensor
 from model.image import BrokenImage, TooManyPixels, UnknownFormat
 
@@ -55,6 +56,7 @@ KINDS: Mapping[type[Exception], Kind] = {
     Overloaded: Kind(503, "overloaded", "The server is busy"),
     NotReady: Kind(503, "not-ready", "The server is not ready"),
     Stopped: Kind(503, "stopped", "The server is stopping"),
+    DeadlineExceeded: Kind(504, "deadline-exceeded", "The time is up"),
 }
 
 

@@ -3,17 +3,18 @@
 import asyncio
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Depends, Request, Response
 from pydantic import BaseModel, Field
 
 from app import __version__
 from app.answers import Problem
 from app.body import read_body
+from app.deadline import build_timeout_reader
 from app.disconnect import cancelled_on_disconnect
 from app.errors import document
-from app.pipeline import Filter, Found, admit_each, count_places, find_objects_in_each
+from app.pipeline import Filter, Found, admit, admit_each, count_places, find_objects_in_each
 from app.service import Service
 from app.tensors import DATATYPES, read_inference, write_inference
 
@@ -72,7 +73,7 @@ def shape_problem(problem: Problem) -> Mapping[str, Any]:
 
 def build_inference_router(service: Service) -> APIRouter:
     """Returns the routes over `service`."""
-    settings, metadata, metrics = service.settings, service.detector.metadata, service.metrics
+    settings, metrics = service.settings, service.metrics
     router = APIRouter(tags=["Open Inference Protocol"])
     not_ready = document(503, shape=shape_problem)
     unknown = document(404, shape=shape_problem)
@@ -88,15 +89,14 @@ def build_inference_router(service: Service) -> APIRouter:
 
     @router.get("/v2/health/ready", summary="Is the model warmed up?", responses=not_ready)
     async def ready() -> dict[str, bool]:
-        service.check_ready()
+        await service.check_ready()
         return {"ready": True}
 
     @router.get("/v2/models/{model}", summary="What the model takes and gives", responses=unknown)
     async def describe_model(model: str) -> TensorModel:
-        service.check_model(model)
         shapes = {"boxes": [-1, -1, 4]}
         return TensorModel(
-            name=metadata.name,
+            name=service.models.get(model).name,
             versions=[],
             platform="onnxruntime_onnx",
             inputs=[
@@ -111,24 +111,27 @@ def build_inference_router(service: Service) -> APIRouter:
 
     @router.get("/v2/models/{model}/ready", summary="Is the model warmed up?", responses=unknown | not_ready)
     async def model_ready(model: str) -> dict[str, Any]:
-        service.check_model(model)
-        service.check_ready()
+        await service.models.get(model).check_ready()
         return {"name": model, "ready": True}
 
     @router.post(
         "/v2/models/{model}/infer",
         summary="Find objects in pictures",
         response_description="`boxes` in each picture's own pixels, `scores`, `labels` and `names`, the surest first",
-        responses=document(400, 404, 408, 413, 415, 422, 500, 503, shape=shape_problem),
+        responses=document(400, 404, 408, 413, 415, 422, 500, 503, 504, shape=shape_problem),
         response_class=Response,
         openapi_extra=_BODY,
     )
-    async def infer(request: Request, model: str) -> Response:
+    async def infer(
+        request: Request,
+        model: str,
+        timeout_seconds: Annotated[float, Depends(build_timeout_reader(settings.timeout_seconds))],
+    ) -> Response:
         started = time.perf_counter()
-        service.check_model(model)
+        served = service.models.get(model)
         places = count_places(service, request)
         loop = asyncio.get_running_loop()
-        with service.batcher.admit(places):
+        async with admit(served, timeout_seconds, places):
             body = await read_body(request, settings.max_request_bytes, settings.body_timeout_seconds)
             inference, pictures = await loop.run_in_executor(
                 service.decoders, read_inference, body, request.headers.get(_HEADER_LENGTH)
@@ -137,19 +140,19 @@ def build_inference_router(service: Service) -> APIRouter:
             parameters = inference.parameters
             threshold = settings.threshold if parameters.threshold is None else parameters.threshold
             wanted = Filter(threshold, parameters.limit or settings.limit)
-            with admit_each(service, len(pictures), places) as submit:
+            with admit_each(service, served, len(pictures), places) as submit:
                 async with cancelled_on_disconnect(request):
-                    results = await find_objects_in_each(service, submit, pictures, wanted)
+                    results = await find_objects_in_each(service, served, submit, pictures, wanted)
         computed = time.perf_counter()
         found: list[Found] = []
         for result in results:
             if isinstance(result, Exception):  # a tensor has no place for one picture's fault
                 raise result
             found.append(result)
-        content, json_length = write_inference(inference, metadata.name, found, metadata.labels)
+        content, json_length = write_inference(inference, served.name, found, served.detector.metadata.labels)
 
-        metrics.stage_seconds.labels("read").observe(read - started)
-        metrics.stage_seconds.labels("encode").observe(time.perf_counter() - computed)
+        metrics.stage_seconds.labels(served.name, "read").observe(read - started)
+        metrics.stage_seconds.labels(served.name, "encode").observe(time.perf_counter() - computed)
         if json_length is None:
             return Response(content, media_type="application/json")
         return Response(content, headers={_HEADER_LENGTH: str(json_length)}, media_type="application/octet-stream")

@@ -26,24 +26,34 @@ class Metrics:
             "centernet_request_seconds", "From request to answer.", ["route"], buckets=_SECONDS, registry=registry
         )
         self.stage_seconds = prometheus.Histogram(
-            "centernet_stage_seconds", "The parts of a detection.", ["stage"], buckets=_SECONDS, registry=registry
+            "centernet_stage_seconds",
+            "The parts of a detection.",
+            ["model", "stage"],
+            buckets=_SECONDS,
+            registry=registry,
         )
         self.batch_size = prometheus.Histogram(
-            "centernet_batch_size", "Images in one inference.", buckets=_BATCH, registry=registry
+            "centernet_batch_size", "Images in one inference.", ["model"], buckets=_BATCH, registry=registry
         )
         self.queue_depth = prometheus.Gauge(
-            "centernet_queue_depth", "Images that wait for the next inference.", registry=registry
+            "centernet_queue_depth", "Images that wait for the next inference.", ["model"], registry=registry
         )
         self.in_flight = prometheus.Gauge(
-            "centernet_requests_in_flight", "Images being read, decoded, queued or computed.", registry=registry
+            "centernet_requests_in_flight",
+            "Images being read, decoded, queued or computed.",
+            ["model"],
+            registry=registry,
+        )
+        self.abandoned = prometheus.Counter(
+            "centernet_abandoned", "Images whose request ended in the queue.", ["model"], registry=registry
         )
         self.detections = prometheus.Counter(
-            "centernet_detections", "Objects found and sent.", ["label"], registry=registry
+            "centernet_detections", "Objects found and sent.", ["model", "label"], registry=registry
         )
         self.rejections = prometheus.Counter(
             "centernet_rejections", "Requests refused or failed.", ["reason"], registry=registry
         )
-        self.model = prometheus.Info("centernet_model", "What is served.", registry=registry)
+        self.model = prometheus.Info("centernet_model", "What is served.", ["model"], registry=registry)
 
     def expose(self) -> bytes:
         """Returns everything in Prometheus' text format."""

@@ -4,13 +4,15 @@ import asyncio
 import contextlib
 import dataclasses
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 
 import numpy as np
 from fastapi import Request
 from numpy.typing import NDArray
 
 from app.batcher import InferenceFailed, Served, Stopped
+from app.deadline import cancelled_after
+from app.models import ServedModel
 from app.service import Service
 from model.detector import Detections
 from model.image import BrokenImage, TooManyPixels, UnknownFormat
@@ -54,9 +56,22 @@ class Found:
     inference_seconds: float
 
 
-async def find_objects(service: Service, submit: Submit, picture: bytes | NDArray[np.uint8], wanted: Filter) -> Found:
+@contextlib.asynccontextmanager
+async def admit(model: ServedModel, timeout_seconds: float, places: int = 1) -> AsyncIterator[Submit]:
+    """Holds places in the model's queue, and ends the block when the time is up.
+
+    Raises `DeadlineExceeded`, `Stopped`, and `Overloaded`, also where the queue is too long for the time.
+    """
+    async with cancelled_after(timeout_seconds):
+        with model.batcher.admit(places, timeout_seconds) as submit:
+            yield submit
+
+
+async def find_objects(
+    service: Service, model: ServedModel, submit: Submit, picture: bytes | NDArray[np.uint8], wanted: Filter
+) -> Found:
     """Takes one picture, an image file or RGB pixels (h, w, 3), all the way; raises `PICTURE_FAULTS`."""
-    detector, metrics = service.detector, service.metrics
+    detector = model.detector
     started = time.perf_counter()
     canvas = await asyncio.get_running_loop().run_in_executor(
         service.decoders, detector.prepare, picture, service.settings.max_pixels
@@ -65,22 +80,23 @@ async def find_objects(service: Service, submit: Submit, picture: bytes | NDArra
     served = await submit(canvas.pixels)
     detections = detector.finish(wanted.select(served.result), canvas.letterbox)
 
-    metrics.stage_seconds.labels("decode").observe(decode_seconds)
-    metrics.stage_seconds.labels("queue").observe(served.queue_seconds)
-    metrics.stage_seconds.labels("inference").observe(served.inference_seconds)
+    stage_seconds, found = service.metrics.stage_seconds, service.metrics.detections
+    stage_seconds.labels(model.name, "decode").observe(decode_seconds)
+    stage_seconds.labels(model.name, "queue").observe(served.queue_seconds)
+    stage_seconds.labels(model.name, "inference").observe(served.inference_seconds)
     for index in detections.labels.tolist():
-        metrics.detections.labels(detector.metadata.labels[index]).inc()
+        found.labels(model.name, detector.metadata.labels[index]).inc()
     return Found(detections, canvas.letterbox, decode_seconds, served.queue_seconds, served.inference_seconds)
 
 
 async def find_objects_in_each(
-    service: Service, submit: Submit, pictures: Sequence[bytes | NDArray[np.uint8]], wanted: Filter
+    service: Service, model: ServedModel, submit: Submit, pictures: Sequence[bytes | NDArray[np.uint8]], wanted: Filter
 ) -> list[Found | Exception]:
     """Takes pictures the same way side by side; gives in their order what was found, or the picture's fault."""
 
     async def find(picture: bytes | NDArray[np.uint8]) -> Found | Exception:
         try:
-            return await find_objects(service, submit, picture, wanted)
+            return await find_objects(service, model, submit, picture, wanted)
         except PICTURE_FAULTS as fault:
             return fault
 
@@ -97,10 +113,10 @@ def count_places(service: Service, request: Request) -> int:
 
 
 @contextlib.contextmanager
-def admit_each(service: Service, images: int, places: int) -> Iterator[Submit]:
+def admit_each(service: Service, model: ServedModel, images: int, places: int) -> Iterator[Submit]:
     """Holds a place for each of `images`, where `places` are held already; raises `TooManyImages`, `Overloaded`."""
     most = min(service.settings.max_request_images, service.settings.max_queue)
     if images > most:
         raise TooManyImages(f"the request holds {images} images, and {most} are allowed")
-    with service.batcher.admit(max(0, images - places)) as submit:
+    with model.batcher.admit(max(0, images - places)) as submit:
         yield submit

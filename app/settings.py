@@ -3,10 +3,10 @@
 import importlib.resources
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, ValidationError, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from model.image import MAX_PIXELS
 from model.session import Provider, count_cpus
@@ -35,7 +35,12 @@ class Settings(BaseSettings):
 
     host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 for all")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 for any free one")
-    model: Path = Field(default_factory=find_shipped_model, description="ONNX file, as `training export` writes it")
+    model: Annotated[tuple[Path, ...], NoDecode] = Field(
+        default_factory=lambda: (find_shipped_model(),),
+        description="ONNX files as `training export` writes them, and folders of them, separated by commas; "
+        "the first is used where a request names none",
+    )
+    watch: bool = Field(False, description="load models again as soon as their files change; SIGHUP does so at once")
     provider: Provider = Field("auto", description="auto is CUDA where it works, else the CPU")
     threads: int = Field(default_factory=count_cpus, ge=1, description="CPU threads of one inference")
     decode_threads: int = Field(default_factory=count_cpus, ge=1, description="images decoded at once")
@@ -45,18 +50,39 @@ class Settings(BaseSettings):
     max_request_bytes: int = Field(64 * 2**20, ge=1, description="largest request body of several images")
     max_request_images: int = Field(32, ge=1, description="most images in one request, if max_queue is not less")
     max_pixels: int = Field(MAX_PIXELS, ge=1, description="largest width x height of an image")
+    timeout_seconds: float = Field(30, gt=0, description="longest that a request may take, unless it says otherwise")
+    inference_timeout_seconds: float = Field(
+        60, gt=0, description="longest that a batch may take before it is given up"
+    )
     body_timeout_seconds: float = Field(60, gt=0, description="longest that a body may take to arrive")
     threshold: float = Field(0.3, ge=0, le=1, description="least score of a detection, unless a request says otherwise")
     limit: int = Field(100, ge=1, description="most detections of an image, unless a request says otherwise")
     deepstack_limit: int = Field(20, ge=1, description="as limit, for /v1/vision: Frigate reads no more than 20")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severity logged")
 
+    @field_validator("model", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        values = value if isinstance(value, list | tuple) else [value]
+        return tuple(part for each in values for part in (each.split(",") if isinstance(each, str) else [each]))
+
     @field_validator("model")
     @classmethod
-    def _must_exist(cls, path: Path) -> Path:
-        if not path.is_file():
-            raise ValueError(f"there is no file {path}; name an exported model")
-        return path
+    def _must_exist(cls, paths: tuple[Path, ...]) -> tuple[Path, ...]:
+        for path in paths:
+            if not path.exists():
+                raise ValueError(f"there is no file {path}; name an exported model")
+            if not _list_models(path):
+                raise ValueError(f"there is no .onnx file in {path}; export a model into it")
+        return paths
+
+    def find_models(self) -> list[Path]:
+        """Returns the model files that are there now, in the order of the setting, those of a folder by name."""
+        return list(dict.fromkeys(file for path in self.model for file in _list_models(path)))
+
+
+def _list_models(path: Path) -> list[Path]:
+    return sorted(path.glob("*.onnx")) if path.is_dir() else [path] if path.is_file() else []
 
 
 def read_settings(arguments: Sequence[str]) -> Settings:

@@ -34,10 +34,12 @@ class Detector:
     """An exported model in an ONNX Runtime session.
 
     `metadata` is what the file says of itself, `provider` ("cpu" or "cuda") where it really runs, and `most_detections`
-    how many rows it gives for one photo. Raises `InvalidModel`, naming the file, and `ProviderUnavailable`.
+    how many rows it gives for one photo; `path` is its file. Raises `InvalidModel`, naming the file, and
+    `ProviderUnavailable`.
     """
 
     def __init__(self, path: Path, provider: Provider = "auto", threads: int | None = None) -> None:
+        self.path = path
         self._session = open_session(path, provider, threads)
         self.provider = "cuda" if "CUDAExecutionProvider" in self._session.get_providers() else "cpu"
         try:

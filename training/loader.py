@@ -70,7 +70,8 @@ def repeat_factors(dataset: Dataset, threshold: float) -> NDArray[np.float64]:
         row[photo.labels] = True
     frequency = shows.mean(0).clip(min=1e-9)
     of_class = np.sqrt(threshold / frequency).clip(min=1.0)
-    return np.where(shows, of_class, 1.0).max(1)
+    factors: NDArray[np.float64] = np.where(shows, of_class, 1.0).max(1)
+    return factors
 
 
 def training_batches(

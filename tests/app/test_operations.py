@@ -59,7 +59,8 @@ async def test_models_are_described(client: Client) -> None:
                     {"label": "blue", "label_id": 30},
                 ],
             }
-        ]
+        ],
+        "refused": [],
     }
 
 
@@ -84,7 +85,7 @@ async def test_requests_are_counted(client: Client) -> None:
     assert await client.sample("centernet_queue_depth") == 0
     assert (
         await client.sample(
-            "centernet_model_info", name="colours", provider="cpu", precision="fp32", version=__version__
+            "centernet_model_info", model="colours", provider="cpu", precision="fp32", version=__version__
         )
         == 1
     )
@@ -102,11 +103,11 @@ async def test_documentation_shows_bodies_and_refusals(client: Client) -> None:
     assert (await client.get("/docs")).status_code == 200
     detect = (await client.get("/openapi.json")).json()["paths"]["/detect"]["post"]
     assert {"image/*", "multipart/form-data"} <= set(detect["requestBody"]["content"])
-    assert set(detect["responses"]) == {"200", "400", "406", "408", "413", "415", "422", "500", "503"}
+    assert set(detect["responses"]) == {"200", "400", "404", "406", "408", "413", "415", "422", "500", "503", "504"}
     for status in set(detect["responses"]) - {"200"}:
         assert set(detect["responses"][status]["content"]) == {"application/problem+json"}
     limit = next(each for each in detect["parameters"] if each["name"] == "limit")["schema"]
-    assert (limit["minimum"], limit["maximum"], limit["default"]) == (1, 3, 3)
+    assert (limit["minimum"], limit["default"]) == (1, 100)
 
 
 async def test_documentation_shows_what_each_route_sends(client: Client) -> None:

@@ -112,7 +112,8 @@ async def test_unknown_label(client: Client, form: bool) -> None:
         {"threshold": "nan"},
         {"threshold": "high"},
         {"limit": 0},
-        {"limit": 4},
+        {"timeout": 0},
+        {"timeout": "nan"},
         {"limit": 1.5},
     ],
 )

@@ -1,0 +1,44 @@
+"""Ends the work for a request whose time is up."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Annotated
+
+from fastapi import Header, Query
+
+_LONGEST = 3600.0  # seconds
+
+
+class DeadlineExceeded(Exception):
+    """The request's time was up before its answer was there."""
+
+
+@contextlib.asynccontextmanager
+async def cancelled_after(seconds: float) -> AsyncIterator[None]:
+    """Cancels its block after that time and raises `DeadlineExceeded`; what is queued of it is not computed."""
+    try:
+        async with asyncio.timeout(seconds) as clock:
+            yield
+    except TimeoutError:
+        if not clock.expired():
+            raise
+        raise DeadlineExceeded(f"the answer was not there within {seconds:g} s") from None
+
+
+def build_timeout_reader(default_seconds: float) -> Callable[..., Coroutine[None, None, float]]:
+    """Returns the dependency that reads a request's time-out in seconds."""
+
+    async def read_timeout(
+        in_query: Annotated[
+            float | None,
+            Query(alias="timeout", gt=0, le=_LONGEST, allow_inf_nan=False, description="most seconds to answer in"),
+        ] = None,
+        in_header: Annotated[
+            float | None,
+            Header(alias="X-Request-Timeout", gt=0, le=_LONGEST, allow_inf_nan=False, description="as `timeout`"),
+        ] = None,
+    ) -> float:
+        return in_query or in_header or default_seconds
+
+    return read_timeout

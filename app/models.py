@@ -1,0 +1,227 @@
+"""The models that are served: loaded, warmed up, swapped and taken away while requests run."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from app import __version__
+from app.batcher import Batcher, InferenceFailed
+from app.metrics import Metrics
+from app.settings import Settings
+from model.detector import Detections, Detector
+from model.metadata import InvalidModel
+from model.session import ProviderUnavailable
+
+logger = logging.getLogger(__name__)
+
+
+class NotReady(Exception):
+    """A model is being warmed up, or cannot be run."""
+
+
+class UnknownModel(Exception):
+    """A model was asked for by a name that is not served; the message lists those that are."""
+
+
+class ServedModel:
+    """One model and the queue in front of it."""
+
+    def __init__(self, detector: Detector, settings: Settings, metrics: Metrics) -> None:
+        self.detector = detector
+        self.name = detector.metadata.name
+        self._sizes = batch_sizes(detector.provider, settings.max_batch)
+        self._blank = np.zeros((detector.metadata.input_height, detector.metadata.input_width, 3), np.uint8)
+        self._batch_size = metrics.batch_size.labels(self.name)
+        self._is_warm = False
+        self.batcher: Batcher[NDArray[np.uint8], Detections] = Batcher(
+            self._compute,
+            settings.max_batch,
+            settings.max_queue,
+            settings.inference_timeout_seconds,
+            metrics.abandoned.labels(self.name).inc,
+        )
+
+    def warm_up(self) -> None:
+        """Computes blank pictures in each batch size that the provider prepares for; a second time does nothing."""
+        if not self._is_warm:
+            started = time.perf_counter()
+            for size in self._sizes:
+                self.detector.infer([self._blank] * size)
+            logger.info("%s: warmed up in %.1f s", self.name, time.perf_counter() - started)
+            self._is_warm = True
+
+    async def run(self) -> None:
+        """Warms the model up, then serves what has queued and what comes, until the batcher is closed."""
+        try:
+            await asyncio.to_thread(self.warm_up)
+            await self.batcher.run()
+        except Exception:
+            logger.exception("%s cannot be run", self.name)
+        finally:
+            self.batcher.close()
+
+    def check_live(self) -> None:
+        """Raises `NotReady` where inference has ended, or hangs again and again."""
+        if self.batcher.closed:
+            raise NotReady(f"{self.name}: inference has ended; the server's log says why")
+        if self.batcher.hanging:
+            raise NotReady(f"{self.name}: inference hangs; restart the server")
+
+    async def check_ready(self) -> None:
+        """Raises `NotReady` where nothing is computed yet, or any more; tries again after repeated failures."""
+        if not self.batcher.running:
+            raise NotReady(f"{self.name} is being warmed up, or has ended")
+        if self.batcher.failing:
+            try:
+                with self.batcher.admit() as submit:
+                    await submit(self._blank)
+            except InferenceFailed as error:
+                raise NotReady(f"{self.name} failed repeatedly, and just now: {error}") from error
+
+    def _compute(self, canvases: Sequence[NDArray[np.uint8]]) -> Sequence[Detections]:
+        self._batch_size.observe(len(canvases))
+        size = next((size for size in self._sizes if size >= len(canvases)), len(canvases))
+        if self.detector.provider == "cpu":
+            size = len(canvases)
+        return self.detector.infer([*canvases, *[self._blank] * (size - len(canvases))])[: len(canvases)]
+
+
+class Models:
+    """What is served, by file; the first is the one that a request without a name gets.
+
+    Raises `InvalidModel` where two files hold models of one name.
+    """
+
+    def __init__(self, detectors: Sequence[Detector], settings: Settings, metrics: Metrics) -> None:
+        self._settings = settings
+        self._metrics = metrics
+        self._served: dict[Path, ServedModel] = {}
+        self._signatures: dict[Path, tuple[int, ...]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._reloading = asyncio.Lock()
+        self.faults: dict[Path, str] = {}  # files that could not be loaded, and why
+        for detector in detectors:
+            self._check_name(detector)
+            self._put(detector.path, ServedModel(detector, settings, metrics))
+            self._signatures[detector.path] = _sign(detector.path)
+
+    def __iter__(self) -> Iterator[ServedModel]:
+        return iter(self._served.values())
+
+    def get(self, name: str | None = None) -> ServedModel:
+        """Returns the model of that name; raises `UnknownModel`."""
+        for model in self:
+            if name is None or model.name == name:
+                return model
+        raise UnknownModel(f"there is no model {name!r}; there is {', '.join(repr(model.name) for model in self)}")
+
+    def start(self) -> None:
+        """Begins to warm up and serve, in the background."""
+        for model in self:
+            self._start(model)
+
+    async def stop(self) -> None:
+        """Ends what is queued and waits for what is computed."""
+        for model in self:
+            model.batcher.close()
+        await asyncio.gather(*self._tasks)
+
+    async def reload(self) -> None:
+        """Serves what the files now hold; what has not changed goes on, and what cannot be loaded changes nothing.
+
+        A changed file's old model serves until the new one is warm, and finishes what it was given.
+        """
+        async with self._reloading:
+            paths = self._settings.find_models()
+            gone = [path for path in self._served if path not in paths]
+            for path in paths:
+                if _sign(path) != self._signatures.get(path) or path in self.faults:
+                    await self._load(path, gone)
+            self.faults = {path: reason for path, reason in self.faults.items() if path in paths}
+            self._signatures = {path: sign for path, sign in self._signatures.items() if path in paths}
+            kept = [path for path in paths if path in self._served]
+            if not kept:  # a server without a model is of no use to anybody
+                logger.error("there is no model file left: what was loaded serves on")
+                return
+            for path in gone:
+                self._take_away(path)
+            self._served = {path: self._served[path] for path in kept}
+
+    async def _load(self, path: Path, gone: Sequence[Path]) -> None:
+        signature = _sign(path)
+
+        def open_and_warm_up() -> ServedModel:
+            detector = Detector(path, self._settings.provider, self._settings.threads)
+            self._check_name(detector, gone)
+            model = ServedModel(detector, self._settings, self._metrics)
+            model.warm_up()
+            return model
+
+        try:
+            model = await asyncio.to_thread(open_and_warm_up)
+        except Exception as error:
+            known = isinstance(error, InvalidModel | ProviderUnavailable)
+            self.faults[path] = str(error) if known else f"{path}: it cannot be run: {error}"
+            logger.error("not loaded: %s", self.faults[path], exc_info=not known)
+            return
+        finally:
+            self._signatures[path] = signature
+        self.faults.pop(path, None)
+        if path in self._served:
+            self._take_away(path)
+        self._put(path, model)
+        self._start(model)
+        logger.info("%s: loaded from %s", model.name, path)
+
+    def _check_name(self, detector: Detector, gone: Sequence[Path] = ()) -> None:
+        name = detector.metadata.name
+        for path, model in self._served.items():
+            if model.name == name and path != detector.path and path not in gone:
+                raise InvalidModel(f"{detector.path}: it is named {name!r}, as {path} is: export it under another name")
+
+    def _put(self, path: Path, model: ServedModel) -> None:
+        self._served[path] = model
+        metadata = model.detector.metadata
+        self._metrics.queue_depth.labels(model.name).set_function(lambda: model.batcher.queued)
+        self._metrics.in_flight.labels(model.name).set_function(lambda: model.batcher.admitted)
+        self._metrics.model.labels(model.name).info(
+            {"provider": model.detector.provider, "precision": metadata.precision, "version": __version__}
+        )
+
+    def _start(self, model: ServedModel) -> None:
+        task = asyncio.create_task(model.run())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _take_away(self, path: Path) -> None:
+        model = self._served.pop(path)
+        if all(other.name != model.name for other in self):
+            for metric in (self._metrics.queue_depth, self._metrics.in_flight, self._metrics.model):
+                metric.remove(model.name)
+        model.batcher.retire()
+        logger.info("%s: taken away", model.name)
+
+
+def batch_sizes(provider: str, max_batch: int) -> list[int]:
+    """The batch sizes that are prepared: the powers of two up to `max_batch`, and itself.
+
+    CUDA's first run of each size is slow, so that other batches are filled up to one of these; on the CPU a batch is
+    as large as it is, and only the usual one and the one that needs the most memory are tried.
+    """
+    if provider == "cpu":
+        return sorted({1, max_batch})
+    return sorted({2**power for power in range(max_batch.bit_length())} | {max_batch})
+
+
+def _sign(path: Path) -> tuple[int, ...]:
+    """What changes when a file is written or replaced."""
+    try:
+        state = path.stat()
+    except OSError:
+        return ()
+    return (state.st_mtime_ns, state.st_size, state.st_ino)
