@@ -49,6 +49,7 @@ async def submit(batcher: Batcher[int, int], item: int) -> Served[int]:
 async def hold(compute: Doubling, batcher: Batcher[int, int], items: Sequence[int]) -> list[asyncio.Task[Served[int]]]:
     """Starts with the first item alone, and returns once it computes and all others are queued behind it."""
     compute.gate.clear()
+    compute.begun.clear()
     tasks = [asyncio.create_task(submit(batcher, items[0]))]
     await compute.begun.wait()
     tasks += [asyncio.create_task(submit(batcher, item)) for item in items[1:]]
@@ -179,3 +180,94 @@ async def test_items_submitted_before_the_start_are_the_first_batch() -> None:
     assert compute.batches == [[1, 2]]
     batcher.close()
     await runner
+
+
+async def test_nobody_is_let_in_who_would_wait_too_long() -> None:
+    compute = Doubling()
+    async with running(compute, max_batch=1) as batcher:
+        tasks = await hold(compute, batcher, [1])
+        queued = time.perf_counter()
+        while time.perf_counter() - queued < 0.05:  # a batch of 50 ms: 5 ms by the moving average
+            await asyncio.sleep(0)
+        compute.gate.set()
+        await asyncio.gather(*tasks)
+        tasks = await hold(compute, batcher, [1, 2])
+        with pytest.raises(Overloaded), batcher.admit(patience_seconds=0.001):
+            pass
+        with batcher.admit(patience_seconds=60):
+            pass
+        compute.gate.set()
+        await asyncio.gather(*tasks)
+        with batcher.admit(patience_seconds=0.001):  # an idle server takes everybody
+            pass
+
+
+async def test_items_dropped_in_the_queue_are_told() -> None:
+    compute, drops = Doubling(), []
+    batcher = Batcher[int, int](compute, 4, 10, on_drop=lambda: drops.append(1))
+    runner = asyncio.create_task(batcher.run())
+    tasks = await hold(compute, batcher, [1, 2, 3, 4])
+    tasks[1].cancel()
+    tasks[3].cancel()
+    compute.gate.set()
+    assert (await tasks[2]).result == 6
+    assert len(drops) == 2
+    batcher.close()
+    await runner
+
+
+async def test_batch_that_hangs_fails_alone() -> None:
+    compute = Doubling()
+    batcher = Batcher[int, int](compute, 1, 10, timeout_seconds=0.01)
+    runner = asyncio.create_task(batcher.run())
+    compute.gate.clear()
+    for hangs in range(1, 4):
+        with pytest.raises(InferenceFailed, match=r"longer than 0\.01 s"):
+            await submit(batcher, 1)
+        assert (batcher.failing, batcher.hanging) == (hangs == 3, hangs == 3)
+    compute.gate.set()
+    async with asyncio.timeout(30):
+        while batcher.hanging:  # the threads left behind end when the model answers after all
+            await asyncio.sleep(0)
+    while batcher.failing:
+        with contextlib.suppress(InferenceFailed):  # a busy machine may take 10 ms for it
+            assert (await submit(batcher, 2)).result == 4
+    batcher.close()
+    await runner
+
+
+async def test_failures_in_a_row_are_remembered_until_a_success() -> None:
+    async with running(Doubling()) as batcher:
+        for _ in range(3):
+            assert not batcher.failing
+            with pytest.raises(InferenceFailed):
+                await submit(batcher, -1)
+        assert batcher.failing and not batcher.hanging
+        await submit(batcher, 1)
+        assert not batcher.failing
+
+
+async def test_a_time_out_of_the_model_itself_is_a_failure_not_a_hang() -> None:
+    def compute(items: Sequence[int]) -> list[int]:
+        raise TimeoutError
+
+    async with running(compute) as batcher:
+        for _ in range(3):
+            with pytest.raises(InferenceFailed, match="could not compute"):
+                await submit(batcher, 1)
+        assert batcher.failing and not batcher.hanging
+
+
+async def test_retired_batcher_serves_who_was_admitted() -> None:
+    compute = Doubling()
+    batcher = Batcher[int, int](compute, 4, 10)
+    runner = asyncio.create_task(batcher.run())
+    with batcher.admit() as late:
+        tasks = await hold(compute, batcher, [1, 2])
+        batcher.retire()
+        compute.gate.set()
+        assert [served.result for served in await asyncio.gather(*tasks)] == [2, 4]
+        assert (await late(3)).result == 6
+        assert not batcher.closed
+    await runner
+    assert batcher.closed

@@ -33,7 +33,13 @@ def test_flags_go_before_the_environment(monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.parametrize("name", sorted(Settings.model_fields))
 def test_each_setting_is_a_flag_and_a_variable(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "other.onnx").touch()
-    values = {"host": "::1", "model": str(tmp_path / "other.onnx"), "provider": "cpu", "log_level": "debug", "watch": "true"}
+    values = {
+        "host": "::1",
+        "model": str(tmp_path / "other.onnx"),
+        "provider": "cpu",
+        "log_level": "debug",
+        "watch": "true",
+    }
     value = values.get(name, "1")
     by_flag = getattr(read_settings([f"--{name.replace('_', '-')}={value}"]), name)
     monkeypatch.setenv(f"CENTERNET_{name.upper()}", value)

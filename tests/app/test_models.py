@@ -1,0 +1,268 @@
+import asyncio
+import os
+import shutil
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import anyio.lowlevel
+import httpx
+import pytest
+
+from app.metrics import Metrics
+from app.models import Models, ServedModel, batch_sizes
+from app.server import create_app
+from app.settings import Settings
+from model.detector import Detections, Detector
+from model.metadata import InvalidModel
+from tests.app.client import Client
+from tests.app.colours import PHOTO_PNG, describe, save_model
+from tests.app.detectors import Canvases, HeldDetector
+
+pytestmark = pytest.mark.anyio
+
+
+def put(folder: Path, file: str, name: str, **facts: Any) -> None:
+    """Writes a model as it should be done: beside its place, then moved there at once."""
+    new = save_model(folder / f"{file}.new", describe(name=name, **facts).to_properties())
+    new.replace(folder / file)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    put(tmp_path, "a.onnx", "first")
+    put(tmp_path, "b.onnx", "second")
+    return tmp_path
+
+
+@pytest.fixture
+def settings(folder: Path) -> Settings:
+    return Settings(model=(folder,), provider="cpu", threads=1, decode_threads=2)
+
+
+def load(settings: Settings) -> list[Detector]:
+    return [Detector(path, "cpu", 1) for path in settings.find_models()]
+
+
+@pytest.fixture
+async def client(settings: Settings) -> AsyncIterator[Client]:
+    app = create_app(settings, *load(settings))
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    async with app.router.lifespan_context(app), Client(transport=transport, base_url="http://server") as client:
+        yield client
+
+
+async def names(client: Client) -> list[str]:
+    return [model["name"] for model in (await client.get("/models")).json()["models"]]
+
+
+async def test_a_request_names_its_model(client: Client) -> None:
+    assert await names(client) == ["first", "second"]
+    assert (await client.detect()).json()["model"] == "first"
+    assert (await client.detect(model="second")).json()["model"] == "second"
+    assert (await client.post("/v1/vision/custom/second", files={"image": PHOTO_PNG})).json()["count"] == 2
+    assert (await client.get("/models/second")).json()["name"] == "second"
+    assert (await client.get("/v2/models/second/ready")).json() == {"name": "second", "ready": True}
+    assert (await client.post("/v1/vision/custom/list")).json()["models"] == ["first", "second"]
+    unknown = await client.detect(model="third")
+    assert (unknown.status_code, unknown.json()["type"]) == (404, "/docs#unknown-model")
+    assert unknown.json()["detail"] == "there is no model 'third'; there is 'first', 'second'"
+    assert await client.sample("centernet_batch_size_count", model="second") == 2
+
+
+async def test_reload_adds_swaps_and_takes_away(client: Client, folder: Path) -> None:
+    put(folder, "a.onnx", "better")
+    (folder / "b.onnx").unlink()
+    put(folder, "c.onnx", "third")
+    answer = await client.post("/models/reload")
+    assert [model["name"] for model in answer.json()["models"]] == ["better", "third"]
+    assert answer.json()["refused"] == []
+    assert (await client.detect()).json()["model"] == "better"
+    assert (await client.detect(model="third")).status_code == 200
+    assert (await client.detect(model="second")).status_code == 404
+    assert await client.sample("centernet_model_info", model="third") == 1
+    assert await client.sample("centernet_model_info", model="second") == 0
+    assert (await client.get("/health/ready")).status_code == 200
+
+
+async def test_bad_file_is_refused_while_the_old_model_serves(client: Client, folder: Path) -> None:
+    (folder / "a.onnx").write_bytes(b"half a file")
+    refused = (await client.post("/models/reload")).json()["refused"]
+    assert [each["file"] for each in refused] == ["a.onnx"]
+    assert "cannot be opened" in refused[0]["reason"]
+    assert await names(client) == ["first", "second"]
+    assert (await client.detect()).json()["model"] == "first"
+    put(folder, "a.onnx", "first", dataset="repaired")
+    assert (await client.post("/models/reload")).json()["refused"] == []
+    assert (await client.get("/models/first")).json()["dataset"] == "repaired"
+
+
+async def test_two_files_of_one_name_are_refused(client: Client, folder: Path, settings: Settings) -> None:
+    shutil.copy(folder / "a.onnx", folder / "copy.onnx")
+    refused = (await client.post("/models/reload")).json()["refused"]
+    assert [each["file"] for each in refused] == ["copy.onnx"]
+    assert "export it under another name" in refused[0]["reason"]
+    with pytest.raises(InvalidModel, match="under another name"):
+        Models(load(settings), settings, Metrics())
+
+
+async def test_renamed_file_goes_on_serving(client: Client, folder: Path) -> None:
+    (folder / "a.onnx").rename(folder / "z.onnx")
+    assert (await client.post("/models/reload")).json()["refused"] == []
+    assert await names(client) == ["second", "first"]
+    assert (await client.detect(model="first")).status_code == 200
+    assert await client.sample("centernet_model_info", model="first") == 1
+
+
+async def test_the_last_model_is_kept(client: Client, folder: Path) -> None:
+    for path in folder.glob("*.onnx"):
+        path.unlink()
+    await client.post("/models/reload")
+    assert (await client.detect()).status_code == 200
+
+
+async def test_swap_under_load_drops_nothing(client: Client, folder: Path) -> None:
+    stop = False
+
+    async def ask() -> list[tuple[int, str]]:
+        answers = []
+        while not stop:
+            response = await client.detect()
+            answers.append((response.status_code, response.json()["model"]))
+        return answers
+
+    clients = [asyncio.create_task(ask()) for _ in range(8)]
+    for generation in range(5):
+        put(folder, "a.onnx", f"generation-{generation}")
+        await client.post("/models/reload")
+        assert (await client.detect()).json()["model"] == f"generation-{generation}"
+    stop = True
+    answers = [answer for each in await asyncio.gather(*clients) for answer in each]
+    assert {status for status, _ in answers} == {200}
+    assert len({name for _, name in answers}) >= 3
+
+
+async def test_a_model_taken_away_finishes_what_it_was_given(folder: Path, settings: Settings) -> None:
+    held = HeldDetector(folder / "a.onnx")
+    app = create_app(settings, held, Detector(folder / "b.onnx", "cpu", 1))
+    transport = httpx.ASGITransport(app)
+    async with app.router.lifespan_context(app), Client(transport=transport, base_url="http://server") as client:
+        await client.detect()
+        held.gate.clear()
+        request = asyncio.create_task(client.detect())
+        await client.until("centernet_requests_in_flight", 1)
+        (folder / "a.onnx").unlink()
+        await client.post("/models/reload")
+        assert await names(client) == ["second"]
+        assert not request.done()
+        held.gate.set()
+        assert (await request).json()["model"] == "first"
+
+
+async def test_hangup_signal_reloads(client: Client, folder: Path) -> None:
+    put(folder, "a.onnx", "signalled")
+    os.kill(os.getpid(), signal.SIGHUP)
+    async with asyncio.timeout(30):
+        while await names(client) != ["signalled", "second"]:
+            await anyio.lowlevel.checkpoint()
+
+
+async def test_watched_folder_reloads(folder: Path) -> None:
+    settings = Settings(model=(folder,), provider="cpu", threads=1, decode_threads=1, watch=True)
+    app = create_app(settings, *load(settings))
+    transport = httpx.ASGITransport(app)
+    async with app.router.lifespan_context(app), Client(transport=transport, base_url="http://server") as client:
+        async with asyncio.timeout(60):
+            generation = 0
+            while "first" in await names(client):  # the first change may come before the watch has begun
+                put(folder, "a.onnx", f"watched-{(generation := generation + 1)}")
+                await asyncio.sleep(0.1)
+
+
+class Brittle(Detector):
+    """Fails while `broken`."""
+
+    broken = False
+
+    def infer(self, canvases: Canvases) -> list[Detections]:
+        if self.broken:
+            raise RuntimeError("out of memory")
+        return super().infer(canvases)
+
+
+async def test_readiness_follows_repeated_failures_and_recovery(folder: Path, settings: Settings) -> None:
+    detector = Brittle(folder / "a.onnx", "cpu", 1)
+    app = create_app(settings, detector)
+    transport = httpx.ASGITransport(app)
+    async with app.router.lifespan_context(app), Client(transport=transport, base_url="http://server") as client:
+        assert (await client.detect()).status_code == 200
+        detector.broken = True
+        for _ in range(2):
+            assert (await client.detect()).status_code == 500
+            assert (await client.get("/health/ready")).status_code == 200
+        assert (await client.detect()).status_code == 500
+        unready = await client.get("/health/ready")
+        assert (unready.status_code, unready.json()["type"]) == (503, "/docs#not-ready")
+        assert (await client.get("/health/live")).status_code == 200
+        detector.broken = False
+        assert (await client.get("/health/ready")).status_code == 200
+        assert (await client.detect()).status_code == 200
+
+
+async def test_deadline_ends_a_request_before_it_is_computed(folder: Path, settings: Settings) -> None:
+    held = HeldDetector(folder / "a.onnx")
+    app = create_app(settings, held)
+    transport = httpx.ASGITransport(app)
+    async with app.router.lifespan_context(app), Client(transport=transport, base_url="http://server") as client:
+        await client.detect()
+        held.batches.clear()
+        held.gate.clear()
+        first = asyncio.create_task(client.detect())
+        async with asyncio.timeout(30):
+            while not held.batches:
+                await anyio.lowlevel.checkpoint()
+        for late in (
+            await client.detect(timeout=0.01),
+            await client.post("/detect", content=PHOTO_PNG, headers={"X-Request-Timeout": "0.01"}),
+        ):
+            assert (late.status_code, late.json()["type"]) == (504, "/docs#deadline-exceeded")
+            assert late.json()["detail"] == "the answer was not there within 0.01 s"
+        held.gate.set()
+        assert (await first).status_code == 200
+        assert (await client.detect()).status_code == 200
+        assert held.batches == [1, 1]
+        assert await client.sample("centernet_rejections_total", reason="deadline-exceeded") == 2
+
+
+async def test_hanging_model_is_reported_dead(folder: Path) -> None:
+    settings = Settings(model=(folder,), provider="cpu", threads=1, decode_threads=1, inference_timeout_seconds=0.01)
+    held = HeldDetector(folder / "a.onnx")
+    app = create_app(settings, held)
+    transport = httpx.ASGITransport(app)
+    async with app.router.lifespan_context(app), Client(transport=transport, base_url="http://server") as client:
+        async with asyncio.timeout(30):
+            while (await client.get("/health/ready")).status_code != 200:
+                await anyio.lowlevel.checkpoint()
+        held.gate.clear()
+        for _ in range(3):
+            assert (await client.detect()).status_code == 500
+        assert (await client.get("/health/live")).status_code == 503
+        held.gate.set()
+
+
+def test_cuda_batches_are_filled_up_to_prepared_sizes(folder: Path, settings: Settings) -> None:
+    assert batch_sizes("cuda", 8) == [1, 2, 4, 8]
+    assert batch_sizes("cuda", 6) == [1, 2, 4, 6]
+    assert batch_sizes("cpu", 8) == [1, 8]
+    detector = HeldDetector(folder / "a.onnx")
+    detector.provider = "cuda"
+    model = ServedModel(detector, settings.model_copy(update={"max_batch": 6}), Metrics())
+    model.warm_up()
+    model.warm_up()
+    assert detector.batches == [1, 2, 4, 6]
+    canvas = detector.prepare(PHOTO_PNG).pixels
+    for given in range(1, 7):
+        found = model._compute([canvas] * given)
+        assert [rows.labels.tolist() for rows in found] == [[0, 1, 2]] * given
+    assert detector.batches[4:] == [1, 2, 4, 4, 6, 6]
