@@ -5,6 +5,7 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
+import anyio.lowlevel
 import pytest
 
 from app.batcher import Batcher, InferenceFailed, Overloaded, Served, Stopped
@@ -188,7 +189,7 @@ async def test_nobody_is_let_in_who_would_wait_too_long() -> None:
         tasks = await hold(compute, batcher, [1])
         queued = time.perf_counter()
         while time.perf_counter() - queued < 0.05:  # a batch of 50 ms: 5 ms by the moving average
-            await asyncio.sleep(0)
+            await anyio.lowlevel.checkpoint()
         compute.gate.set()
         await asyncio.gather(*tasks)
         tasks = await hold(compute, batcher, [1, 2])
@@ -228,7 +229,7 @@ async def test_batch_that_hangs_fails_alone() -> None:
     compute.gate.set()
     async with asyncio.timeout(30):
         while batcher.hanging:  # the threads left behind end when the model answers after all
-            await asyncio.sleep(0)
+            await anyio.lowlevel.checkpoint()
     while batcher.failing:
         with contextlib.suppress(InferenceFailed):  # a busy machine may take 10 ms for it
             assert (await submit(batcher, 2)).result == 4
