@@ -69,6 +69,7 @@ class Wanted:
 def build_detection_router(service: Service) -> APIRouter:
     """Returns the routes over `service`."""
     settings, metrics = service.settings, service.metrics
+    known = service.models.get().detector.metadata.labels
     router = APIRouter()
 
     async def read_wanted(
@@ -78,7 +79,7 @@ def build_detection_router(service: Service) -> APIRouter:
             float, Query(ge=0, le=1, allow_inf_nan=False, description="least score")
         ] = settings.threshold,
         limit: Annotated[int, Query(ge=1, description="most detections")] = settings.limit,
-        labels: Annotated[str | None, Query(description="only these, separated by commas", examples=["dog"])] = None,
+        labels: Annotated[str | None, Query(description="only these, separated by commas", examples=[known[0]])] = None,
     ) -> Wanted:
         served = service.models.get(model)
         indices = None if labels is None else _find_labels(labels, served.detector.metadata.labels)

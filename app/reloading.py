@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import signal
+import threading
 from collections.abc import AsyncIterator
 
 import watchfiles
@@ -30,12 +31,13 @@ async def reloading(models: Models, settings: Settings) -> AsyncIterator[None]:
 
     ended = asyncio.Event()
     watcher = asyncio.create_task(watch()) if settings.watch else None
-    with contextlib.suppress(NotImplementedError, RuntimeError, AttributeError):  # Windows; not the main thread
+    takes_signals = hasattr(signal, "SIGHUP") and threading.current_thread() is threading.main_thread()
+    if takes_signals:
         loop.add_signal_handler(signal.SIGHUP, begin)
     try:
         yield
     finally:
         ended.set()
-        with contextlib.suppress(NotImplementedError, AttributeError):
+        if takes_signals:
             loop.remove_signal_handler(signal.SIGHUP)
         await asyncio.gather(*tasks, *([watcher] if watcher else []))

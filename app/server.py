@@ -67,14 +67,14 @@ def create_app(settings: Settings, *detectors: Detector) -> FastAPI:
     async def show_models() -> ModelList:
         return list_models(models)
 
-    @app.get("/models/{name}", summary="One model", responses=document(404))
-    async def show_model(name: str) -> ModelDescription:
-        return describe_model(models.get(name))
-
     @app.post("/models/reload", summary="Load what has changed, let go what is gone")
     async def reload() -> ModelList:
         await models.reload()
         return list_models(models)
+
+    @app.get("/models/{name}", summary="One model", responses=document(404))
+    async def show_model(name: str) -> ModelDescription:
+        return describe_model(models.get(name))
 
     @app.get("/metrics", summary="Figures for Prometheus", response_class=Response)
     async def show_metrics() -> Response:

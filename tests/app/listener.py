@@ -1,7 +1,9 @@
 import asyncio
 import contextlib
 import socket
-from collections.abc import AsyncIterator
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator
 
 import anyio.lowlevel
 import uvicorn
@@ -26,3 +28,18 @@ async def listen(settings: Settings, detector: Detector) -> AsyncIterator[Client
             yield client
         server.should_exit = True
         await task
+
+
+@contextlib.contextmanager
+def listen_in_thread(settings: Settings, detector: Detector) -> Iterator[str]:
+    """Serves beside a test that is not asynchronous; gives the server's address."""
+    server = uvicorn.Server(uvicorn.Config(create_app(settings, detector), http="httptools", log_config=None))
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        while not server.started and thread.is_alive():
+            time.sleep(0.01)
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        server.should_exit = True
+        thread.join()
