@@ -2,7 +2,7 @@
 PYTHON ?= python3
 INSTALL = pip install --quiet --constraint constraints.txt --editable
 
-.PHONY: serve develop test check format test-serving clean
+.PHONY: serve develop test check format test-serving soak fuzz clean
 
 # serve: the server with the shipped model on 127.0.0.1:8000, without torch
 serve: .venv-serve/ready
@@ -30,6 +30,14 @@ format: .venv/ready
 test-serving: .venv-test-serving/ready
 	! .venv-test-serving/bin/python -c "import torch" 2>/dev/null
 	.venv-test-serving/bin/python -m pytest tests/app $(ARGS)
+
+# soak: overload a real server, then 20 minutes of full load with clients that vanish
+soak: .venv/ready
+	.venv/bin/python -m tests.load.soak $(ARGS)
+
+# fuzz: over 100,000 damaged pictures and made-up bodies
+fuzz: .venv/ready
+	FUZZ_FACTOR=130 .venv/bin/python -m pytest tests/app/test_fuzz.py $(ARGS)
 
 clean:
 	rm -rf .venv .venv-serve .venv-test-serving

@@ -118,13 +118,14 @@ class Batcher(Generic[Item, Result]):
     ) -> Iterator[Callable[[Item], Awaitable[Served[Result]]]]:
         """Holds places from the request's first byte on and gives the way to use them; raises `Overloaded`, `Stopped`.
 
-        Nobody is let in who would wait longer than `patience_seconds`, as it has gone of late. Awaiting what it gives
-        raises `InferenceFailed` or `Stopped`; cancelled while queued, the item is not computed.
+        Nobody is let in whose wait, as it has gone of late, is more than half of `patience_seconds`: later ones may
+        go slower, and what expires in the queue helps nobody. Awaiting what it gives raises `InferenceFailed` or
+        `Stopped`; cancelled while queued, the item is not computed.
         """
         if self._closed:
             raise Stopped("the server is stopping")
         wait = self.admitted * self._seconds_per_item
-        if self.admitted + places > self._max_queue or wait > patience_seconds:
+        if self.admitted + places > self._max_queue or 2 * wait > patience_seconds:
             raise Overloaded(min(60, max(1, math.ceil(wait))))
         self.admitted += places
         try:

@@ -1,6 +1,7 @@
 """Damaged pictures and made-up bodies: refused with a reason, never a failure of the server."""
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,9 +28,13 @@ def server(model_path: Path) -> Iterator[httpx.Client]:
         yield client
 
 
+_FACTOR = int(os.environ.get("FUZZ_FACTOR", "1"))  # `make fuzz`: more examples, and others each time
+
+
 def examples(count: int) -> Any:
-    quiet = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
-    return settings(max_examples=count, deadline=None, derandomize=True, suppress_health_check=quiet)
+    return settings(
+        max_examples=count * _FACTOR, deadline=None, derandomize=_FACTOR == 1, suppress_health_check=list(HealthCheck)
+    )
 
 
 @st.composite

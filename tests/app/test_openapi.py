@@ -9,7 +9,6 @@ from app.settings import Settings
 from model.detector import Detector
 from tests.app.listener import listen_in_thread
 
-
 # what a schema cannot say, whether bytes are a picture, is refused with 4xx; and a request may ask for too short a time
 CONFIG = """
 [checks]

@@ -1,0 +1,216 @@
+"""Overloads a real server, then keeps it busy for long: `make soak`. Prints what it measured, exits with 1 if it is bad."""
+
+import argparse
+import asyncio
+import contextlib
+import dataclasses
+import io
+import statistics
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+
+import httpx
+import numpy as np
+from PIL import Image
+from prometheus_client.parser import text_string_to_metric_families
+
+_CLIENTS = 16
+_OVERLOAD = 10  # times the capacity
+_TIMEOUT_SECONDS = 1.0  # that each request of the overload asks for
+_VANISHING = 0.1  # of the requests: their client hangs up before the answer
+
+
+@dataclasses.dataclass
+class Seen:
+    """What the clients saw."""
+
+    statuses: Counter[int] = dataclasses.field(default_factory=Counter)
+    seconds: list[float] = dataclasses.field(default_factory=list)  # of the answers 200
+    vanished: int = 0
+
+
+class Connection:
+    """One HTTP/1.1 connection, opened again where the server has closed it; cheap enough to overload a server."""
+
+    def __init__(self, port: int, request: bytes) -> None:
+        self._port = port
+        self._request = request
+        self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+
+    async def post(self, seen: Seen) -> None:
+        """Sends the request and notes its answer."""
+        started = time.perf_counter()
+        reader, writer = self._streams or await self._open()
+        try:
+            writer.write(self._request)
+            await writer.drain()
+            head = (await reader.readuntil(b"\r\n\r\n")).lower()
+            await reader.readexactly(int(head.split(b"content-length:")[1].split(b"\r\n")[0]))
+        except (ConnectionError, asyncio.IncompleteReadError):
+            self.close()
+            seen.statuses[0] += 1
+            return
+        status = int(head[9:12])
+        seen.statuses[status] += 1
+        if status == 200:
+            seen.seconds.append(time.perf_counter() - started)
+        if b"connection: close" in head:
+            self.close()
+
+    async def vanish(self, seen: Seen) -> None:
+        """Sends the request and hangs up."""
+        _, writer = self._streams or await self._open()
+        with contextlib.suppress(ConnectionError):
+            writer.write(self._request)
+            await writer.drain()
+        self.close()
+        seen.vanished += 1
+
+    def close(self) -> None:
+        """Hangs up."""
+        if self._streams:
+            self._streams[1].close()
+        self._streams = None
+
+    async def _open(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        self._streams = await asyncio.open_connection("127.0.0.1", self._port)
+        return self._streams
+
+
+async def keep_busy(port: int, request: bytes, seconds: float, vanishing: float) -> Seen:
+    """Each client sends its next request as soon as it has its answer."""
+    seen, end = Seen(), time.monotonic() + seconds
+
+    async def ask(number: int) -> None:
+        connection = Connection(port, request)
+        random = np.random.default_rng(number)
+        while time.monotonic() < end:
+            await (connection.vanish(seen) if random.random() < vanishing else connection.post(seen))
+        connection.close()
+
+    await asyncio.gather(*(ask(number) for number in range(_CLIENTS)))
+    return seen
+
+
+async def send_at_rate(port: int, request: bytes, seconds: float, rate: float) -> Seen:
+    """Sends `rate` requests a second, whether the earlier ones are answered or not."""
+    seen, idle, tasks = Seen(), list[Connection](), set[asyncio.Task[None]]()
+
+    async def ask() -> None:
+        connection = idle.pop() if idle else Connection(port, request)
+        await connection.post(seen)
+        idle.append(connection)
+
+    started = time.monotonic()
+    for number in range(int(rate * seconds)):
+        await asyncio.sleep(max(0.0, started + number / rate - time.monotonic()))
+        task = asyncio.create_task(ask())
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
+    await asyncio.gather(*tasks)
+    for connection in idle:
+        connection.close()
+    return seen
+
+
+def read_metrics(port: int) -> dict[str, float]:
+    """Sums of all series of a name; answers of /detect by status as `status:200`."""
+    values: Counter[str] = Counter()
+    for family in text_string_to_metric_families(httpx.get(f"http://127.0.0.1:{port}/metrics").text):
+        for sample in family.samples:
+            values[sample.name] += sample.value
+            if sample.name == "centernet_requests_total" and sample.labels["route"] == "/detect":
+                values[f"status:{sample.labels['status']}"] += sample.value
+    return values
+
+
+def make_request(query: str = "") -> bytes:
+    """A POST of a JPEG of 900 x 600 pixels."""
+    coarse = np.random.default_rng(0).integers(0, 256, (30, 45, 3), np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(coarse).resize((900, 600), Image.Resampling.BICUBIC).save(file, "JPEG", quality=90)
+    data = file.getvalue()
+    head = f"POST /detect{query} HTTP/1.1\r\nHost: soak\r\nContent-Length: {len(data)}\r\n\r\n"
+    return head.encode() + data
+
+
+@contextlib.contextmanager
+def serving(arguments: list[str]) -> Iterator[int]:
+    """Runs `python -m app` and gives its port."""
+    command = [sys.executable, "-m", "app", "--port=0", *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        line = server.stdout.readline()
+        if not line:
+            raise SystemExit("the server did not start")
+        port = int(line.rsplit(":", 1)[1])
+        try:
+            while httpx.get(f"http://127.0.0.1:{port}/health/ready").status_code != 200:
+                time.sleep(0.1)
+            yield port
+        finally:
+            server.terminate()
+
+
+def percentile(values: list[float], per_cent: int) -> float:
+    """The value that so many per cent stay below."""
+    return statistics.quantiles(values, n=100)[per_cent - 1] if len(values) > 1 else 0.0
+
+
+def main() -> None:
+    """Measures capacity, overload and a long run."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--minutes", type=float, default=20.0, help="of the long run")
+    parser.add_argument("--seconds", type=float, default=20.0, help="of each short one")
+    options, arguments = parser.parse_known_args()
+    request, hasty_request = make_request(), make_request(f"?timeout={_TIMEOUT_SECONDS}")
+    with serving(arguments) as port:
+        asyncio.run(keep_busy(port, request, 3, 0))
+        capacity = len(asyncio.run(keep_busy(port, request, options.seconds, 0)).seconds) / options.seconds
+        print(f"capacity: {capacity:.1f} images/s with {_CLIENTS} clients", flush=True)
+
+        seen = asyncio.run(send_at_rate(port, hasty_request, options.seconds, _OVERLOAD * capacity))
+        goodput = sum(each <= _TIMEOUT_SECONDS for each in seen.seconds) / options.seconds
+        print(
+            f"{_OVERLOAD} x capacity: goodput {goodput:.1f} images/s, {goodput / capacity:.2f} of the capacity;"
+            f" answers {dict(seen.statuses)}; of 200, p50 {percentile(seen.seconds, 50):.3f} s,"
+            f" p99 {percentile(seen.seconds, 99):.3f} s for a time-out of {_TIMEOUT_SECONDS:g} s",
+            flush=True,
+        )
+
+        before = read_metrics(port)
+        first = asyncio.run(keep_busy(port, request, 60, _VANISHING))
+        early = read_metrics(port)
+        rest = asyncio.run(keep_busy(port, request, 60 * options.minutes - 60, _VANISHING))
+        until = time.monotonic() + 10
+        while (after := read_metrics(port))["centernet_requests_in_flight"] and time.monotonic() < until:
+            time.sleep(0.1)
+    memory = "process_resident_memory_bytes"
+    growth = after[memory] / early[memory] - 1
+    counted = {
+        status: int(after[f"status:{status}"] - before[f"status:{status}"]) for status in (200, 499, 500, 503, 504)
+    }
+    statuses = first.statuses + rest.statuses
+    print(
+        f"{options.minutes:g} minutes: answers {dict(statuses)}, {first.vanished + rest.vanished} clients vanished;"
+        f" the server counted {counted}, {int(after['centernet_requests_in_flight'])} stuck;"
+        f" memory {early[memory] / 2**20:.0f} MiB after a minute, {100 * growth:+.1f} % at the end"
+    )
+    agree = statuses[200] <= counted[200] <= statuses[200] + first.vanished + rest.vanished
+    is_good = (
+        goodput >= 0.95 * capacity
+        and seen.statuses[504] + seen.statuses[500] + seen.statuses[0] == 0
+        and growth < 0.02
+        and not after["centernet_requests_in_flight"]
+        and agree
+        and set(statuses) == {200}
+    )
+    print("good" if is_good else "NOT good")
+    raise SystemExit(not is_good)
+
+
+if __name__ == "__main__":
+    main()
