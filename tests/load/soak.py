@@ -1,4 +1,4 @@
-"""Overloads a real server, then keeps it busy for long: `make soak`. Prints what it measured, exits with 1 if it is bad."""
+"""Overloads a server, then keeps it busy for long: `make soak`. Prints its figures; exits with 1 if they are bad."""
 
 import argparse
 import asyncio
