@@ -17,6 +17,7 @@ from app.errors import answer_errors, document
 from app.inference_protocol import build_inference_router
 from app.metrics import CountRequests, Metrics
 from app.models import Models
+from app.page import build_page_router
 from app.reloading import reloading
 from app.service import Service
 from app.settings import Settings
@@ -50,6 +51,7 @@ def create_app(settings: Settings, *detectors: Detector) -> FastAPI:
     app.include_router(build_detection_router(service))
     app.include_router(build_deepstack_router(service))
     app.include_router(build_inference_router(service))
+    app.include_router(build_page_router())
     shapes = {deepstack.PATH: deepstack.shape_problem, inference_protocol.PATH: inference_protocol.shape_problem}
     answer_errors(app, metrics, shapes)
 

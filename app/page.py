@@ -1,0 +1,45 @@
+"""The demo page at `/`: the files of the folder `page`, which ask this server alone."""
+
+import hashlib
+import importlib.resources
+from collections.abc import Awaitable, Callable
+
+from fastapi import APIRouter, Request, Response
+
+_MEDIA_TYPES = {
+    "html": "text/html; charset=utf-8",
+    "css": "text/css; charset=utf-8",
+    "js": "text/javascript; charset=utf-8",  # a browser runs a module of no other type
+    "svg": "image/svg+xml",
+}
+_HEADERS = {
+    "cache-control": "no-cache",  # kept, and asked for again by its ETag: never older than the API beside it
+    "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+    "img-src 'self' blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "permissions-policy": "camera=(self)",
+    "referrer-policy": "no-referrer",
+    "x-content-type-options": "nosniff",
+}
+
+
+def build_page_router() -> APIRouter:
+    """Returns the routes `/` and `/page/<file>`, with the files in memory; no part of the API's documentation."""
+    router = APIRouter(include_in_schema=False)
+    for file in (importlib.resources.files("app") / "page").iterdir():
+        path = "/" if file.name == "index.html" else f"/page/{file.name}"
+        send = _prepare(file.read_bytes(), _MEDIA_TYPES[file.name.rpartition(".")[2]])
+        router.add_api_route(path, send, methods=["GET", "HEAD"])
+    return router
+
+
+def _prepare(content: bytes, media_type: str) -> Callable[[Request], Awaitable[Response]]:
+    """Returns what answers for one file: 304 where the browser has it already (RFC 9110, 13.1.2)."""
+    etag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
+    headers = _HEADERS | {"etag": etag}
+
+    async def send(request: Request) -> Response:
+        if etag in request.headers.get("if-none-match", ""):
+            return Response(status_code=304, headers=headers)
+        return Response(content, media_type=media_type, headers=headers)
+
+    return send

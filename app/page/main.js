@@ -1,0 +1,177 @@
+// The page: a picture is chosen, dropped, pasted or taken, and asked about once.
+
+import { closeCamera, openCamera, takePicture } from "./camera.js";
+import { element } from "./elements.js";
+import { forget, present, setModels } from "./results.js";
+import { Refusal, detect, fetchModels } from "./service.js";
+
+let asking = new AbortController();
+
+/** Ends what was under way, and its answer; returns the signal of what begins with a picture called `name`. */
+function begin(name) {
+  asking.abort();
+  asking = new AbortController();
+  forget(name);
+  element.message.hidden = element.welcome.hidden = true;
+  element.progress.hidden = false;
+  element.status.textContent = "Looking …";
+  return asking.signal;
+}
+
+function finish(signal) {
+  if (!signal.aborted) element.progress.hidden = true;
+}
+
+/** Shows a picture and what is found in it, with a note of [title, detail] if need be. */
+async function show(file, note) {
+  leaveCamera();
+  const signal = begin(file.name || "photo.jpg");
+  try {
+    const [{ answer, milliseconds }] = await Promise.all([detect(file, signal), load(file)]);
+    if (signal.aborted) return;
+    const seen = isSeen(answer.image);
+    element.photo.hidden = !seen;
+    present(answer, milliseconds, !seen);
+    if (!seen) note = ["This browser cannot show the picture", "The boxes lie on an empty sheet of its size."];
+    if (note) say(...note, true);
+  } catch (error) {
+    if (!signal.aborted) report(error);
+  } finally {
+    finish(signal);
+  }
+}
+
+/** Puts a file into the page's <img>, and waits until the browser has read it, or cannot. */
+async function load(file) {
+  URL.revokeObjectURL(element.photo.src);
+  const read = new Promise((done) => {
+    element.photo.onload = element.photo.onerror = done;
+  });
+  element.photo.src = URL.createObjectURL(file);
+  element.photo.hidden = false;
+  await read;
+}
+
+/** Whether the browser shows the picture, as upright as the server sees it; its size may differ by EXIF's density. */
+function isSeen({ width, height }) {
+  const { naturalWidth, naturalHeight } = element.photo;
+  return naturalHeight > 0 && Math.abs((naturalWidth * height) / (naturalHeight * width) - 1) < 0.02;
+}
+
+function say(title, detail, note = false) {
+  element["message-title"].textContent = title;
+  element["message-detail"].textContent = detail;
+  element.message.classList.toggle("note", note);
+  element.message.hidden = false;
+}
+
+function report(error) {
+  if (error instanceof Refusal) say(error.title, error.detail);
+  else say("The page failed", String(error));
+  element.status.textContent = "No answer";
+}
+
+function choose(files) {
+  if (files.length > 1) show(files[0], ["One picture at a time", `This is the first of ${files.length}.`]);
+  else if (files.length) show(files[0]);
+  else say("There is no picture in this", "Drop or paste an image file.", true);
+}
+
+element.file.addEventListener("change", () => {
+  if (element.file.files.length) choose([...element.file.files]);
+  element.file.value = ""; // the same file may be chosen again
+});
+document.addEventListener("paste", (event) => choose(event.clipboardData.files));
+document.addEventListener("dragover", (event) => {
+  event.preventDefault();
+  element.stage.classList.add("target");
+});
+document.addEventListener("dragleave", (event) => {
+  if (!event.relatedTarget) element.stage.classList.remove("target");
+});
+document.addEventListener("drop", (event) => {
+  event.preventDefault();
+  element.stage.classList.remove("target");
+  choose(event.dataTransfer.files);
+});
+
+// ---- the camera
+
+function showCamera(open) {
+  element.choose.hidden = element.file.hidden = element.camera.hidden = open;
+  element.take.hidden = element.live.hidden = element.close.hidden = !open;
+  element.video.hidden = !open;
+}
+
+function leaveCamera() {
+  closeCamera(element.video);
+  setLive(false);
+  showCamera(false);
+}
+
+function setLive(on) {
+  element.live.ariaPressed = on;
+  element.status.ariaLive = on ? "off" : "polite"; // nobody wants to hear every frame
+}
+
+element.camera.addEventListener("click", async () => {
+  const signal = begin("camera.jpg");
+  element.photo.hidden = element.camera.disabled = true;
+  try {
+    await openCamera(element.video);
+    if (signal.aborted) return closeCamera(element.video);
+    showCamera(true);
+    element.take.focus();
+    element.status.textContent = "The camera is on";
+  } catch (error) {
+    if (signal.aborted) return;
+    report(error);
+    element.welcome.hidden = false;
+  } finally {
+    element.camera.disabled = false;
+    finish(signal);
+  }
+});
+
+element.take.addEventListener("click", async () => show(await takePicture(element.video)));
+
+element.live.addEventListener("click", async () => {
+  const signal = begin("camera.jpg");
+  finish(signal);
+  setLive(element.live.ariaPressed === "false");
+  try {
+    while (!signal.aborted && element.live.ariaPressed === "true") {
+      const { answer, milliseconds } = await detect(await takePicture(element.video), signal);
+      present(answer, milliseconds);
+      await new Promise(requestAnimationFrame); // none comes while the page is hidden
+    }
+  } catch (error) {
+    if (signal.aborted) return;
+    setLive(false);
+    report(error);
+  }
+});
+
+element.close.addEventListener("click", () => {
+  finish(begin("photo.jpg"));
+  leaveCamera();
+  element.status.textContent = "No picture yet";
+  element.welcome.hidden = false;
+  element.camera.focus();
+});
+
+// ---- at the start
+
+element["message-close"].addEventListener("click", () => {
+  element.message.hidden = true;
+});
+forget("photo.jpg");
+try {
+  const models = await fetchModels();
+  setModels(models);
+  const [{ name, labels, input, provider, precision }] = models.values();
+  const facts = [name, `${labels.length} classes`, `${input.width} × ${input.height}`, provider, precision];
+  element.model.textContent = facts.join(" · ");
+} catch (error) {
+  report(error);
+}
