@@ -20,7 +20,7 @@ class Canvas:
 def prepare(
     picture: bytes | NDArray[np.uint8], input_height: int, input_width: int, max_pixels: int = image.MAX_PIXELS
 ) -> Canvas:
-    """Letterboxes RGB pixels (h, w, 3), or an image file decoded no larger than it need be.
+    """Letterboxes RGB pixels (h, w, 3), or an image file, decoded no larger than it need be.
 
     Raises what `model.image` raises.
     """
@@ -32,7 +32,7 @@ def prepare(
         height, width, _ = picture.shape
         image.check_pixels(width, height, max_pixels)
         letterbox = place(width, height, input_width, input_height)
-        photo = picture
+        photo = image.shrink(picture, letterbox.width, letterbox.height)
     pixels = np.empty((input_height, input_width, 3), np.uint8)
     fit(photo, letterbox, pixels)
     return Canvas(pixels, letterbox)

@@ -33,6 +33,12 @@ def test_scale_of_the_photo_does_not_matter(detector: Detector, kind: str, enlar
     assert (found.boxes_xyxy == expected).all()
 
 
+@pytest.mark.parametrize(("width", "height"), [(5 * WIDTH + 7, 5 * HEIGHT - 3), (2 * WIDTH, 9 * HEIGHT), (30, 20)])
+def test_pixels_and_a_file_of_them_give_the_same_canvas(detector: Detector, width: int, height: int) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+    assert (detector.prepare(noise).pixels == detector.prepare(encode(noise)).pixels).all()
+
+
 @pytest.mark.parametrize(("width", "height"), [(4 * HEIGHT, 4 * HEIGHT), (4 * WIDTH, WIDTH)])
 def test_padding_is_taken_off_again(detector: Detector, width: int, height: int) -> None:
     (found,) = detector.detect([encode(paint(width, height, (RED, (0, 0, width, height))))])
