@@ -1,4 +1,4 @@
-"""Starts the server: `python -m app` or `centernet-serve`."""
+"""Starts the server: `python -m app` or `centernet-serve`; `python -m app detect` is `app.command`."""
 
 import contextlib
 import logging
@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import uvicorn
 
+from app import command
 from app.server import create_app
 from app.settings import InvalidSettings, read_settings
 from model.detector import Detector
@@ -19,8 +20,11 @@ _GRACE_SECONDS = 8  # Docker kills after ten
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Checks settings and model, then serves until a signal; exits with 2 and one line where they cannot be used."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == ["detect"]:
+        raise SystemExit(command.main(arguments[1:]))
     try:
-        settings = read_settings(sys.argv[1:] if arguments is None else arguments)
+        settings = read_settings(arguments)
         logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
         detectors = [Detector(path, settings.provider, settings.threads) for path in settings.find_models()]
         app = create_app(settings, *detectors)

@@ -107,6 +107,15 @@ class Problem(BaseModel):
     detail: str
 
 
+class Refused(Exception):
+    """A picture or a request was refused: `problem` says why, `reason` in one word."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(f"{problem.title}: {problem.detail}")
+        self.problem = problem
+        self.reason = problem.type.rpartition("#")[2]
+
+
 class Answers(BaseModel):
     """What was found in each of several pictures, in their order, or why one was refused."""
 

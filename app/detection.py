@@ -82,7 +82,7 @@ def build_detection_router(service: Service) -> APIRouter:
         labels: Annotated[str | None, Query(description="only these, separated by commas", examples=[known[0]])] = None,
     ) -> Wanted:
         served = service.models.get(model)
-        indices = None if labels is None else _find_labels(labels, served.detector.metadata.labels)
+        indices = None if labels is None else find_labels(labels, served.detector.metadata.labels)
         return Wanted(served, Filter(threshold, limit, indices), timeout_seconds)
 
     @router.post(
@@ -160,7 +160,7 @@ def build_detection_router(service: Service) -> APIRouter:
     return router
 
 
-def _find_labels(wanted: str, known: Sequence[str]) -> list[int]:
+def find_labels(wanted: str, known: Sequence[str]) -> list[int]:
     """Returns the class indices of a list of labels; raises `UnknownLabel`."""
     names = [name.strip() for name in wanted.split(",")]
     unknown = [name for name in names if name not in known]

@@ -1,11 +1,8 @@
 """Builds the app: its routes, what answers its errors, and what runs behind it."""
 
 import contextlib
-import warnings
 from collections.abc import AsyncIterator
-from concurrent.futures import ThreadPoolExecutor
 
-import cv2
 from fastapi import FastAPI, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
@@ -15,31 +12,24 @@ from app.deepstack import build_deepstack_router
 from app.detection import build_detection_router
 from app.errors import answer_errors, document
 from app.inference_protocol import build_inference_router
-from app.metrics import CountRequests, Metrics
-from app.models import Models
+from app.metrics import CountRequests
 from app.page import build_page_router
 from app.reloading import reloading
-from app.service import Service
+from app.service import build_service, quieten_decoders
 from app.settings import Settings
 from model.detector import Detector
 
 
 def create_app(settings: Settings, *detectors: Detector) -> FastAPI:
     """Returns the server of these models; nothing runs before its lifespan begins."""
-    cv2.setNumThreads(1)  # the pool decodes in parallel already
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # broken images are answered, not logged
-    warnings.filterwarnings("ignore", module=r"PIL\.")
-    metrics = Metrics()
-    models = Models(detectors, settings, metrics)
-    service = Service(settings, models, ThreadPoolExecutor(settings.decode_threads, "decode"), metrics)
+    quieten_decoders()
+    service = build_service(settings, detectors)
+    models, metrics = service.models, service.metrics
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        models.start()
-        async with reloading(models, settings):
+        async with service.running(), reloading(models, settings):
             yield
-        await models.stop()
-        service.decoders.shutdown(wait=False, cancel_futures=True)
 
     app = FastAPI(
         title="CenterNet service",

@@ -1,11 +1,17 @@
 """What a running server is made of, handed to whoever needs it."""
 
+import contextlib
 import dataclasses
+import warnings
+from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+
+import cv2
 
 from app.metrics import Metrics
 from app.models import Models
 from app.settings import Settings
+from model.detector import Detector
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,3 +32,27 @@ class Service:
         """Raises `NotReady` where a model computes nothing yet, or any more."""
         for model in self.models:
             await model.check_ready()
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Serves while its block runs; a batch that has begun is finished."""
+        self.models.start()
+        try:
+            yield
+        finally:
+            await self.models.stop()
+            self.decoders.shutdown(wait=False, cancel_futures=True)
+
+
+def build_service(settings: Settings, detectors: Sequence[Detector]) -> Service:
+    """Joins the models, each behind its batcher, the decoders in front of them, and the metrics of all."""
+    metrics = Metrics()
+    models = Models(detectors, settings, metrics)
+    return Service(settings, models, ThreadPoolExecutor(settings.decode_threads, "decode"), metrics)
+
+
+def quieten_decoders() -> None:
+    """Readies this process to decode images in a pool, and to answer broken ones rather than log them."""
+    cv2.setNumThreads(1)  # the pool decodes in parallel already
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    warnings.filterwarnings("ignore", module=r"PIL\.")

@@ -22,7 +22,10 @@ def find_shipped_model() -> Path:
 
 
 class Settings(BaseSettings):
-    """Serves object detection over HTTP. Flags are environment variables too: --max-batch is CENTERNET_MAX_BATCH."""
+    """Serves object detection over HTTP; `python -m app detect` finds objects in files.
+
+    Flags are environment variables too: --max-batch is CENTERNET_MAX_BATCH.
+    """
 
     model_config = SettingsConfigDict(
         env_prefix="CENTERNET_",

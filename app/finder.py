@@ -1,0 +1,99 @@
+"""What looks at the command's pictures: a model in this process, or a server."""
+
+import asyncio
+import contextlib
+import dataclasses
+import functools
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from app.answers import Answer, ModelDescription, Refused, describe_model, encode_answer
+from app.body import BodyTooLarge, EmptyBody
+from app.detection import find_labels
+from app.errors import describe
+from app.models import ServedModel
+from app.pipeline import PICTURE_FAULTS, Filter, find_objects
+from app.service import Service, build_service
+from app.settings import Settings
+from model.detector import Detector
+
+_REQUESTS_IN_FLIGHT = 8
+_RETRIES = 20  # nobody waits at a screen for each picture
+
+
+@dataclasses.dataclass(frozen=True)
+class Finder:
+    """Finds objects: `find` takes an image file or RGB pixels (h, w, 3), `in_flight` of them at once at most.
+
+    It raises `Refused`, `OSError` for a file that cannot be read, and `ConnectionError` where nothing answers.
+    """
+
+    find: Callable[[Path | NDArray[np.uint8]], Awaitable[Answer]]
+    models: Mapping[str, ModelDescription]  # by name
+    in_flight: int
+
+
+@contextlib.asynccontextmanager
+async def run_model(
+    settings: Settings, threshold: float | None, limit: int | None, labels: str | None
+) -> AsyncIterator[Finder]:
+    """Runs the first model of the settings, which also have the threshold and the limit unless given.
+
+    Raises `UnknownLabel`, and what `Detector` raises.
+    """
+    detector = Detector(settings.find_models()[0], settings.provider, settings.threads)
+    wanted = Filter(
+        settings.threshold if threshold is None else threshold,
+        settings.limit if limit is None else limit,
+        None if labels is None else find_labels(labels, detector.metadata.labels),
+    )
+    service = build_service(settings, [detector])
+    model = service.models.get()
+    async with service.running():
+        find = functools.partial(_find, service, model, wanted)
+        # one batch is decoded while another is computed
+        yield Finder(find, {model.name: describe_model(model)}, min(2 * settings.max_batch, settings.max_queue))
+
+
+@contextlib.asynccontextmanager
+async def ask_server(
+    url: str, api_key: str | None, model: str | None, threshold: float | None, limit: int | None, labels: str | None
+) -> AsyncIterator[Finder]:
+    """Sends pictures to a server; raises `NoAnswer`, `Refused`, and `ModuleNotFoundError` where httpx is missing."""
+    from app.client import AsyncClient
+
+    async with AsyncClient(url, api_key=api_key, retries=_RETRIES) as client:
+        models = {each.name: each for each in await client.models()}
+        find = functools.partial(client.detect, model=model, threshold=threshold, limit=limit, labels=labels)
+        yield Finder(find, models, _REQUESTS_IN_FLIGHT)
+
+
+async def _find(
+    service: Service, model: ServedModel, wanted: Filter, picture: Path | NDArray[np.uint8]
+) -> Answer:
+    """Takes one picture the way of a request, without a time-out."""
+    started = time.perf_counter()
+    try:
+        with model.batcher.admit() as submit:
+            if isinstance(picture, Path):
+                data = await asyncio.to_thread(_read_file, picture, service.settings.max_image_bytes)
+                found = await find_objects(service, model, submit, data, wanted)
+            else:
+                found = await find_objects(service, model, submit, picture, wanted)
+    except (EmptyBody, BodyTooLarge, *PICTURE_FAULTS) as error:
+        raise Refused(describe(error, service.metrics)) from error
+    return Answer.model_validate_json(encode_answer(model.detector.metadata, found, time.perf_counter() - started))
+
+
+def _read_file(path: Path, max_bytes: int) -> bytes:
+    size = path.stat().st_size
+    if size > max_bytes:
+        raise BodyTooLarge(f"the file is longer than {max_bytes} bytes")
+    data = path.read_bytes()
+    if not data:
+        raise EmptyBody("the file is empty")
+    return data

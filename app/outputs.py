@@ -1,0 +1,136 @@
+"""Writes what was found in pictures: JSON lines, CSV, and annotated copies."""
+
+import csv
+import dataclasses
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TextIO
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from app.answers import Answer, ModelDescription, Problem
+from app.pictures import Picture, Source
+from model.detector import Detections
+from model.draw import draw_detections, draw_file
+
+_PLACE = ("file", "frame", "seconds", "width", "height")
+_OBJECT = ("label", "label_id", "score", "x_min", "y_min", "x_max", "y_max")
+_KINDS = {".jpg": "jpeg", ".jpeg": "jpeg", ".jpe": "jpeg", ".png": "png"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Looked:
+    """What came of a picture: its answer or its problem, and its annotated copy where one is wanted.
+
+    `copy` is an image file, or RGB pixels (h, w, 3) of a video.
+    """
+
+    picture: Picture
+    result: Answer | Problem
+    copy: bytes | NDArray[np.uint8] | None
+
+
+Write = Callable[[Looked], None]
+
+
+def write_lines(stream: TextIO) -> Write:
+    """Writes a line of JSON for each picture: its file, its place in a video, and its answer or problem."""
+
+    def write(looked: Looked) -> None:
+        line: dict[str, object] = {"file": str(looked.picture.source.path)}
+        if looked.picture.frame:
+            line |= {"frame": looked.picture.frame.index, "seconds": looked.picture.frame.seconds}
+        stream.write(json.dumps(line | looked.result.model_dump()) + "\n")
+        stream.flush()
+
+    return write
+
+
+def write_table(stream: TextIO) -> Write:
+    """Writes CSV: a heading, then a row for each object; a picture with a problem has none."""
+    table = csv.writer(stream, lineterminator="\n")
+    table.writerow(_PLACE + _OBJECT)
+    stream.flush()
+
+    def write(looked: Looked) -> None:
+        if isinstance(looked.result, Problem):
+            return
+        frame, size = looked.picture.frame, looked.result.image
+        file = str(looked.picture.source.path).encode(errors="replace").decode()  # a name need not be UTF-8
+        place = [file, *((frame.index, frame.seconds) if frame else ("", ""))]
+        for each in looked.result.detections:
+            edges = (each.box.x_min, each.box.y_min, each.box.x_max, each.box.y_max)
+            table.writerow([*place, size.width, size.height, each.label, each.label_id, each.score, *edges])
+        stream.flush()
+
+    return write
+
+
+class Copies:
+    """Writes annotated copies into a folder, a video's pictures as one video; `close` completes the last."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._source: Source | None = None
+        self._video: cv2.VideoWriter | None = None
+
+    def write(self, looked: Looked) -> None:
+        """Writes one copy, if there is one."""
+        source, frame = looked.picture.source, looked.picture.frame
+        if source != self._source:
+            self.close()
+            self._source = source
+        if looked.copy is None:
+            return
+        path = self._folder / name_copy(source)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(looked.copy, bytes):
+            part = path.with_name(f".{path.name}.part")
+            part.write_bytes(looked.copy)
+            os.replace(part, path)  # noqa: PTH105
+            return
+        assert frame is not None
+        if self._video is None:
+            height, width, _ = looked.copy.shape
+            self._video = cv2.VideoWriter(
+                str(path), cv2.CAP_FFMPEG, cv2.VideoWriter.fourcc(*"mp4v"), frame.per_second, (width, height)
+            )
+            if not self._video.isOpened():
+                raise OSError(f"no video can be written to {path}")
+        self._video.write(cv2.cvtColor(looked.copy, cv2.COLOR_RGB2BGR))
+
+    def close(self) -> None:
+        """Completes the video that is being written, if any."""
+        if self._video is not None:
+            self._video.release()
+            self._video = None
+
+
+def name_copy(source: Source) -> Path:
+    """Returns a copy's path in its folder: a JPEG, PNG or MP4 keeps its name, others get `.png` or `.mp4` behind it."""
+    wanted, known = (".mp4", [".mp4"]) if source.is_video else (".png", _KINDS)
+    return source.name if source.name.suffix.lower() in known else source.name.with_name(source.name.name + wanted)
+
+
+def draw(picture: Picture, answer: Answer, model: ModelDescription) -> bytes | NDArray[np.uint8]:
+    """Returns a copy of a picture with what was found, as `Looked` has it, and as the server draws it.
+
+    Raises `OSError`, and what `model.image` raises.
+    """
+    indices = {each.label_id: index for index, each in enumerate(model.labels)}
+    boxes = [(each.box.x_min, each.box.y_min, each.box.x_max, each.box.y_max) for each in answer.detections]
+    found = Detections(
+        np.array(boxes, np.float32).reshape(-1, 4),
+        np.array([each.score for each in answer.detections], np.float32),
+        np.array([indices[each.label_id] for each in answer.detections], np.int64),
+    )
+    labels = [each.label for each in model.labels]
+    if isinstance(picture.content, np.ndarray):
+        return draw_detections(picture.content, found, labels)
+    kind = _KINDS[name_copy(picture.source).suffix.lower()]
+    pixels = answer.image.width * answer.image.height
+    return draw_file(picture.source.path.read_bytes(), found, labels, kind, pixels)

@@ -1,0 +1,171 @@
+"""Pictures on disk: photos by name, folder or glob, and the frames of videos."""
+
+import contextlib
+import dataclasses
+import glob
+import itertools
+import math
+import os
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif"}
+VIDEO_SUFFIXES = {
+    *(".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".wmv", ".flv"),
+    *(".3gp", ".ogv"),
+}
+_FALLBACK_PER_SECOND = 25.0  # for a video that does not say
+
+
+class NoPictures(Exception):
+    """A path names nothing that can be looked at."""
+
+
+class UnreadableFile(Exception):
+    """A file was found and cannot be read."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A photo or a video; `name` is its path below the folder or glob that it was found by, else its file name."""
+
+    path: Path
+    name: Path
+
+    @property
+    def is_video(self) -> bool:
+        """Whether it has frames; its suffix says so."""
+        return self.path.suffix.lower() in VIDEO_SUFFIXES
+
+
+@dataclasses.dataclass(frozen=True)
+class Frame:
+    """Where in its video a picture is, and how many pictures a second are taken from there."""
+
+    index: int
+    seconds: float
+    per_second: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Picture:
+    """One picture to look at: an image file, RGB pixels (h, w, 3) of a `frame`, or why there is none."""
+
+    source: Source
+    content: Path | NDArray[np.uint8] | UnreadableFile
+    frame: Frame | None = None
+
+    def __str__(self) -> str:
+        return str(self.source.path) + ("" if self.frame is None else f", frame {self.frame.index}")
+
+
+def find_sources(paths: Sequence[str], apart_from: Path | None = None) -> list[Source]:
+    """Returns what files, folders (their photos, however deep) and globs (photos and videos) name, each file once.
+
+    What lies in the folder `apart_from` is not searched, unless the search begins there. Raises `NoPictures`.
+    """
+    sources: dict[Path, Source] = {}
+    for path in paths:
+        for source in _expand(path, apart_from):
+            sources.setdefault(source.path, source)
+    return list(sources.values())
+
+
+def count_pictures(sources: Sequence[Source], every: int) -> int | None:
+    """Returns how many pictures `read_pictures` should give; None where a video does not say how long it is."""
+    total = 0
+    for source in sources:
+        frames = _count_frames(source.path) if source.is_video else 1
+        if frames is None:
+            return None
+        total += -(-frames // every)
+    return total
+
+
+def read_pictures(sources: Sequence[Source], every: int) -> Iterator[Picture]:
+    """Gives the photos, and of each video its first frame and then every `every`-th, read as they are asked for."""
+    for source in sources:
+        if not source.is_video:
+            yield Picture(source, source.path)
+            continue
+        try:
+            yield from _read_frames(source, every)
+        except UnreadableFile as error:
+            yield Picture(source, error)
+
+
+def _expand(path: str, apart_from: Path | None) -> list[Source]:
+    here = Path(path)
+    if here.is_dir():
+        photos = _search(here, "**/*", IMAGE_SUFFIXES, apart_from)
+        if not photos:
+            raise NoPictures(f"{path}: no photos in this folder; videos are named themselves, or by '{here}/*.mp4'")
+        return photos
+    if here.exists():
+        return [Source(here, Path(here.name))]
+    if not glob.has_magic(path):
+        raise NoPictures(f"{path}: there is no such file or folder")
+    fixed = list(itertools.takewhile(lambda part: not glob.has_magic(part), here.parts))
+    pattern = str(Path(*here.parts[len(fixed) :]))
+    pictures = _search(Path(*fixed), pattern, IMAGE_SUFFIXES | VIDEO_SUFFIXES, apart_from)
+    if not pictures:
+        raise NoPictures(f"{path}: no photo or video is named so")
+    return pictures
+
+
+def _search(root: Path, pattern: str, suffixes: Collection[str], apart_from: Path | None) -> list[Source]:
+    """Returns the files that match, sorted, without what is hidden, as a shell's `*` does."""
+    within, apart = root.resolve(), apart_from and apart_from.resolve()
+    sources = [Source(file, file.relative_to(root)) for file in sorted(root.glob(pattern))]
+    return [
+        source
+        for source in sources
+        if source.path.suffix.lower() in suffixes
+        and not any(part.startswith(".") for part in source.name.parts)
+        and (apart == within or apart not in (within / source.name).parents)
+        and source.path.is_file()
+    ]
+
+
+def _read_frames(source: Source, every: int) -> Iterator[Picture]:
+    with _opened(source.path) as video:
+        per_second = video.get(cv2.CAP_PROP_FPS)
+        per_second = per_second if 0 < per_second < math.inf else _FALLBACK_PER_SECOND
+        for index in itertools.count():
+            if not video.grab():
+                break
+            if index % every:
+                continue
+            seconds = video.get(cv2.CAP_PROP_POS_MSEC) / 1000 or index / per_second
+            taken, bgr = video.retrieve()
+            if not taken:
+                raise UnreadableFile(f"its frame {index} cannot be decoded")
+            pixels = np.asarray(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), np.uint8)
+            yield Picture(source, pixels, Frame(index, round(seconds, 3), per_second / every))
+    if not index:
+        raise UnreadableFile("the video has no frame that can be decoded")
+
+
+def _count_frames(path: Path) -> int | None:
+    try:
+        with _opened(path) as video:
+            frames = int(video.get(cv2.CAP_PROP_FRAME_COUNT))
+    except UnreadableFile:
+        return 1  # what is said of it
+    return frames if frames > 0 else None
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[cv2.VideoCapture]:
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # what is wrong with a video is reported, not printed
+    video = cv2.VideoCapture(str(path.absolute()), cv2.CAP_FFMPEG)
+    try:
+        if not video.isOpened():
+            raise UnreadableFile("it is no video of a known format, or it is cut short")
+        yield video
+    finally:
+        video.release()
