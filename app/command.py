@@ -10,7 +10,7 @@ import sys
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from pathlib import Path
-from typing import TextIO
+from typing import TextIO, TypeVar
 
 import numpy as np
 from anyio import to_thread
@@ -41,6 +41,9 @@ try:
     from tqdm import tqdm
 except ModuleNotFoundError:
     tqdm = None
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 _STDOUT = Path("-")
 _SETTINGS = ("model", "provider", "threads")  # those that are flags here too
@@ -215,15 +218,12 @@ def _look_at_all(
 
 
 def in_order(
-    portal: BlockingPortal,
-    look: Callable[[Picture], Awaitable[Looked]],
-    pictures: Iterable[Picture],
-    in_flight: int,
-) -> Iterator[Looked]:
-    """Gives what came of each picture as soon as those before it are given, with at most `in_flight` in memory."""
-    pending: collections.deque[Future[Looked]] = collections.deque()
-    for picture in pictures:
-        pending.append(portal.start_task_soon(look, picture))
+    portal: BlockingPortal, work: Callable[[Item], Awaitable[Result]], items: Iterable[Item], in_flight: int
+) -> Iterator[Result]:
+    """Works on items side by side, `in_flight` at most; gives each result as soon as those before it are given."""
+    pending: collections.deque[Future[Result]] = collections.deque()
+    for item in items:
+        pending.append(portal.start_task_soon(work, item))
         while pending and (pending[0].done() or len(pending) == in_flight):
             yield pending.popleft().result()
     while pending:
