@@ -177,13 +177,13 @@ def _open_finder(parsed: argparse.Namespace) -> contextlib.AbstractAsyncContextM
 def _open_outputs(parsed: argparse.Namespace) -> Iterator[Sequence[Write]]:
     with contextlib.ExitStack() as stack:
         writes: list[Write] = []
-        if parsed.jsonl:
-            writes.append(write_lines(stack.enter_context(_open_stream(parsed.jsonl))))
-        if parsed.csv:
-            writes.append(write_table(stack.enter_context(_open_stream(parsed.csv))))
-        if parsed.annotated:
+        if parsed.annotated:  # first: who reads a line finds the photo's copy
             parsed.annotated.mkdir(parents=True, exist_ok=True)
             writes.append(stack.enter_context(contextlib.closing(Copies(parsed.annotated))).write)
+        if parsed.csv:
+            writes.append(write_table(stack.enter_context(_open_stream(parsed.csv))))
+        if parsed.jsonl:
+            writes.append(write_lines(stack.enter_context(_open_stream(parsed.jsonl))))
         yield writes
 
 
