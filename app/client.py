@@ -47,8 +47,9 @@ class Client:
     """Speaks to the server at `url`: `with Client("http://127.0.0.1:8000") as client: client.detect(image)`.
 
     `timeout_seconds` bounds each wait for the network. Where the server will not let a request in yet, and says when it
-    will, the request is sent again, up to `retries` times. Every method raises `NoAnswer`, and `Refused` with the server's problem; those
-    that take images, `OSError` for a file that cannot be read and `ValueError` for an array that is no picture.
+    will, the request is sent again, up to `retries` times. Every method raises `NoAnswer`, and `Refused` with the
+    server's problem; those that take images, `OSError` for a file that cannot be read and `ValueError` for an array
+    that is no picture.
     """
 
     def __init__(

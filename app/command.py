@@ -46,7 +46,6 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 _STDOUT = Path("-")
-_SETTINGS = ("model", "provider", "threads")  # those that are flags here too
 
 # refusals that would befall every picture alike
 _REASONS_OF_ALL = {"invalid-parameter", "unknown-label", "unknown-model", "stopped"}
@@ -109,7 +108,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     where = parser.add_argument_group(
         "where", "In this process, with every setting of the server as CENTERNET_*, or at a server."
     )
-    where.add_argument("--model", help="ONNX file; default: the shipped one")
+    where.add_argument("--model", help="ONNX file, or with --url the name of a model there; default: the shipped one")
     where.add_argument("--provider", help="auto, cpu or cuda; default: auto")
     where.add_argument("--threads", help="CPU threads of one inference; default: all usable CPUs")
     where.add_argument("--url", help="address of a running server, which does the work: http://127.0.0.1:8000")
@@ -128,8 +127,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--annotated", type=Path, metavar="FOLDER", help="copies with the boxes drawn; videos as MP4, without sound"
     )
     parsed = parser.parse_args(arguments)
-    if parsed.url and any(getattr(parsed, name) is not None for name in _SETTINGS):
-        parser.error("--model, --provider and --threads are the server's own where there is --url")
+    if parsed.url and (parsed.provider or parsed.threads):
+        parser.error("--provider and --threads are the server's own where there is --url")
     if not (parsed.jsonl or parsed.csv or parsed.annotated):
         parsed.jsonl = _STDOUT
     return parsed
@@ -167,9 +166,9 @@ def _check_outputs(parsed: argparse.Namespace, sources: Sequence[Source]) -> Non
 
 def _open_finder(parsed: argparse.Namespace) -> contextlib.AbstractAsyncContextManager[Finder]:
     if parsed.url:
-        return ask_server(parsed.url, parsed.api_key, parsed.threshold, parsed.limit, parsed.labels)
-    given = {name: value for name in _SETTINGS if (value := getattr(parsed, name)) is not None}
-    settings = read_settings([f"--{name}={value}" for name, value in given.items()])
+        return ask_server(parsed.url, parsed.api_key, parsed.model, parsed.threshold, parsed.limit, parsed.labels)
+    flags = {"--model": parsed.model, "--provider": parsed.provider, "--threads": parsed.threads}
+    settings = read_settings([f"{flag}={value}" for flag, value in flags.items() if value is not None])
     return run_model(settings, parsed.threshold, parsed.limit, parsed.labels)
 
 
@@ -240,9 +239,10 @@ async def _look(picture: Picture, finder: Finder, annotate: bool) -> Looked:
             raise picture.content
         answer = await finder.find(picture.content)
         if annotate:
-            if answer.model not in finder.models:
-                raise ConnectionError(f"the server's model has become {answer.model}: start again")
-            copy = await to_thread.run_sync(draw, picture, answer, finder.models[answer.model])
+            labels = finder.labels.get(answer.model, [])
+            if not {found.label_id for found in answer.detections} <= {label.label_id for label in labels}:
+                raise ConnectionError(f"the server's model {answer.model} has been swapped meanwhile: start again")
+            copy = await to_thread.run_sync(draw, picture, answer, labels)
         return Looked(picture, answer, copy)
     except Refused as refused:
         if refused.reason in _REASONS_OF_ALL or refused.problem.status in _STATUSES_OF_ALL:

@@ -4,7 +4,7 @@ import csv
 import dataclasses
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TextIO
 
@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from app.answers import Answer, ModelDescription, Problem
+from app.answers import Answer, Label, Problem
 from app.pictures import Picture, Source
 from model.detector import Detections
 from model.draw import draw_detections, draw_file
@@ -116,21 +116,21 @@ def name_copy(source: Source) -> Path:
     return source.name if source.name.suffix.lower() in known else source.name.with_name(source.name.name + wanted)
 
 
-def draw(picture: Picture, answer: Answer, model: ModelDescription) -> bytes | NDArray[np.uint8]:
-    """Returns a copy of a picture with what was found, as `Looked` has it, and as the server draws it.
+def draw(picture: Picture, answer: Answer, labels: Sequence[Label]) -> bytes | NDArray[np.uint8]:
+    """Returns a copy of a picture with what was found, as `Looked` has it; `labels` are all that its model knows.
 
     Raises `OSError`, and what `model.image` raises.
     """
-    indices = {each.label_id: index for index, each in enumerate(model.labels)}
+    indices = {each.label_id: index for index, each in enumerate(labels)}
     boxes = [(each.box.x_min, each.box.y_min, each.box.x_max, each.box.y_max) for each in answer.detections]
     found = Detections(
         np.array(boxes, np.float32).reshape(-1, 4),
         np.array([each.score for each in answer.detections], np.float32),
         np.array([indices[each.label_id] for each in answer.detections], np.int64),
     )
-    labels = [each.label for each in model.labels]
+    names = [each.label for each in labels]
     if isinstance(picture.content, np.ndarray):
-        return draw_detections(picture.content, found, labels)
+        return draw_detections(picture.content, found, names)
     kind = _KINDS[name_copy(picture.source).suffix.lower()]
     pixels = answer.image.width * answer.image.height
-    return draw_file(picture.source.path.read_bytes(), found, labels, kind, pixels)
+    return draw_file(picture.source.path.read_bytes(), found, names, kind, pixels)

@@ -73,7 +73,10 @@ async def test_wanted_detections_are_asked_for(ask: Ask, url: str) -> None:
             GREEN_FOUND,
             BLUE_FOUND,
         ]
-    assert list_found(await ask(url, "detect", PHOTO_PNG, threshold=None, labels=None)) == [RED_FOUND, GREEN_FOUND]
+    nothing: dict[str, None] = {"threshold": None, "limit": None, "labels": None, "model": None}
+    assert list_found(await ask(url, "detect", PHOTO_PNG, **nothing)) == [RED_FOUND, GREEN_FOUND]
+    with pytest.raises(Refused, match="there is no model 'other'; there is 'colours'"):
+        await ask(url, "detect", PHOTO_PNG, model="other")
 
 
 async def test_batch_gives_answers_and_problems_in_order(ask: Ask, url: str) -> None:
@@ -170,7 +173,7 @@ async def test_busy_server_is_asked_again(ask: Ask) -> None:
         (busy(after="Wed, 21 Oct 2015 07:28:00 GMT"), 1),
         (busy(status=500), 1),
         (busy(status=502), 1),
-        (busy(status=429), 1),
+        (busy(status=429), 3),
     ],
 )
 async def test_nothing_else_is_asked_again(ask: Ask, response: dict[str, Any], requests: int) -> None:
@@ -182,7 +185,7 @@ async def test_nothing_else_is_asked_again(ask: Ask, response: dict[str, Any], r
 
 
 async def test_api_key_is_sent_with_every_request(ask: Ask) -> None:
-    script = Script({"status_code": 200, "json": {"models": []}})
+    script = Script({"status_code": 200, "json": {"models": [], "refused": []}})
     await ask("http://server", "models", options=script.options(api_key="secret"))
     await ask("http://server", "models", options=script.options())
     assert [request.headers.get("x-api-key") for request in script.requests] == ["secret", None]

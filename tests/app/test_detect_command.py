@@ -1,5 +1,4 @@
 import asyncio
-import contextlib
 import csv
 import io
 import json
@@ -21,7 +20,6 @@ from anyio.from_thread import start_blocking_portal
 from numpy.typing import NDArray
 from PIL import Image
 
-from app.answers import Models, describe_model
 from app.command import in_order, run
 from app.settings import Settings
 from model.detector import Detections, Detector
@@ -34,12 +32,11 @@ from tests.app.colours import (
     RED,
     RED_FOUND,
     box,
-    describe,
     encode,
     paint,
 )
 from tests.app.detectors import Canvases, HeldDetector
-from tests.app.listener import listen
+from tests.app.listener import listen_in_thread
 
 Make = Callable[..., Settings]
 Run = Callable[..., tuple[int, list[dict[str, Any]], str]]
@@ -70,16 +67,9 @@ def detect(capsys: pytest.CaptureFixture[str]) -> Run:
     return call
 
 
-@contextlib.contextmanager
-def listening(settings: Settings, detector: Detector) -> Iterator[str]:
-    """Serves from another thread, and gives the address."""
-    with start_blocking_portal() as portal, portal.wrap_async_context_manager(listen(settings, detector)) as client:
-        yield str(client.base_url)
-
-
 @pytest.fixture
 def url(make_settings: Make, model_path: Path) -> Iterator[str]:
-    with listening(make_settings(), Detector(model_path, "cpu", 1)) as url:
+    with listen_in_thread(make_settings(), Detector(model_path, "cpu", 1)) as url:
         yield url
 
 
@@ -291,7 +281,6 @@ def test_next_run_does_not_find_the_copies_of_the_last(detect: Run) -> None:
         (["a.png", "--provider", "tpu"], "provider: "),
         (["a.png", "--threads", "0"], "threads: "),
         (["a.png", "--labels", "pink"], "unknown: 'pink'; the model knows: red, green, blue"),
-        (["a.png", "--limit", "4"], "limit: this model finds 3 objects"),
         (["a.png", "--csv", "b.jpg"], "b.jpg is named as a picture"),
         (["a.png", "--csv", "-", "--jsonl", "-"], "cannot both go to the same place"),
         (["a.png", "--csv", "notes", "--jsonl", "notes"], "cannot both go to the same place"),
@@ -327,7 +316,7 @@ def test_unusable_arguments_end_with_two_and_touch_nothing(detect: Run, argument
         ["a.png", "--threshold", "nan"],
         ["a.png", "--limit", "0"],
         ["a.png", "--every", "none"],
-        ["a.png", "--url", "http://127.0.0.1:1", "--model", "m.onnx"],
+        ["a.png", "--url", "http://127.0.0.1:1", "--threads", "2"],
     ],
 )
 def test_arguments_that_cannot_be_read(detect: Run, arguments: list[str]) -> None:
@@ -338,7 +327,10 @@ def test_arguments_that_cannot_be_read(detect: Run, arguments: list[str]) -> Non
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
-    [(["--labels", "pink"], "unknown: 'pink'"), (["--limit", "4"], "limit: Input should be less than or equal to 3")],
+    [
+        (["--labels", "pink"], "unknown: 'pink'"),
+        (["--model", "other"], "there is no model 'other'; there is 'colours'"),
+    ],
 )
 def test_arguments_that_the_server_refuses(detect: Run, url: str, arguments: list[str], words: str) -> None:
     status, lines, complaints = detect(put("a.png"), put("b.png"), "--url", url, *arguments)
@@ -347,20 +339,38 @@ def test_arguments_that_the_server_refuses(detect: Run, url: str, arguments: lis
 
 
 @pytest.mark.anyio
-async def test_server_that_goes_away_ends_the_run(detect: Run) -> None:
-    """Only the description of its model is answered: every picture's connection is closed."""
+@pytest.mark.parametrize(
+    ("detection", "words"),
+    [(None, "no answer from http://"), (RED_FOUND, "the server's model colours has been swapped meanwhile")],
+)
+async def test_server_that_goes_away_or_changes_ends_the_run(
+    detect: Run, monkeypatch: pytest.MonkeyPatch, detection: dict[str, Any] | None, words: str
+) -> None:
+    """It says that it has no model, and hangs up on a picture or finds something in it."""
+    answer = {
+        "model": "colours",
+        "image": {"width": 192, "height": 128},
+        "detections": [detection],
+        "timings_ms": {"decode": 1, "queue": 1, "inference": 1, "total": 1},
+    }
+    heads = []
 
-    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if b"/models" in await reader.readuntil(b"\r\n\r\n"):
-            body = Models(models=[describe_model(describe(), "cpu")]).model_dump_json()
-            writer.write(f"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode())
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        heads.append(await reader.readuntil(b"\r\n\r\n"))
+        body = {"models": [], "refused": []} if b"/models" in heads[-1] else answer if detection else None
+        if body is not None:
+            text = json.dumps(body)
+            writer.write(f"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: {len(text)}\r\n\r\n{text}".encode())
         writer.close()
 
-    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+    monkeypatch.setenv("CENTERNET_API_KEY", "secret")
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
         url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-        status, lines, complaints = await asyncio.to_thread(detect, put("a.png"), put("b.png"), "--url", url)
+        arguments = [put("a.png"), put("b.png"), "--url", url, "--annotated", "out", "--jsonl", "-"]
+        status, lines, complaints = await asyncio.to_thread(detect, *arguments)
     assert (status, lines) == (1, [])
-    assert f"no answer from {url}" in complaints
+    assert words in complaints
+    assert all(b"x-api-key: secret\r\n" in head.lower() for head in heads)
 
 
 def test_no_more_than_allowed_is_read_ahead_and_order_is_kept() -> None:
@@ -399,7 +409,7 @@ class Tiring(HeldDetector):
 def test_stopped_run_leaves_whole_files(make_settings: Make, model_path: Path, stop: signal.Signals) -> None:
     film("film.avi", 64)
     detector = Tiring(model_path)
-    with listening(make_settings(), detector) as url:
+    with listen_in_thread(make_settings(), detector) as url:
         command = [sys.executable, "-m", "app", "detect", "film.avi", "--url", url]
         outputs = ["--jsonl", "-", "--csv", "found.csv", "--annotated", "out"]
         with subprocess.Popen(
