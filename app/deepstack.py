@@ -14,7 +14,7 @@ from app.body import EmptyBody, read_parts
 from app.deadline import build_timeout_reader
 from app.disconnect import cancelled_on_disconnect
 from app.errors import document
-from app.form import InvalidForm, Part
+from app.form import InvalidForm, Part, find_text
 from app.models import ServedModel
 from app.pipeline import Filter, Found, admit, find_objects
 from app.service import Service
@@ -31,7 +31,7 @@ _BODY: dict[str, Any] = {
                     "properties": {
                         "image": _BINARY | {"description": "with or without a file name and a content type"},
                         "min_confidence": {"type": "number", "minimum": 0, "maximum": 1},
-                        "api_key": {"type": "string", "description": "ignored"},
+                        "api_key": {"type": "string", "description": "for servers that ask for a key"},
                     },
                     "required": ["image"],
                 }
@@ -82,7 +82,7 @@ def build_deepstack_router(service: Service) -> APIRouter:
     """Returns the routes over `service`."""
     settings, metrics = service.settings, service.metrics
     router = APIRouter(tags=["DeepStack, CodeProject.AI"])
-    refusals = document(400, 408, 413, 415, 422, 500, 503, 504, shape=shape_problem)
+    refusals = document(400, 401, 408, 413, 415, 422, 500, 503, 504, shape=shape_problem)
 
     read_timeout = build_timeout_reader(settings.timeout_seconds)
 
@@ -90,6 +90,7 @@ def build_deepstack_router(service: Service) -> APIRouter:
         started = time.perf_counter()
         async with admit(model, timeout_seconds) as submit:
             parts = await read_parts(request, settings.max_image_bytes, settings.body_timeout_seconds)
+            await service.access.admit(request, parts)
             data, threshold = _find_image(parts), _find_threshold(parts, settings.threshold)
             read = time.perf_counter()
             async with cancelled_on_disconnect(request):
@@ -116,7 +117,10 @@ def build_deepstack_router(service: Service) -> APIRouter:
         return await find(request, service.models.get(), limit, timeout_seconds)
 
     @router.post("/v1/vision/custom/list", summary="What is served")
-    async def list_models() -> CustomModels:
+    async def list_models(request: Request) -> CustomModels:
+        await service.access.admit(
+            request, await read_parts(request, settings.max_image_bytes, settings.body_timeout_seconds)
+        )
         return CustomModels(success=True, code=200, models=[model.name for model in service.models])
 
     @router.post(
@@ -147,16 +151,16 @@ def _find_image(parts: Sequence[Part]) -> bytes:
 
 
 def _find_threshold(parts: Sequence[Part], default: float) -> float:
-    for part in parts:
-        if part.name == "min_confidence" and not part.is_file:
-            try:
-                threshold = float(part.data)
-            except ValueError:
-                threshold = math.nan
-            if not 0 <= threshold <= 1:
-                raise InvalidForm("min_confidence is no number from 0 to 1")
-            return threshold
-    return default
+    text = find_text(parts, "min_confidence")
+    if text is None:
+        return default
+    try:
+        threshold = float(text)
+    except ValueError:
+        threshold = math.nan
+    if not 0 <= threshold <= 1:
+        raise InvalidForm("min_confidence is no number from 0 to 1")
+    return threshold
 
 
 def _encode(found: Found, labels: Sequence[str], seconds: float) -> bytes:

@@ -17,6 +17,7 @@ from app.batcher import InferenceFailed, Overloaded, Stopped
 from app.body import BodyTooLarge, EmptyBody, InvalidJson, SlowBody
 from app.deadline import DeadlineExceeded
 from app.form import InvalidForm
+from app.keys import Unauthorized
 from app.metrics import Metrics
 from app.models import NotReady, UnknownModel
 from app.pipeline import TooManyImages
@@ -40,6 +41,7 @@ KINDS: Mapping[type[Exception], Kind] = {
     InvalidForm: Kind(400, "invalid-form", "The form does not hold what is needed"),
     InvalidJson: Kind(400, "invalid-json", "The JSON does not hold what is needed"),
     InvalidTensor: Kind(400, "invalid-tensor", "The tensors are not what the model takes"),
+    Unauthorized: Kind(401, "unauthorized", "A key is needed"),
     UnknownModel: Kind(404, "unknown-model", "There is no model of this name"),
     NotAcceptable: Kind(406, "not-acceptable", "There is no answer of an accepted type"),
     SlowBody: Kind(408, "slow-body", "The image took too long to arrive"),
@@ -67,8 +69,7 @@ def answer_errors(app: FastAPI, metrics: Metrics, shapes: Mapping[str, Shape]) -
     """
 
     async def answer(request: Request, error: Exception) -> Response:
-        headers = {"retry-after": str(error.retry_after_seconds)} if isinstance(error, Overloaded) else None
-        return respond(request, describe(error, metrics), headers)
+        return respond(request, describe(error, metrics), _choose_headers(error))
 
     async def answer_plain(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
@@ -119,6 +120,14 @@ def document(*statuses: int, shape: Shape | None = None) -> dict[int | str, dict
 
 def _make_problem(kind: Kind, detail: str) -> Problem:
     return Problem(type=f"/docs#{kind.reason}", title=kind.title, status=kind.status, detail=detail)
+
+
+def _choose_headers(error: Exception) -> Mapping[str, str] | None:
+    if isinstance(error, Overloaded):
+        return {"retry-after": str(error.retry_after_seconds)}
+    if isinstance(error, Unauthorized):
+        return {"www-authenticate": "Bearer"}
+    return None
 
 
 def _explain(error: Exception) -> str:

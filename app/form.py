@@ -1,6 +1,7 @@
 """Takes the parts out of a multipart form as it arrives, in memory: its caller has bounded the body."""
 
 import dataclasses
+from collections.abc import Sequence
 
 from python_multipart import MultipartParser
 from python_multipart.exceptions import FormParserError
@@ -18,6 +19,11 @@ class Part:
     name: str
     is_file: bool
     data: bytes
+
+
+def find_text(parts: Sequence[Part], name: str) -> str | None:
+    """Returns what the form's field of this name says; None where there is no such field."""
+    return next((part.data.decode(errors="replace") for part in parts if part.name == name and not part.is_file), None)
 
 
 class Form:

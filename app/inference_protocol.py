@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Mapping
+from enum import Enum
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request, Response
@@ -19,6 +20,7 @@ from app.service import Service
 from app.tensors import DATATYPES, read_inference, write_inference
 
 PATH = "/v2"
+_TAGS: list[str | Enum] = ["Open Inference Protocol"]
 _HEADER_LENGTH = "inference-header-content-length"
 _BODY: dict[str, Any] = {
     "requestBody": {
@@ -71,16 +73,10 @@ def shape_problem(problem: Problem) -> Mapping[str, Any]:
     return {"error": f"{problem.title}: {problem.detail}"}
 
 
-def build_inference_router(service: Service) -> APIRouter:
-    """Returns the routes over `service`."""
-    settings, metrics = service.settings, service.metrics
-    router = APIRouter(tags=["Open Inference Protocol"])
+def build_probe_router(service: Service) -> APIRouter:
+    """Returns the routes for orchestrators, which send no key."""
+    router = APIRouter(tags=_TAGS)
     not_ready = document(503, shape=shape_problem)
-    unknown = document(404, shape=shape_problem)
-
-    @router.get("/v2", summary="What serves")
-    async def describe_server() -> ServerDescription:
-        return ServerDescription(name="centernet-service", version=__version__, extensions=["binary_tensor_data"])
 
     @router.get("/v2/health/live", summary="Is the process worth keeping?", responses=not_ready)
     async def live() -> dict[str, bool]:
@@ -91,6 +87,20 @@ def build_inference_router(service: Service) -> APIRouter:
     async def ready() -> dict[str, bool]:
         await service.check_ready()
         return {"ready": True}
+
+    return router
+
+
+def build_inference_router(service: Service) -> APIRouter:
+    """Returns the routes over `service`, but for those of `build_probe_router`."""
+    settings, metrics = service.settings, service.metrics
+    router = APIRouter(tags=_TAGS)
+    not_ready = document(503, shape=shape_problem)
+    unknown = document(404, shape=shape_problem)
+
+    @router.get("/v2", summary="What serves")
+    async def describe_server() -> ServerDescription:
+        return ServerDescription(name="centernet-service", version=__version__, extensions=["binary_tensor_data"])
 
     @router.get("/v2/models/{model}", summary="What the model takes and gives", responses=unknown)
     async def describe_model(model: str) -> TensorModel:
@@ -118,7 +128,7 @@ def build_inference_router(service: Service) -> APIRouter:
         "/v2/models/{model}/infer",
         summary="Find objects in pictures",
         response_description="`boxes` in each picture's own pixels, `scores`, `labels` and `names`, the surest first",
-        responses=document(400, 404, 408, 413, 415, 422, 500, 503, 504, shape=shape_problem),
+        responses=document(400, 401, 404, 408, 413, 415, 422, 500, 503, 504, shape=shape_problem),
         response_class=Response,
         openapi_extra=_BODY,
     )

@@ -7,11 +7,12 @@ from fastapi import FastAPI, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from app import __version__, deepstack, inference_protocol
+from app.access import Access
 from app.answers import Health, ModelDescription, ModelList, describe_model, list_models
 from app.deepstack import build_deepstack_router
 from app.detection import build_detection_router
 from app.errors import answer_errors, document
-from app.inference_protocol import build_inference_router
+from app.inference_protocol import build_inference_router, build_probe_router
 from app.metrics import CountRequests
 from app.page import build_page_router
 from app.reloading import reloading
@@ -38,9 +39,10 @@ def create_app(settings: Settings, *detectors: Detector) -> FastAPI:
         lifespan=lifespan,
     )
     app.add_middleware(CountRequests, metrics=metrics)
-    app.include_router(build_detection_router(service))
-    app.include_router(build_deepstack_router(service))
-    app.include_router(build_inference_router(service))
+    app.include_router(build_detection_router(service), dependencies=access.guards)
+    app.include_router(build_deepstack_router(service), dependencies=access.form_guards)
+    app.include_router(build_probe_router(service))
+    app.include_router(build_inference_router(service), dependencies=access.guards)
     app.include_router(build_page_router())
     shapes = {deepstack.PATH: deepstack.shape_problem, inference_protocol.PATH: inference_protocol.shape_problem}
     answer_errors(app, metrics, shapes)
@@ -55,20 +57,20 @@ def create_app(settings: Settings, *detectors: Detector) -> FastAPI:
         await service.check_ready()
         return Health(status="ready")
 
-    @app.get("/models", summary="What is served")
+    @app.get("/models", summary="What is served", dependencies=access.guards)
     async def show_models() -> ModelList:
         return list_models(models)
 
-    @app.post("/models/reload", summary="Load what has changed, let go what is gone")
+    @app.post("/models/reload", summary="Load what has changed, let go what is gone", dependencies=access.guards)
     async def reload() -> ModelList:
         await models.reload()
         return list_models(models)
 
-    @app.get("/models/{name}", summary="One model", responses=document(404))
+    @app.get("/models/{name}", summary="One model", responses=document(404), dependencies=access.guards)
     async def show_model(name: str) -> ModelDescription:
         return describe_model(models.get(name))
 
-    @app.get("/metrics", summary="Figures for Prometheus", response_class=Response)
+    @app.get("/metrics", summary="Figures for Prometheus", response_class=Response, dependencies=access.guards)
     async def show_metrics() -> Response:
         return Response(metrics.expose(), media_type=CONTENT_TYPE_LATEST)
 

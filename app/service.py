@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import cv2
 
+from app.access import Access
 from app.metrics import Metrics
 from app.models import Models
 from app.settings import Settings
@@ -22,6 +23,7 @@ class Service:
     models: Models
     decoders: ThreadPoolExecutor
     metrics: Metrics
+    access: Access
 
     def check_live(self) -> None:
         """Raises `NotReady` where a model's inference has ended."""
@@ -48,7 +50,7 @@ def build_service(settings: Settings, detectors: Sequence[Detector]) -> Service:
     """Joins the models, each behind its batcher, the decoders in front of them, and the metrics of all."""
     metrics = Metrics()
     models = Models(detectors, settings, metrics)
-    return Service(settings, models, ThreadPoolExecutor(settings.decode_threads, "decode"), metrics)
+    return Service(settings, models, ThreadPoolExecutor(settings.decode_threads, "decode"), metrics, Access(settings))
 
 
 def quieten_decoders() -> None:

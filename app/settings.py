@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from app.keys import Digest, hash_keys
 from model.image import MAX_PIXELS
 from model.session import Provider, count_cpus
 
@@ -61,6 +62,10 @@ class Settings(BaseSettings):
     threshold: float = Field(0.3, ge=0, le=1, description="least score of a detection, unless a request says otherwise")
     limit: int = Field(100, ge=1, description="most detections of an image, unless a request says otherwise")
     deepstack_limit: int = Field(20, ge=1, description="as limit, for /v1/vision: Frigate reads no more than 20")
+    api_keys: Annotated[tuple[Digest, ...], NoDecode] = Field(
+        (), repr=False, description="keys that clients must send, separated by commas; without any, everybody is let in"
+    )
+    api_keys_file: Path | None = Field(None, description="file of further keys, one a line")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severity logged")
 
     @field_validator("model", mode="before")
@@ -79,6 +84,24 @@ class Settings(BaseSettings):
                 raise ValueError(f"there is no .onnx file in {path}; export a model into it")
         return paths
 
+    @field_validator("api_keys", mode="before")
+    @classmethod
+    def _hash(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        return hash_keys([key.strip() for key in value.split(",") if key.strip()])
+
+    @field_validator("api_keys_file")
+    @classmethod
+    def _must_hold_keys(cls, path: Path | None) -> Path | None:
+        if path:
+            _read_keys(path)
+        return path
+
+    def find_keys(self) -> tuple[Digest, ...]:
+        """Returns the digests of all keys that clients may send; none lets everybody in."""
+        return self.api_keys + (_read_keys(self.api_keys_file) if self.api_keys_file else ())
+
     def find_models(self) -> list[Path]:
         """Returns the model files that are there now, in the order of the setting, those of a folder by name."""
         return list(dict.fromkeys(file for path in self.model for file in _list_models(path)))
@@ -86,6 +109,13 @@ class Settings(BaseSettings):
 
 def _list_models(path: Path) -> list[Path]:
     return sorted(path.glob("*.onnx")) if path.is_dir() else [path] if path.is_file() else []
+
+
+def _read_keys(path: Path) -> tuple[Digest, ...]:
+    try:
+        return hash_keys(path.read_text().split())
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"it cannot be read: {error}") from error
 
 
 def read_settings(arguments: Sequence[str]) -> Settings:

@@ -104,20 +104,3 @@ def test_the_answer_shown_has_the_shape_of_an_answer() -> None:
 
     [shown] = re.findall(r"^```json\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
     Answer.model_validate_json(shown, strict=True)
-
-
-def test_every_setting_is_explained() -> None:
-    from app.settings import Settings
-
-    text = (ROOT / "README.md").read_text()
-    missing = [name for name in Settings.model_fields if f"`{name}`" not in text]
-    assert missing == []
-
-
-def test_every_metric_is_explained() -> None:
-    from app.metrics import Metrics
-
-    names = re.findall(rb"^# HELP (centernet_\w+)", Metrics().expose(), re.MULTILINE)
-    text = (ROOT / "README.md").read_text()
-    missing = [name.decode() for name in names if f"`{name.decode()}`" not in text]
-    assert missing == []

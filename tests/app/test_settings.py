@@ -1,3 +1,4 @@
+import hashlib
 import subprocess
 import sys
 from pathlib import Path
@@ -33,7 +34,9 @@ def test_flags_go_before_the_environment(monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.parametrize("name", sorted(Settings.model_fields))
 def test_each_setting_is_a_flag_and_a_variable(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "other.onnx").touch()
+    (tmp_path / "keys").write_text("first\n\nsecond\n")
     values = {
+        "api_keys_file": str(tmp_path / "keys"),
         "host": "::1",
         "model": str(tmp_path / "other.onnx"),
         "provider": "cpu",
@@ -44,7 +47,8 @@ def test_each_setting_is_a_flag_and_a_variable(name: str, monkeypatch: pytest.Mo
     by_flag = getattr(read_settings([f"--{name.replace('_', '-')}={value}"]), name)
     monkeypatch.setenv(f"CENTERNET_{name.upper()}", value)
     assert getattr(read_settings([]), name) == by_flag
-    assert by_flag == (Path(value),) if name == "model" else str(by_flag).lower() in (value, "1.0")
+    read = {"model": (Path(value),), "api_keys": (hashlib.sha256(b"1").digest(),)}
+    assert by_flag == read[name] if name in read else str(by_flag).lower() in (value.lower(), "1.0")
 
 
 @pytest.mark.parametrize(
@@ -57,6 +61,10 @@ def test_each_setting_is_a_flag_and_a_variable(name: str, monkeypatch: pytest.Mo
         ("threshold", "1.5"),
         ("model", "/nowhere.onnx"),
         ("log-level", "loud"),
+        ("api-keys", ","),
+        ("api-keys", "schlüssel"),
+        ("api-keys-file", "/nowhere"),
+        ("api-keys-file", "/dev/null"),
     ],
 )
 def test_setting_out_of_range_is_named(flag: str, value: str) -> None:

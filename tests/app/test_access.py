@@ -1,0 +1,124 @@
+import asyncio
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from deepstack.core import DeepstackException, DeepstackObject
+from httpx import Response
+
+from app.keys import Unauthorized, check_key
+from app.settings import Settings, read_settings
+from model.detector import Detector
+from tests.app.client import Serve
+from tests.app.colours import PHOTO_PNG
+from tests.app.listener import listen
+
+pytestmark = pytest.mark.anyio
+Make = Callable[..., Settings]
+
+OPEN = {"/health/live", "/health/ready", "/v2/health/live", "/v2/health/ready"}
+FIRST, SECOND = {"authorization": "Bearer first"}, {"x-api-key": "second"}
+
+
+def check_refused(response: Response, words: str) -> None:
+    assert (response.status_code, response.headers["www-authenticate"]) == (401, "Bearer")
+    assert words in response.text
+
+
+async def test_every_route_but_health_asks_for_the_key(serve: Serve) -> None:
+    async with serve(api_keys="first, second") as client:
+        paths = (await client.get("/openapi.json")).json()["paths"]
+        assert set(paths) > OPEN | {"/detect", "/metrics", "/models/reload", "/v2/models/{model}/infer"}
+        for method, path in [(method, path) for path, methods in paths.items() for method in methods]:
+            response = await client.request(method, path.format(model="colours", name="colours"))
+            if path in OPEN:
+                assert response.status_code in (200, 503), path
+            else:
+                check_refused(response, "send a key")
+
+
+@pytest.mark.parametrize("headers", [FIRST, SECOND, {"authorization": "bearer second"}])
+async def test_each_key_is_let_in(serve: Serve, headers: dict[str, str]) -> None:
+    async with serve(api_keys="first,second") as client:
+        assert (await client.post("/detect", content=PHOTO_PNG, headers=headers)).status_code == 200
+        assert (await client.get("/metrics", headers=headers)).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"authorization": "Bearer third"},
+        {"x-api-key": "firs"},
+        {"x-api-key": "Ünknown"},
+        {"authorization": "Bearer third", "x-api-key": "first"},
+        {"authorization": "Bearer " + hashlib.sha256(b"first").hexdigest()},
+    ],
+)
+async def test_other_keys_are_refused(serve: Serve, headers: dict[str, str]) -> None:
+    async with serve(api_keys="first,second") as client:
+        encoded = {name: value.encode() for name, value in headers.items()}
+        response = await client.post("/detect", content=PHOTO_PNG, headers=encoded, params={"limit": "0"})
+        check_refused(response, "the key is not known")
+        assert response.json()["type"] == "/docs#unauthorized"
+        client.headers.update(FIRST)
+        assert await client.sample("centernet_rejections_total", reason="unauthorized") == 1
+
+
+async def test_without_keys_everybody_is_let_in(serve: Serve) -> None:
+    async with serve() as client:
+        assert (await client.post("/detect", content=PHOTO_PNG, headers=FIRST)).status_code == 200
+        assert "securitySchemes" not in (await client.get("/openapi.json")).json()["components"]
+
+
+async def test_documentation_shows_where_the_key_goes(serve: Serve) -> None:
+    async with serve(api_keys="first") as client:
+        assert (await client.get("/docs")).status_code == 200
+        description = (await client.get("/openapi.json")).json()
+        assert set(description["components"]["securitySchemes"]) == {"HTTPBearer", "APIKeyHeader"}
+        for path, routes in description["paths"].items():
+            for route in routes.values():
+                assert bool(route.get("security")) == (path not in OPEN), path
+
+
+async def test_deepstack_clients_send_the_key_in_their_form(make_settings: Make, model_path: Path) -> None:
+    async with listen(make_settings(api_keys="first"), Detector(model_path, "cpu", 1)) as client:
+        port = client.base_url.port
+        knows = DeepstackObject("127.0.0.1", port, api_key="first")
+        assert [each["label"] for each in await asyncio.to_thread(knows.detect, PHOTO_PNG)] == ["red", "green"]
+        guesses = DeepstackObject("127.0.0.1", port, api_key="second")
+        with pytest.raises(DeepstackException, match="401"):
+            await asyncio.to_thread(guesses.detect, PHOTO_PNG)
+
+
+@pytest.mark.parametrize("route", ["detection", "custom/colours", "custom/list"])
+async def test_deepstack_routes_take_the_key_from_form_or_header(serve: Serve, route: str) -> None:
+    async def send(headers: dict[str, str] | None = None, **fields: str) -> Response:
+        parts: dict[str, Any] = {"image": PHOTO_PNG} | {name: (None, value) for name, value in fields.items()}
+        return await client.post(f"/v1/vision/{route}", files=parts, headers=headers)
+
+    async with serve(api_keys="first,second") as client:
+        assert (await send(api_key="second")).status_code == 200
+        assert (await send(FIRST)).status_code == 200
+        refused = await send(api_key="third")
+        check_refused(refused, "the key is not known")
+        assert refused.json()["success"] is False
+        check_refused(await send({"x-api-key": "third"}, api_key="first"), "the key is not known")
+
+
+async def test_other_routes_take_no_key_from_a_form(serve: Serve) -> None:
+    async with serve(api_keys="first") as client:
+        check_refused(await client.post("/detect", files={"image": PHOTO_PNG}, data={"api_key": "first"}), "send a key")
+
+
+def test_keys_are_kept_as_hashes_alone(model_path: Path, tmp_path: Path) -> None:
+    (tmp_path / "keys").write_text("key-3\n  key-4  \n")
+    settings = read_settings(["--api-keys=key-1,key-2", f"--api-keys-file={tmp_path}/keys", f"--model={model_path}"])
+    known = settings.find_keys()
+    for key in ("key-1", "key-2", "key-3", "key-4"):
+        check_key(key, known)
+        assert key not in repr(settings)
+    for key in ("", "key-5", None, "key-1,key-2"):
+        with pytest.raises(Unauthorized):
+            check_key(key, known)
