@@ -1,7 +1,6 @@
 """Starts the server: `python -m app` or `centernet-serve`; `python -m app detect` is `app.command`."""
 
 import contextlib
-import logging
 import signal
 import sys
 from collections.abc import Sequence
@@ -9,6 +8,7 @@ from collections.abc import Sequence
 import uvicorn
 
 from app import command
+from app.logs import set_up_logging
 from app.server import create_app
 from app.settings import InvalidSettings, read_settings
 from model.detector import Detector
@@ -25,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit(command.main(arguments[1:]))
     try:
         settings = read_settings(arguments)
-        logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+        set_up_logging(settings.log_level, settings.log_format)
         detectors = [Detector(path, settings.provider, settings.threads) for path in settings.find_models()]
         app = create_app(settings, *detectors)
     except (InvalidSettings, InvalidModel, ProviderUnavailable) as error:
@@ -41,7 +41,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         access_log=settings.log_level == "debug",
         timeout_graceful_shutdown=_GRACE_SECONDS,
     )
-    logging.getLogger("uvicorn.error").setLevel(max(logging.WARNING, logging.getLogger().level))
     listener = config.bind_socket()
     listener.listen()  # who reads the line below may connect at once
     host, port = listener.getsockname()[:2]

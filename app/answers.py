@@ -105,6 +105,7 @@ class Problem(BaseModel):
     title: str
     status: int
     detail: str
+    request_id: str = Field(description="as in the header X-Request-ID")
 
 
 class Refused(Exception):

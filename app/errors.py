@@ -2,6 +2,7 @@
 
 import dataclasses
 import http
+import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -9,6 +10,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic_core import to_json
 from starlette.exceptions import HTTPException
+from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.requests import ClientDisconnect
 
 from app.accept import NotAcceptable
@@ -21,8 +23,13 @@ from app.keys import Unauthorized
 from app.metrics import Metrics
 from app.models import NotReady, UnknownModel
 from app.pipeline import TooManyImages
+from app.request_id import get_request_id
 from app.tensors import InvalidTensor
 from model.image import BrokenImage, TooManyPixels, UnknownFormat
+
+logger = logging.getLogger(__name__)
+
+_REQUEST_ID = "7d9f0c1ee3a04d5f8a55a0a1c2f4b6d8"  # in the documentation
 
 Shape = Callable[[Problem], Mapping[str, Any]]
 
@@ -71,28 +78,42 @@ def answer_errors(app: FastAPI, metrics: Metrics, shapes: Mapping[str, Shape]) -
     async def answer(request: Request, error: Exception) -> Response:
         return respond(request, describe(error, metrics), _choose_headers(error))
 
+    async def answer_unexpected(request: Request, error: Exception) -> Response:
+        logger.error("an unexpected error", exc_info=error)
+        return await answer(request, error)
+
     async def answer_plain(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         title = http.HTTPStatus(error.status_code).phrase
-        problem = Problem(type="about:blank", title=title, status=error.status_code, detail=error.detail)
+        problem = Problem(
+            type="about:blank",
+            title=title,
+            status=error.status_code,
+            detail=error.detail,
+            request_id=get_request_id(),
+        )
         return respond(request, problem, error.headers)
 
     def respond(request: Request, problem: Problem, headers: Mapping[str, str] | None) -> Response:
+        path = request.scope["raw_path"].decode(errors="backslashreplace")
+        logger.info("%s %s: %d %s: %s", request.method, path, problem.status, problem.title, problem.detail)
         for path, shape in shapes.items():
             if request.url.path.startswith(path):
                 return Response(to_json(shape(problem)), problem.status, headers, "application/json")
         return Response(problem.model_dump_json(), problem.status, headers, "application/problem+json")
 
-    for kind in KINDS:
+    for kind in KINDS.keys() - {Exception}:
         app.add_exception_handler(kind, answer)
     app.add_exception_handler(HTTPException, answer_plain)
+    # Starlette answers what nobody expected outside of all middleware: there it would be neither identified nor counted
+    app.add_middleware(ExceptionMiddleware, handlers={Exception: answer_unexpected})
 
 
 def describe(error: Exception, metrics: Metrics) -> Problem:
     """Returns the problem that the table makes of an exception, and counts it."""
     kind = next(KINDS[each] for each in type(error).__mro__ if each in KINDS)
     metrics.rejections.labels(kind.reason).inc()
-    return _make_problem(kind, _explain(error))
+    return _make_problem(kind, _explain(error), get_request_id())
 
 
 def document(*statuses: int, shape: Shape | None = None) -> dict[int | str, dict[str, Any]]:
@@ -109,7 +130,7 @@ def document(*statuses: int, shape: Shape | None = None) -> dict[int | str, dict
                     "examples": {
                         kind.reason: {"value": shape(problem) if shape else problem.model_dump()}
                         for kind in kinds[status]
-                        for problem in [_make_problem(kind, "what exactly, in words")]
+                        for problem in [_make_problem(kind, "what exactly, in words", _REQUEST_ID)]
                     },
                 }
             },
@@ -118,8 +139,9 @@ def document(*statuses: int, shape: Shape | None = None) -> dict[int | str, dict
     }
 
 
-def _make_problem(kind: Kind, detail: str) -> Problem:
-    return Problem(type=f"/docs#{kind.reason}", title=kind.title, status=kind.status, detail=detail)
+def _make_problem(kind: Kind, detail: str, request_id: str) -> Problem:
+    kind_of = f"/docs#{kind.reason}"
+    return Problem(type=kind_of, title=kind.title, status=kind.status, detail=detail, request_id=request_id)
 
 
 def _choose_headers(error: Exception) -> Mapping[str, str] | None:

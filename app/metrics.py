@@ -73,7 +73,7 @@ class CountRequests:
             await self._app(scope, receive, send)
             return
         started = time.perf_counter()
-        status = 500  # what is answered further out where the app raises
+        status = 500  # where the connection broke
 
         async def note(message: Message) -> None:
             nonlocal status

@@ -7,7 +7,6 @@ from fastapi import FastAPI, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from app import __version__, deepstack, inference_protocol
-from app.access import Access
 from app.answers import Health, ModelDescription, ModelList, describe_model, list_models
 from app.deepstack import build_deepstack_router
 from app.detection import build_detection_router
@@ -16,6 +15,7 @@ from app.inference_protocol import build_inference_router, build_probe_router
 from app.metrics import CountRequests
 from app.page import build_page_router
 from app.reloading import reloading
+from app.request_id import IdentifyRequests
 from app.service import build_service, quieten_decoders
 from app.settings import Settings
 from model.detector import Detector
@@ -25,7 +25,7 @@ def create_app(settings: Settings, *detectors: Detector) -> FastAPI:
     """Returns the server of these models; nothing runs before its lifespan begins."""
     quieten_decoders()
     service = build_service(settings, detectors)
-    models, metrics = service.models, service.metrics
+    models, metrics, access = service.models, service.metrics, service.access
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -38,7 +38,6 @@ def create_app(settings: Settings, *detectors: Detector) -> FastAPI:
         summary="Object detection: send a picture, get boxes.",
         lifespan=lifespan,
     )
-    app.add_middleware(CountRequests, metrics=metrics)
     app.include_router(build_detection_router(service), dependencies=access.guards)
     app.include_router(build_deepstack_router(service), dependencies=access.form_guards)
     app.include_router(build_probe_router(service))
@@ -46,6 +45,8 @@ def create_app(settings: Settings, *detectors: Detector) -> FastAPI:
     app.include_router(build_page_router())
     shapes = {deepstack.PATH: deepstack.shape_problem, inference_protocol.PATH: inference_protocol.shape_problem}
     answer_errors(app, metrics, shapes)
+    app.add_middleware(CountRequests, metrics=metrics)
+    app.add_middleware(IdentifyRequests)
 
     @app.get("/health/live", summary="Is the process worth keeping?", responses=document(503))
     async def live() -> Health:

@@ -9,6 +9,7 @@ from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from app.keys import Digest, hash_keys
+from app.logs import LogFormat
 from model.image import MAX_PIXELS
 from model.session import Provider, count_cpus
 
@@ -67,6 +68,7 @@ class Settings(BaseSettings):
     )
     api_keys_file: Path | None = Field(None, description="file of further keys, one a line")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severity logged")
+    log_format: LogFormat = Field("plain", description="json is one object a line")
 
     @field_validator("model", mode="before")
     @classmethod

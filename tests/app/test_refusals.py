@@ -21,7 +21,8 @@ pytestmark = pytest.mark.anyio
 def check(response: Response, status: int, reason: str, words: str = "") -> None:
     assert response.headers["content-type"] == "application/problem+json"
     problem = response.json()
-    assert set(problem) == {"type", "title", "status", "detail"}
+    assert set(problem) == {"type", "title", "status", "detail", "request_id"}
+    assert problem["request_id"] == response.headers["x-request-id"]
     assert (response.status_code, problem["status"], problem["type"]) == (status, status, f"/docs#{reason}")
     assert words in problem["detail"]
 
@@ -143,7 +144,9 @@ async def test_unknown_path_and_method(client: Client) -> None:
         (await client.get("/detect"), 405, "Method Not Allowed"),
     ]:
         assert response.headers["content-type"] == "application/problem+json"
-        assert response.json() == {"type": "about:blank", "title": title, "status": status, "detail": title}
+        problem = response.json()
+        assert problem.pop("request_id") == response.headers["x-request-id"]
+        assert problem == {"type": "about:blank", "title": title, "status": status, "detail": title}
     assert response.headers["allow"] == "POST"
 
 

@@ -41,6 +41,7 @@ def test_each_setting_is_a_flag_and_a_variable(name: str, monkeypatch: pytest.Mo
         "model": str(tmp_path / "other.onnx"),
         "provider": "cpu",
         "log_level": "debug",
+        "log_format": "json",
         "watch": "true",
     }
     value = values.get(name, "1")

@@ -1,0 +1,43 @@
+"""The id of a request: the client's own or a new one, sent back, and in each line and problem about the request."""
+
+import contextvars
+import re
+import uuid
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+HEADER = "X-Request-ID"
+_USABLE = re.compile(r"[!-~]{1,128}")  # visible ASCII
+_current = contextvars.ContextVar("request_id", default="")
+
+
+def get_request_id() -> str:
+    """Returns the id of the request being answered; outside of one it is empty."""
+    return _current.get()
+
+
+class IdentifyRequests:
+    """ASGI middleware that gives each request its id, and its answer the header."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serves one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        sent = Headers(scope=scope).get(HEADER, "")
+        request_id = sent if _USABLE.fullmatch(sent) else uuid.uuid4().hex
+
+        async def identify(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message)[HEADER] = request_id
+            await send(message)
+
+        token = _current.set(request_id)
+        try:
+            await self._app(scope, receive, identify)
+        finally:
+            _current.reset(token)
