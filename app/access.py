@@ -1,4 +1,4 @@
-"""Who may use the routes."""
+"""Who may use the routes, and how often."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,6 +8,7 @@ from fastapi.security import APIKeyHeader, HTTPBearer
 
 from app.form import Part, find_text
 from app.keys import check_key
+from app.rates import RateLimit, find_network
 from app.settings import Settings
 
 _BEARER = HTTPBearer(auto_error=False)
@@ -15,23 +16,37 @@ _HEADER = APIKeyHeader(name="X-API-Key", auto_error=False)
 
 
 class Access:
-    """Lets in who sends a known key, or everybody where no key is set.
+    """Counts the requests of an address and of a key, and lets in who sends a known key, or all where none is set.
 
-    `guards` are a route's dependencies that ask for the key; `form_guards` are for routes that call `admit` themselves,
-    since their key may be in the form.
+    `guards` are a route's dependencies that do so; with `form_guards` instead, the route itself calls `admit`, since
+    the key may be in its form.
     """
 
     def __init__(self, settings: Settings) -> None:
         self._keys = settings.find_keys()
-        self.form_guards: list[Any] = [Security(_BEARER), Security(_HEADER)] if self._keys else []  # as documentation
-        self.guards: list[Any] = [*self.form_guards, Depends(self._guard)]
+        self._address_limit = _limit(settings.address_requests_per_minute)
+        self._key_limit = _limit(settings.key_requests_per_minute)
+        schemes = [Security(_BEARER), Security(_HEADER)] if self._keys else []  # what the documentation shows
+        self.form_guards: list[Any] = [*schemes, Depends(self._count_address)]
+        self.guards: list[Any] = [*self.form_guards, Depends(self._admit)]
 
     async def admit(self, request: Request, form: Sequence[Part] = ()) -> None:
-        """Raises `Unauthorized` unless a header, or the form's field `api_key`, holds a known key."""
-        if self._keys:
-            bearer = await _BEARER(request)
-            key = bearer.credentials if bearer else await _HEADER(request)
-            check_key(key or find_text(form, "api_key"), self._keys)
+        """Raises `Unauthorized` unless a header, or the form's field `api_key`, holds a known key; `RateLimited`."""
+        if not self._keys:
+            return
+        bearer = await _BEARER(request)
+        key = bearer.credentials if bearer else await _HEADER(request)
+        digest = check_key(key or find_text(form, "api_key"), self._keys)
+        if self._key_limit:
+            await self._key_limit.count(digest)
 
-    async def _guard(self, request: Request) -> None:
+    async def _admit(self, request: Request) -> None:
         await self.admit(request)
+
+    async def _count_address(self, request: Request) -> None:
+        if self._address_limit:
+            await self._address_limit.count(find_network(request.client.host if request.client else ""))
+
+
+def _limit(per_minute: int | None) -> RateLimit | None:
+    return RateLimit(per_minute) if per_minute else None

@@ -82,7 +82,7 @@ def build_deepstack_router(service: Service) -> APIRouter:
     """Returns the routes over `service`."""
     settings, metrics = service.settings, service.metrics
     router = APIRouter(tags=["DeepStack, CodeProject.AI"])
-    refusals = document(400, 401, 408, 413, 415, 422, 500, 503, 504, shape=shape_problem)
+    refusals = document(400, 401, 408, 413, 415, 422, 429, 500, 503, 504, shape=shape_problem)
 
     read_timeout = build_timeout_reader(settings.timeout_seconds)
 

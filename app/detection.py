@@ -91,7 +91,7 @@ def build_detection_router(service: Service) -> APIRouter:
         response_model=Answer,
         description="Boxes as JSON; or, for a client that accepts `image/jpeg` or `image/png` rather than JSON, the "
         "picture at its full size, upright, with the boxes drawn.",
-        responses=document(400, 401, 404, 406, 408, 413, 415, 422, 500, 503, 504)
+        responses=document(400, 401, 404, 406, 408, 413, 415, 422, 429, 500, 503, 504)
         | {
             200: {
                 "description": "What was found, in the picture's own pixels, the surest first",
@@ -128,7 +128,7 @@ def build_detection_router(service: Service) -> APIRouter:
         summary="Find objects in several pictures",
         response_model=Answers,
         response_description="For each picture, in their order, what `/detect` answers, or why it could not be read",
-        responses=document(400, 401, 404, 408, 413, 422, 500, 503, 504),
+        responses=document(400, 401, 404, 408, 413, 422, 429, 500, 503, 504),
         openapi_extra=_BATCH_BODY,
     )
     async def detect_batch(request: Request, wanted: Annotated[Wanted, Depends(read_wanted)]) -> Response:

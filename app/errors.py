@@ -23,6 +23,7 @@ from app.keys import Unauthorized
 from app.metrics import Metrics
 from app.models import NotReady, UnknownModel
 from app.pipeline import TooManyImages
+from app.rates import RateLimited
 from app.request_id import get_request_id
 from app.tensors import InvalidTensor
 from model.image import BrokenImage, TooManyPixels, UnknownFormat
@@ -59,6 +60,7 @@ KINDS: Mapping[type[Exception], Kind] = {
     BrokenImage: Kind(422, "broken-image", "The image is broken"),
     UnknownLabel: Kind(422, "unknown-label", "The model knows no such label"),
     RequestValidationError: Kind(422, "invalid-parameter", "A parameter is out of range"),
+    RateLimited: Kind(429, "rate-limited", "Too many requests in too short a time"),
     ClientDisconnect: Kind(499, "client-gone", "The client hung up"),
     InferenceFailed: Kind(500, "inference-failed", "The model failed"),
     Exception: Kind(500, "internal-error", "The server failed"),
@@ -145,7 +147,7 @@ def _make_problem(kind: Kind, detail: str, request_id: str) -> Problem:
 
 
 def _choose_headers(error: Exception) -> Mapping[str, str] | None:
-    if isinstance(error, Overloaded):
+    if isinstance(error, Overloaded | RateLimited):
         return {"retry-after": str(error.retry_after_seconds)}
     if isinstance(error, Unauthorized):
         return {"www-authenticate": "Bearer"}

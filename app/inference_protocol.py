@@ -128,7 +128,7 @@ def build_inference_router(service: Service) -> APIRouter:
         "/v2/models/{model}/infer",
         summary="Find objects in pictures",
         response_description="`boxes` in each picture's own pixels, `scores`, `labels` and `names`, the surest first",
-        responses=document(400, 401, 404, 408, 413, 415, 422, 500, 503, 504, shape=shape_problem),
+        responses=document(400, 401, 404, 408, 413, 415, 422, 429, 500, 503, 504, shape=shape_problem),
         response_class=Response,
         openapi_extra=_BODY,
     )

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 
 from fastapi import FastAPI, Response
 from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.middleware.cors import CORSMiddleware
 
 from app import __version__, deepstack, inference_protocol
 from app.answers import Health, ModelDescription, ModelList, describe_model, list_models
@@ -45,6 +46,14 @@ def create_app(settings: Settings, *detectors: Detector) -> FastAPI:
     app.include_router(build_page_router())
     shapes = {deepstack.PATH: deepstack.shape_problem, inference_protocol.PATH: inference_protocol.shape_problem}
     answer_errors(app, metrics, shapes)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=["*"],
+        )
     app.add_middleware(CountRequests, metrics=metrics)
     app.add_middleware(IdentifyRequests)
 

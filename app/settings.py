@@ -1,6 +1,7 @@
 """What an operator may set: each a flag, and an environment variable `CENTERNET_*` of the same name."""
 
 import importlib.resources
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
@@ -67,6 +68,12 @@ class Settings(BaseSettings):
         (), repr=False, description="keys that clients must send, separated by commas; without any, everybody is let in"
     )
     api_keys_file: Path | None = Field(None, description="file of further keys, one a line")
+    address_requests_per_minute: int | None = Field(None, ge=1, description="most requests of one client address")
+    key_requests_per_minute: int | None = Field(None, ge=1, description="most requests with one key")
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="sites whose pages may call the server, as https://example.com, separated by commas; * is all",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severity logged")
     log_format: LogFormat = Field("plain", description="json is one object a line")
 
@@ -85,6 +92,19 @@ class Settings(BaseSettings):
             if not _list_models(path):
                 raise ValueError(f"there is no .onnx file in {path}; export a model into it")
         return paths
+
+    @field_validator("cors_origins", mode="before")
+    @classmethod
+    def _split_origins(cls, value: object) -> object:
+        return tuple(origin.strip() for origin in value.split(",")) if isinstance(value, str) else value
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _must_be_origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in origins:
+            if origin != "*" and not re.fullmatch(r"https?://[^/?#@*]+", origin):
+                raise ValueError(f"{origin!r} is no origin: write it as https://example.com, without a path")
+        return origins
 
     @field_validator("api_keys", mode="before")
     @classmethod

@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,3 +35,10 @@ class BrittleDetector(Detector):
         if any(canvas[32, 48].min() == 255 for canvas in canvases):
             raise RuntimeError("out of memory")
         return super().infer(canvases)
+
+
+class SurprisedDetector(Detector):
+    """Fails in a way that nobody has foreseen."""
+
+    def prepare(self, *_: object) -> NoReturn:
+        raise ZeroDivisionError("a secret")

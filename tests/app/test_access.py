@@ -1,18 +1,23 @@
 import asyncio
+import contextlib
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from deepstack.core import DeepstackException, DeepstackObject
 from httpx import Response
 
 from app.keys import Unauthorized, check_key
+from app.rates import RateLimit, RateLimited
+from app.server import create_app
 from app.settings import Settings, read_settings
 from model.detector import Detector
-from tests.app.client import Serve
+from tests.app.client import Client, Serve
 from tests.app.colours import PHOTO_PNG
+from tests.app.detectors import SurprisedDetector
 from tests.app.listener import listen
 
 pytestmark = pytest.mark.anyio
@@ -110,6 +115,92 @@ async def test_deepstack_routes_take_the_key_from_form_or_header(serve: Serve, r
 async def test_other_routes_take_no_key_from_a_form(serve: Serve) -> None:
     async with serve(api_keys="first") as client:
         check_refused(await client.post("/detect", files={"image": PHOTO_PNG}, data={"api_key": "first"}), "send a key")
+
+
+async def test_key_may_come_so_many_times_a_minute(serve: Serve) -> None:
+    async with serve(api_keys="first,second", key_requests_per_minute=2) as client:
+        for _ in range(2):
+            assert (await client.post("/detect", content=PHOTO_PNG, headers=FIRST)).status_code == 200
+        refused = await client.post("/detect", content=PHOTO_PNG, headers=FIRST)
+        assert (refused.status_code, refused.headers["retry-after"]) == (429, "30")
+        assert refused.json()["type"] == "/docs#rate-limited"
+        assert "2 requests a minute" in refused.json()["detail"]
+        form = await client.post("/v1/vision/detection", files={"image": PHOTO_PNG}, data={"api_key": "first"})
+        assert (form.status_code, form.json()["success"]) == (429, False)
+        assert (await client.post("/detect", content=PHOTO_PNG, headers=SECOND)).status_code == 200
+
+
+async def test_address_may_come_so_many_times_a_minute(make_settings: Make, model_path: Path) -> None:
+    app = create_app(make_settings(address_requests_per_minute=2), Detector(model_path, "cpu", 1))
+
+    async def ask(address: str, path: str = "/models") -> int:
+        transport = httpx.ASGITransport(app, client=(address, 1))
+        async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
+            return (await client.get(path)).status_code
+
+    assert [await ask("10.0.0.1") for _ in range(3)] == [200, 200, 429]
+    assert await ask("::ffff:10.0.0.1") == 429
+    assert [await ask(f"2001:db8:0:1::{host}") for host in (1, 2, 3)] == [200, 200, 429]
+    assert await ask("10.0.0.2") == await ask("2001:db8:0:2::1") == await ask("camera") == 200
+    assert [await ask("10.0.0.1", "/health/live") for _ in range(3)] == [200] * 3
+
+
+async def test_wrong_keys_count_for_their_address(serve: Serve) -> None:
+    async with serve(api_keys="first", address_requests_per_minute=1) as client:
+        check_refused(await client.get("/models"), "send a key")
+        assert (await client.get("/models", headers=FIRST)).status_code == 429
+
+
+async def test_who_waited_is_let_in_again(anyio_backend: str) -> None:
+    limit = RateLimit(6000)
+    async with asyncio.timeout(30):
+        with pytest.raises(RateLimited):
+            while True:
+                await limit.count("busy")
+        while True:
+            with contextlib.suppress(RateLimited):
+                await limit.count("busy")
+                break
+            await asyncio.sleep(0)
+
+
+async def test_clients_are_remembered_in_bounded_memory(anyio_backend: str) -> None:
+    limit = RateLimit(1)
+    for client in range(20_001):
+        await limit.count(client)
+    with pytest.raises(RateLimited):
+        await limit.count(20_000)
+    await limit.count(0)  # forgotten: nothing is kept of who came before ten thousand others
+
+
+async def test_pages_of_other_sites_are_let_in_where_they_are_named(serve: Serve) -> None:
+    async with serve(cors_origins="https://one.example,https://two.example:8443", api_keys="first") as client:
+        for origin, allowed in [("https://two.example:8443", True), ("https://two.example", False)]:
+            preflight = await client.options(
+                "/detect",
+                headers={
+                    "origin": origin,
+                    "access-control-request-method": "POST",
+                    "access-control-request-headers": "authorization,x-request-id",
+                },
+            )
+            assert preflight.status_code == (200 if allowed else 400)
+            refused = await client.post("/detect", content=PHOTO_PNG, headers={"origin": origin})
+            assert refused.status_code == 401
+            for response in (preflight, refused):
+                assert response.headers.get("access-control-allow-origin") == (origin if allowed else None)
+            assert refused.headers["access-control-expose-headers"] == "*"
+
+
+async def test_pages_of_other_sites_learn_of_failures(serve: Serve, model_path: Path) -> None:
+    async with serve(SurprisedDetector(model_path, "cpu", 1), cors_origins="*") as client:
+        response = await client.post("/detect", content=PHOTO_PNG, headers={"origin": "https://any.example"})
+        assert (response.status_code, response.headers["access-control-allow-origin"]) == (500, "*")
+
+
+async def test_pages_of_other_sites_are_not_let_in_by_default(client: Client) -> None:
+    response = await client.get("/models", headers={"origin": "https://any.example"})
+    assert "access-control-allow-origin" not in response.headers
 
 
 def test_keys_are_kept_as_hashes_alone(model_path: Path, tmp_path: Path) -> None:

@@ -3,14 +3,13 @@ import logging
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NoReturn
 
 import pytest
 
 from app.logs import set_up_logging
-from model.detector import Detector
 from tests.app.client import Client, Serve
 from tests.app.colours import PHOTO_PNG
+from tests.app.detectors import SurprisedDetector
 
 pytestmark = pytest.mark.anyio
 
@@ -25,11 +24,6 @@ def bare_logging(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
     root.setLevel(levels[0])
     uvicorn.setLevel(levels[1])
-
-
-class Surprised(Detector):
-    def prepare(self, *_: object) -> NoReturn:
-        raise ZeroDivisionError("a secret")
 
 
 async def test_id_is_made_or_taken(client: Client) -> None:
@@ -58,6 +52,7 @@ async def test_problems_name_the_request(client: Client) -> None:
 
 
 async def test_plain_lines_name_the_request(client: Client, capsys: pytest.CaptureFixture[str]) -> None:
+    await client.detect()  # the model is warm, and says no more
     set_up_logging("info", "plain")
     await client.post("/detect?limit=1", content=b"hello", headers={"x-request-id": "mine"})
     await client.get("/made%0aup", headers={"x-request-id": "another"})
@@ -69,6 +64,7 @@ async def test_plain_lines_name_the_request(client: Client, capsys: pytest.Captu
 
 
 async def test_client_cannot_write_lines_of_its_own(client: Client, capsys: pytest.CaptureFixture[str]) -> None:
+    await client.detect()  # the model is warm, and says no more
     set_up_logging("info", "plain")
     await client.detect(labels="a\n2026-01-01 ERROR app [-] forged\x1b[2J")
     model = "/v2/models/colours/infer"
@@ -83,7 +79,7 @@ async def test_failure_is_logged_with_its_request(
     serve: Serve, model_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     set_up_logging("info", "json")
-    async with serve(Surprised(model_path, "cpu", 1)) as client:
+    async with serve(SurprisedDetector(model_path, "cpu", 1)) as client:
         response = await client.post("/detect", content=PHOTO_PNG, headers={"x-request-id": "mine"})
         assert (response.status_code, response.headers["x-request-id"]) == (500, "mine")
         assert response.json()["request_id"] == "mine"

@@ -3,17 +3,13 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from httpx import Response
-from numpy.typing import NDArray
 from PIL import Image
 
-from model.canvas import Canvas
-from model.detector import Detector
 from tests.app.client import Client, Serve
 from tests.app.colours import PHOTO, PHOTO_PNG, encode, paint
-from tests.app.detectors import HeldDetector
+from tests.app.detectors import HeldDetector, SurprisedDetector
 
 pytestmark = pytest.mark.anyio
 
@@ -150,13 +146,8 @@ async def test_unknown_path_and_method(client: Client) -> None:
     assert response.headers["allow"] == "POST"
 
 
-class Surprised(Detector):
-    def prepare(self, picture: bytes | NDArray[np.uint8], max_pixels: int = 0) -> Canvas:
-        raise ZeroDivisionError("a secret")
-
-
 async def test_unexpected_error_keeps_its_secrets(serve: Serve, model_path: Path) -> None:
-    async with serve(Surprised(model_path, "cpu", 1)) as client:
+    async with serve(SurprisedDetector(model_path, "cpu", 1)) as client:
         response = await client.detect()
         check(response, 500, "internal-error")
         assert "secret" not in response.text

@@ -40,6 +40,7 @@ def test_each_setting_is_a_flag_and_a_variable(name: str, monkeypatch: pytest.Mo
         "host": "::1",
         "model": str(tmp_path / "other.onnx"),
         "provider": "cpu",
+        "cors_origins": "https://example.com",
         "log_level": "debug",
         "log_format": "json",
         "watch": "true",
@@ -48,7 +49,7 @@ def test_each_setting_is_a_flag_and_a_variable(name: str, monkeypatch: pytest.Mo
     by_flag = getattr(read_settings([f"--{name.replace('_', '-')}={value}"]), name)
     monkeypatch.setenv(f"CENTERNET_{name.upper()}", value)
     assert getattr(read_settings([]), name) == by_flag
-    read = {"model": (Path(value),), "api_keys": (hashlib.sha256(b"1").digest(),)}
+    read = {"model": (Path(value),), "cors_origins": (value,), "api_keys": (hashlib.sha256(b"1").digest(),)}
     assert by_flag == read[name] if name in read else str(by_flag).lower() in (value.lower(), "1.0")
 
 
@@ -62,6 +63,9 @@ def test_each_setting_is_a_flag_and_a_variable(name: str, monkeypatch: pytest.Mo
         ("threshold", "1.5"),
         ("model", "/nowhere.onnx"),
         ("log-level", "loud"),
+        ("cors-origins", "https://example.com/"),
+        ("cors-origins", "example.com"),
+        ("address-requests-per-minute", "0"),
         ("api-keys", ","),
         ("api-keys", "schlüssel"),
         ("api-keys-file", "/nowhere"),
