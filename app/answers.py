@@ -105,7 +105,7 @@ class Problem(BaseModel):
     title: str
     status: int
     detail: str
-    request_id: str = Field(description="as in the header X-Request-ID")
+    request_id: str = Field("", description="as in the header X-Request-ID; empty where there was no request")
 
 
 class Refused(Exception):

@@ -10,8 +10,8 @@ from PIL import Image
 
 from tests.app.client import Client, Serve
 from tests.app.colours import BLUE_FOUND, GREEN, GREEN_FOUND, PHOTO, PHOTO_PNG, RED_FOUND, box, encode, paint
-from tests.app.detectors import BrittleDetector, HeldDetector
-from tests.app.test_refusals import Surprised, check
+from tests.app.detectors import BrittleDetector, HeldDetector, SurprisedDetector
+from tests.app.test_refusals import check
 
 pytestmark = pytest.mark.anyio
 
@@ -54,7 +54,9 @@ async def test_query_holds_for_each(client: Client) -> None:
 
 async def test_broken_picture_does_not_spoil_the_rest(serve: Serve) -> None:
     async with serve(max_pixels=192 * 128) as client:
-        results = (await send(client, CUT_SHORT, GREEN_PNG, b"hello", encode(paint(193, 128)), b"")).json()["results"]
+        response = await send(client, CUT_SHORT, GREEN_PNG, b"hello", encode(paint(193, 128)), b"")
+        results = response.json()["results"]
+        headers = {**response.headers, "content-type": "application/problem+json"}
         assert results[1]["detections"] == [GREEN_ALONE]
         for index, status, reason in [
             (0, 422, "broken-image"),
@@ -62,11 +64,7 @@ async def test_broken_picture_does_not_spoil_the_rest(serve: Serve) -> None:
             (3, 413, "too-many-pixels"),
             (4, 415, "unknown-format"),
         ]:
-            check(
-                Response(status, json=results[index], headers={"content-type": "application/problem+json"}),
-                status,
-                reason,
-            )
+            check(Response(status, json=results[index], headers=headers), status, reason)
         assert await client.sample("centernet_rejections_total", reason="unknown-format") == 2
         assert await client.sample("centernet_requests_total", route="/detect/batch", status="200") == 1
 
@@ -80,7 +78,7 @@ async def test_batch_that_fails_is_told_of_each_of_its_pictures(serve: Serve, mo
 
 
 async def test_unexpected_error_fails_the_request(serve: Serve, model_path: Path) -> None:
-    async with serve(Surprised(model_path, "cpu", 1)) as client:
+    async with serve(SurprisedDetector(model_path, "cpu", 1)) as client:
         check(await send(client, PHOTO_PNG, PHOTO_PNG), 500, "internal-error")
         assert await client.sample("centernet_requests_in_flight") == 0
 
