@@ -7,8 +7,8 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future
+from collections.abc import Awaitable, Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, wait
 from pathlib import Path
 from typing import TextIO, TypeVar
 
@@ -206,8 +206,9 @@ def _look_at_all(
 
     status = 0
     pictures = read_pictures(sources, parsed.every)
-    with _show_progress(parsed, sources) as advance:
-        for looked in in_order(portal, look, pictures, finder.in_flight):
+    everything = contextlib.closing(in_order(portal, look, pictures, finder.in_flight))
+    with _show_progress(parsed, sources) as advance, everything as results:
+        for looked in results:
             if isinstance(looked.result, Problem):
                 status = _complain(f"{looked.picture}: {looked.result.title}: {looked.result.detail}", 1)
             for write in writes:
@@ -218,15 +219,18 @@ def _look_at_all(
 
 def in_order(
     portal: BlockingPortal, work: Callable[[Item], Awaitable[Result]], items: Iterable[Item], in_flight: int
-) -> Iterator[Result]:
+) -> Generator[Result, None, None]:
     """Works on items side by side, `in_flight` at most; gives each result as soon as those before it are given."""
     pending: collections.deque[Future[Result]] = collections.deque()
-    for item in items:
-        pending.append(portal.start_task_soon(work, item))
-        while pending and (pending[0].done() or len(pending) == in_flight):
+    try:
+        for item in items:
+            pending.append(portal.start_task_soon(work, item))
+            while pending and (pending[0].done() or len(pending) == in_flight):
+                yield pending.popleft().result()
+        while pending:
             yield pending.popleft().result()
-    while pending:
-        yield pending.popleft().result()
+    finally:
+        wait(pending)  # nobody closes a connection under those that are on their way
 
 
 async def _look(picture: Picture, finder: Finder, annotate: bool) -> Looked:
