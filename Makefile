@@ -2,7 +2,7 @@
 PYTHON ?= python3
 INSTALL = pip install --quiet --constraint constraints.txt --editable
 
-.PHONY: serve develop test check format test-serving soak fuzz clean
+.PHONY: serve develop test check format test-serving soak fuzz slow-clients clean
 
 # serve: the server with the shipped model on 127.0.0.1:8000, without torch
 serve: .venv-serve/ready
@@ -38,6 +38,10 @@ soak: .venv/ready
 # fuzz: over 100,000 damaged pictures and made-up bodies
 fuzz: .venv/ready
 	FUZZ_FACTOR=130 .venv/bin/python -m pytest tests/app/test_fuzz.py $(ARGS)
+
+# slow-clients: a usual client beside 1,000 slow ones; needs slowhttptest
+slow-clients: .venv/ready
+	.venv/bin/python -m tests.slow_clients
 
 clean:
 	rm -rf .venv .venv-serve .venv-test-serving

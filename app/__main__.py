@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import uvicorn
 
 from app import command
+from app.listener import allow_open_files, configure
 from app.logs import set_up_logging
 from app.server import create_app
 from app.settings import InvalidSettings, read_settings
@@ -15,7 +16,7 @@ from model.detector import Detector
 from model.metadata import InvalidModel
 from model.session import ProviderUnavailable
 
-_GRACE_SECONDS = 8  # Docker kills after ten
+_OTHER_FILES = 100  # beside connections, and those that wait to be refused
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -31,16 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (InvalidSettings, InvalidModel, ProviderUnavailable) as error:
         print(f"centernet-serve: {error}", file=sys.stderr)
         raise SystemExit(2) from None
-    config = uvicorn.Config(
-        app,
-        host=settings.host,
-        port=settings.port,
-        loop="uvloop",
-        http="httptools",
-        log_config=None,
-        access_log=settings.log_level == "debug",
-        timeout_graceful_shutdown=_GRACE_SECONDS,
-    )
+    allow_open_files(2 * settings.max_connections + _OTHER_FILES)
+    config = configure(app, settings, settings.port)
     listener = config.bind_socket()
     listener.listen()  # who reads the line below may connect at once
     host, port = listener.getsockname()[:2]

@@ -86,6 +86,7 @@ class Batcher(Generic[Item, Result]):
         self._wake = asyncio.Event()
         self._closed = False
         self._retired = False
+        self._guests = 0
         self._seconds_per_item = 0.0
         self._failures = 0
         self._left_behind: list[_Worker] = []
@@ -116,23 +117,26 @@ class Batcher(Generic[Item, Result]):
     def admit(
         self, places: int = 1, patience_seconds: float = math.inf
     ) -> Iterator[Callable[[Item], Awaitable[Served[Result]]]]:
-        """Holds places from the request's first byte on and gives the way to use them; raises `Overloaded`, `Stopped`.
+        """Holds places and gives the way to use them; raises `Overloaded`, `Stopped`.
 
         Nobody is let in whose wait, as it has gone of late, is more than half of `patience_seconds`: later ones may
         go slower, and what expires in the queue helps nobody. Awaiting what it gives raises `InferenceFailed` or
-        `Stopped`; cancelled while queued, the item is not computed.
+        `Stopped`; cancelled while queued, the item is not computed. With no places it asks whether there is room for
+        one, and is waited for by `retire`.
         """
         if self._closed:
             raise Stopped("the server is stopping")
         wait = self.admitted * self._seconds_per_item
-        if self.admitted + places > self._max_queue or 2 * wait > patience_seconds:
+        if self.admitted + max(1, places) > self._max_queue or 2 * wait > patience_seconds:
             raise Overloaded(min(60, max(1, math.ceil(wait))))
         self.admitted += places
+        self._guests += 1
         try:
             yield self._submit
         finally:
             self.admitted -= places
-            if self._retired and not self.admitted:
+            self._guests -= 1
+            if self._retired and not self._guests:
                 self.close()
 
     async def run(self) -> None:
@@ -151,7 +155,7 @@ class Batcher(Generic[Item, Result]):
     def retire(self) -> None:
         """Closes as soon as everybody admitted has left."""
         self._retired = True
-        if not self.admitted:
+        if not self._guests:
             self.close()
 
     def close(self) -> None:

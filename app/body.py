@@ -6,8 +6,11 @@ import json
 from collections.abc import Callable
 
 from fastapi import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.batcher import Overloaded
 from app.form import Form, InvalidForm, Part
+from app.metrics import Metrics
 
 _FIELDS = 20  # most parts of a form beside the images; some clients send their settings along
 
@@ -26,6 +29,39 @@ class SlowBody(Exception):
 
 class InvalidJson(Exception):
     """The body is no JSON, or not of the shape that the route needs."""
+
+
+class BoundBodies:
+    """ASGI middleware that bounds what the bodies of all requests hold in memory: `Overloaded` for what is too much."""
+
+    def __init__(self, app: ASGIApp, max_bytes: int, metrics: Metrics) -> None:
+        self._app = app
+        self._max_bytes = max_bytes
+        self._metrics = metrics
+        self._held = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serves one request, and counts its bytes from when they arrive until it is answered."""
+        received = 0
+
+        def hold(count: int) -> None:
+            nonlocal received
+            received += count
+            self._held += count
+            self._metrics.body_bytes.set(self._held)
+
+        async def receive_counted() -> Message:
+            message = await receive()
+            size = len(message.get("body", b""))
+            if self._held + size > self._max_bytes:
+                raise Overloaded(1)
+            hold(size)
+            return message
+
+        try:
+            await self._app(scope, receive_counted, send)
+        finally:
+            hold(-received)
 
 
 async def read_body(request: Request, max_bytes: int, timeout_seconds: float) -> bytes:

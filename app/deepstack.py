@@ -11,11 +11,10 @@ from pydantic_core import to_json
 
 from app.answers import Problem
 from app.body import EmptyBody, read_parts
-from app.deadline import build_timeout_reader
+from app.deadline import build_timeout_reader, cancelled_after
 from app.disconnect import cancelled_on_disconnect
 from app.errors import document
 from app.form import InvalidForm, Part, find_text
-from app.models import ServedModel
 from app.pipeline import Filter, Found, admit, find_objects
 from app.service import Service
 
@@ -86,15 +85,17 @@ def build_deepstack_router(service: Service) -> APIRouter:
 
     read_timeout = build_timeout_reader(settings.timeout_seconds)
 
-    async def find(request: Request, model: ServedModel, limit: int, timeout_seconds: float) -> Response:
+    async def find(request: Request, name: str | None, limit: int, timeout_seconds: float) -> Response:
         started = time.perf_counter()
-        async with admit(model, timeout_seconds) as submit:
+        async with cancelled_after(timeout_seconds):
             parts = await read_parts(request, settings.max_image_bytes, settings.body_timeout_seconds)
             await service.access.admit(request, parts)
+            model = service.models.get(name)
             data, threshold = _find_image(parts), _find_threshold(parts, settings.threshold)
             read = time.perf_counter()
-            async with cancelled_on_disconnect(request):
-                found = await find_objects(service, model, submit, data, Filter(threshold, limit))
+            with admit(service, model, timeout_seconds) as submit:
+                async with cancelled_on_disconnect(request):
+                    found = await find_objects(service, model, submit, data, Filter(threshold, limit))
         computed = time.perf_counter()
         content = _encode(found, model.detector.metadata.labels, computed - started)
 
@@ -114,7 +115,7 @@ def build_deepstack_router(service: Service) -> APIRouter:
         timeout_seconds: Annotated[float, Depends(read_timeout)],
         limit: Annotated[int, Query(ge=1, description="most predictions")] = settings.deepstack_limit,
     ) -> Response:
-        return await find(request, service.models.get(), limit, timeout_seconds)
+        return await find(request, None, limit, timeout_seconds)
 
     @router.post("/v1/vision/custom/list", summary="What is served")
     async def list_models(request: Request) -> CustomModels:
@@ -136,7 +137,7 @@ def build_deepstack_router(service: Service) -> APIRouter:
         timeout_seconds: Annotated[float, Depends(read_timeout)],
         limit: Annotated[int, Query(ge=1, description="most predictions")] = settings.deepstack_limit,
     ) -> Response:
-        return await find(request, service.models.get(model), limit, timeout_seconds)
+        return await find(request, model, limit, timeout_seconds)
 
     return router
 

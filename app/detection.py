@@ -16,7 +16,7 @@ from app.deadline import build_timeout_reader
 from app.disconnect import cancelled_on_disconnect
 from app.errors import describe, document
 from app.models import ServedModel
-from app.pipeline import Filter, Found, admit, admit_each, count_places, find_objects, find_objects_in_each
+from app.pipeline import Filter, Found, admit, expect, find_objects, find_objects_in_each
 from app.service import Service
 from model.draw import draw_file
 
@@ -104,20 +104,21 @@ def build_detection_router(service: Service) -> APIRouter:
         started = time.perf_counter()
         model, metadata = wanted.model, wanted.model.detector.metadata
         media_type = choose_media_type(",".join(request.headers.getlist("accept")), _MEDIA_TYPES)
-        async with admit(model, wanted.timeout_seconds) as submit:
+        async with expect(model, wanted.timeout_seconds):
             data = await read_image(request, settings.max_image_bytes, settings.body_timeout_seconds)
             read = time.perf_counter()
-            async with cancelled_on_disconnect(request):
-                found = await find_objects(service, model, submit, data, wanted.filter)
-                computed = time.perf_counter()
-                if media_type == _JSON:
-                    content = encode_answer(metadata, found, computed - started)
-                else:
-                    kind = media_type.removeprefix("image/")
-                    draw = functools.partial(
-                        draw_file, data, found.detections, metadata.labels, kind, settings.max_pixels
-                    )
-                    content = await asyncio.get_running_loop().run_in_executor(service.decoders, draw)
+            with admit(service, model, wanted.timeout_seconds) as submit:
+                async with cancelled_on_disconnect(request):
+                    found = await find_objects(service, model, submit, data, wanted.filter)
+                    computed = time.perf_counter()
+                    if media_type == _JSON:
+                        content = encode_answer(metadata, found, computed - started)
+                    else:
+                        kind = media_type.removeprefix("image/")
+                        draw = functools.partial(
+                            draw_file, data, found.detections, metadata.labels, kind, settings.max_pixels
+                        )
+                        content = await asyncio.get_running_loop().run_in_executor(service.decoders, draw)
 
         metrics.stage_seconds.labels(model.name, "read").observe(read - started)
         metrics.stage_seconds.labels(model.name, "encode").observe(time.perf_counter() - computed)
@@ -134,13 +135,12 @@ def build_detection_router(service: Service) -> APIRouter:
     async def detect_batch(request: Request, wanted: Annotated[Wanted, Depends(read_wanted)]) -> Response:
         started = time.perf_counter()
         model, metadata = wanted.model, wanted.model.detector.metadata
-        places = count_places(service, request)
-        async with admit(model, wanted.timeout_seconds, places):
+        async with expect(model, wanted.timeout_seconds):
             files = await read_images(
                 request, settings.max_request_bytes, settings.body_timeout_seconds, settings.max_request_images
             )
             read = time.perf_counter()
-            with admit_each(service, model, len(files), places) as submit:
+            with admit(service, model, wanted.timeout_seconds, len(files)) as submit:
                 async with cancelled_on_disconnect(request):
                     results = await find_objects_in_each(service, model, submit, files, wanted.filter)
         computed = time.perf_counter()

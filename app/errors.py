@@ -17,6 +17,7 @@ from app.accept import NotAcceptable
 from app.answers import Problem, UnknownLabel
 from app.batcher import InferenceFailed, Overloaded, Stopped
 from app.body import BodyTooLarge, EmptyBody, InvalidJson, SlowBody
+from app.connection import HeadTooLarge, InvalidRequest, SlowHead, SlowReader, TooManyConnections
 from app.deadline import DeadlineExceeded
 from app.form import InvalidForm
 from app.keys import Unauthorized
@@ -46,12 +47,14 @@ class Kind:
 
 KINDS: Mapping[type[Exception], Kind] = {
     EmptyBody: Kind(400, "empty-body", "No image was sent"),
+    InvalidRequest: Kind(400, "invalid-request", "This is no HTTP"),
     InvalidForm: Kind(400, "invalid-form", "The form does not hold what is needed"),
     InvalidJson: Kind(400, "invalid-json", "The JSON does not hold what is needed"),
     InvalidTensor: Kind(400, "invalid-tensor", "The tensors are not what the model takes"),
     Unauthorized: Kind(401, "unauthorized", "A key is needed"),
     UnknownModel: Kind(404, "unknown-model", "There is no model of this name"),
     NotAcceptable: Kind(406, "not-acceptable", "There is no answer of an accepted type"),
+    SlowHead: Kind(408, "slow-head", "The request took too long to arrive"),
     SlowBody: Kind(408, "slow-body", "The image took too long to arrive"),
     BodyTooLarge: Kind(413, "body-too-large", "The body has too many bytes"),
     TooManyImages: Kind(413, "too-many-images", "The request holds too many images"),
@@ -61,10 +64,13 @@ KINDS: Mapping[type[Exception], Kind] = {
     UnknownLabel: Kind(422, "unknown-label", "The model knows no such label"),
     RequestValidationError: Kind(422, "invalid-parameter", "A parameter is out of range"),
     RateLimited: Kind(429, "rate-limited", "Too many requests in too short a time"),
+    HeadTooLarge: Kind(431, "head-too-large", "The request's headers have too many bytes"),
     ClientDisconnect: Kind(499, "client-gone", "The client hung up"),
+    SlowReader: Kind(499, "slow-reader", "The client took too long to take its answer"),
     InferenceFailed: Kind(500, "inference-failed", "The model failed"),
     Exception: Kind(500, "internal-error", "The server failed"),
     Overloaded: Kind(503, "overloaded", "The server is busy"),
+    TooManyConnections: Kind(503, "too-many-connections", "The server has too many clients"),
     NotReady: Kind(503, "not-ready", "The server is not ready"),
     Stopped: Kind(503, "stopped", "The server is stopping"),
     DeadlineExceeded: Kind(504, "deadline-exceeded", "The time is up"),
@@ -78,7 +84,7 @@ def answer_errors(app: FastAPI, metrics: Metrics, shapes: Mapping[str, Shape]) -
     """
 
     async def answer(request: Request, error: Exception) -> Response:
-        return respond(request, describe(error, metrics), _choose_headers(error))
+        return send(request, describe(error, metrics), _choose_headers(error))
 
     async def answer_unexpected(request: Request, error: Exception) -> Response:
         logger.error("an unexpected error", exc_info=error)
@@ -94,15 +100,15 @@ def answer_errors(app: FastAPI, metrics: Metrics, shapes: Mapping[str, Shape]) -
             detail=error.detail,
             request_id=get_request_id(),
         )
-        return respond(request, problem, error.headers)
+        return send(request, problem, error.headers)
 
-    def respond(request: Request, problem: Problem, headers: Mapping[str, str] | None) -> Response:
+    def send(request: Request, problem: Problem, headers: Mapping[str, str] | None) -> Response:
         path = request.scope["raw_path"].decode(errors="backslashreplace")
         logger.info("%s %s: %d %s: %s", request.method, path, problem.status, problem.title, problem.detail)
         for path, shape in shapes.items():
             if request.url.path.startswith(path):
                 return Response(to_json(shape(problem)), problem.status, headers, "application/json")
-        return Response(problem.model_dump_json(), problem.status, headers, "application/problem+json")
+        return _encode(problem, headers)
 
     for kind in KINDS.keys() - {Exception}:
         app.add_exception_handler(kind, answer)
@@ -116,6 +122,11 @@ def describe(error: Exception, metrics: Metrics) -> Problem:
     kind = next(KINDS[each] for each in type(error).__mro__ if each in KINDS)
     metrics.rejections.labels(kind.reason).inc()
     return _make_problem(kind, _explain(error), get_request_id())
+
+
+def respond(error: Exception, metrics: Metrics) -> Response:
+    """Returns the answer to an exception where there is no request that it could be shaped for, and counts it."""
+    return _encode(describe(error, metrics), _choose_headers(error))
 
 
 def document(*statuses: int, shape: Shape | None = None) -> dict[int | str, dict[str, Any]]:
@@ -141,13 +152,17 @@ def document(*statuses: int, shape: Shape | None = None) -> dict[int | str, dict
     }
 
 
+def _encode(problem: Problem, headers: Mapping[str, str] | None) -> Response:
+    return Response(problem.model_dump_json(), problem.status, headers, "application/problem+json")
+
+
 def _make_problem(kind: Kind, detail: str, request_id: str) -> Problem:
     kind_of = f"/docs#{kind.reason}"
     return Problem(type=kind_of, title=kind.title, status=kind.status, detail=detail, request_id=request_id)
 
 
 def _choose_headers(error: Exception) -> Mapping[str, str] | None:
-    if isinstance(error, Overloaded | RateLimited):
+    if isinstance(error, Overloaded | RateLimited | TooManyConnections):
         return {"retry-after": str(error.retry_after_seconds)}
     if isinstance(error, Unauthorized):
         return {"www-authenticate": "Bearer"}

@@ -15,7 +15,7 @@ from app.body import read_body
 from app.deadline import build_timeout_reader
 from app.disconnect import cancelled_on_disconnect
 from app.errors import document
-from app.pipeline import Filter, Found, admit, admit_each, count_places, find_objects_in_each
+from app.pipeline import Filter, Found, admit, expect, find_objects_in_each
 from app.service import Service
 from app.tensors import DATATYPES, read_inference, write_inference
 
@@ -139,9 +139,8 @@ def build_inference_router(service: Service) -> APIRouter:
     ) -> Response:
         started = time.perf_counter()
         served = service.models.get(model)
-        places = count_places(service, request)
         loop = asyncio.get_running_loop()
-        async with admit(served, timeout_seconds, places):
+        async with expect(served, timeout_seconds):
             body = await read_body(request, settings.max_request_bytes, settings.body_timeout_seconds)
             inference, pictures = await loop.run_in_executor(
                 service.decoders, read_inference, body, request.headers.get(_HEADER_LENGTH)
@@ -150,7 +149,7 @@ def build_inference_router(service: Service) -> APIRouter:
             parameters = inference.parameters
             threshold = settings.threshold if parameters.threshold is None else parameters.threshold
             wanted = Filter(threshold, parameters.limit or settings.limit)
-            with admit_each(service, served, len(pictures), places) as submit:
+            with admit(service, served, timeout_seconds, len(pictures)) as submit:
                 async with cancelled_on_disconnect(request):
                     results = await find_objects_in_each(service, served, submit, pictures, wanted)
         computed = time.perf_counter()

@@ -40,9 +40,13 @@ class Metrics:
         )
         self.in_flight = prometheus.Gauge(
             "centernet_requests_in_flight",
-            "Images being read, decoded, queued or computed.",
+            "Images being decoded, queued or computed.",
             ["model"],
             registry=registry,
+        )
+        self.connections = prometheus.Gauge("centernet_connections", "Open connections.", registry=registry)
+        self.body_bytes = prometheus.Gauge(
+            "centernet_body_bytes", "Bytes of request bodies in memory.", registry=registry
         )
         self.abandoned = prometheus.Counter(
             "centernet_abandoned", "Images whose request ended in the queue.", ["model"], registry=registry

@@ -7,7 +7,6 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 
 import numpy as np
-from fastapi import Request
 from numpy.typing import NDArray
 
 from app.batcher import InferenceFailed, Served, Stopped
@@ -57,14 +56,15 @@ class Found:
 
 
 @contextlib.asynccontextmanager
-async def admit(model: ServedModel, timeout_seconds: float, places: int = 1) -> AsyncIterator[Submit]:
-    """Holds places in the model's queue, and ends the block when the time is up.
+async def expect(model: ServedModel, timeout_seconds: float) -> AsyncIterator[None]:
+    """Lets a request's body arrive, and ends the block when the time is up: `DeadlineExceeded`.
 
-    Raises `DeadlineExceeded`, `Stopped`, and `Overloaded`, also where the queue is too long for the time.
+    Raises `Overloaded` and `Stopped` before a body is read in vain; but what has not arrived takes no place in the
+    model's queue, so that slow clients keep nobody out.
     """
     async with cancelled_after(timeout_seconds):
-        with model.batcher.admit(places, timeout_seconds) as submit:
-            yield submit
+        with model.batcher.admit(0, timeout_seconds):
+            yield
 
 
 async def find_objects(
@@ -105,18 +105,14 @@ async def find_objects_in_each(
     return [task.result() for task in tasks]
 
 
-def count_places(service: Service, request: Request) -> int:
-    """Returns how many places a body of several images takes while it arrives, by what it may hold in memory."""
-    settings = service.settings
-    length = int(request.headers.get("content-length", settings.max_request_bytes))
-    return min(settings.max_queue, max(1, -(-length // settings.max_image_bytes)))
-
-
 @contextlib.contextmanager
-def admit_each(service: Service, model: ServedModel, images: int, places: int) -> Iterator[Submit]:
-    """Holds a place for each of `images`, where `places` are held already; raises `TooManyImages`, `Overloaded`."""
+def admit(service: Service, model: ServedModel, timeout_seconds: float, images: int = 1) -> Iterator[Submit]:
+    """Holds a place in the model's queue for each of `images`.
+
+    Raises `TooManyImages`, `Stopped`, and `Overloaded`, also where the queue is too long for the time.
+    """
     most = min(service.settings.max_request_images, service.settings.max_queue)
     if images > most:
         raise TooManyImages(f"the request holds {images} images, and {most} are allowed")
-    with model.batcher.admit(max(0, images - places)) as submit:
+    with model.batcher.admit(images, timeout_seconds) as submit:
         yield submit

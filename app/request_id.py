@@ -1,8 +1,10 @@
 """The id of a request: the client's own or a new one, sent back, and in each line and problem about the request."""
 
+import contextlib
 import contextvars
 import re
 import uuid
+from collections.abc import Iterator
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -17,6 +19,17 @@ def get_request_id() -> str:
     return _current.get()
 
 
+@contextlib.contextmanager
+def identified(sent: str = "") -> Iterator[str]:
+    """Gives the block an id, the one `sent` if it can be used."""
+    request_id = sent if _USABLE.fullmatch(sent) else uuid.uuid4().hex
+    token = _current.set(request_id)
+    try:
+        yield request_id
+    finally:
+        _current.reset(token)
+
+
 class IdentifyRequests:
     """ASGI middleware that gives each request its id, and its answer the header."""
 
@@ -28,16 +41,11 @@ class IdentifyRequests:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        sent = Headers(scope=scope).get(HEADER, "")
-        request_id = sent if _USABLE.fullmatch(sent) else uuid.uuid4().hex
 
         async def identify(message: Message) -> None:
             if message["type"] == "http.response.start":
                 MutableHeaders(scope=message)[HEADER] = request_id
             await send(message)
 
-        token = _current.set(request_id)
-        try:
+        with identified(Headers(scope=scope).get(HEADER, "")) as request_id:
             await self._app(scope, receive, identify)
-        finally:
-            _current.reset(token)

@@ -9,6 +9,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from app import __version__, deepstack, inference_protocol
 from app.answers import Health, ModelDescription, ModelList, describe_model, list_models
+from app.body import BoundBodies
 from app.deepstack import build_deepstack_router
 from app.detection import build_detection_router
 from app.errors import answer_errors, document
@@ -45,6 +46,8 @@ def create_app(settings: Settings, *detectors: Detector) -> FastAPI:
     app.include_router(build_inference_router(service), dependencies=access.guards)
     app.include_router(build_page_router())
     shapes = {deepstack.PATH: deepstack.shape_problem, inference_protocol.PATH: inference_protocol.shape_problem}
+    app.state.metrics = metrics  # for `listener`
+    app.add_middleware(BoundBodies, max_bytes=settings.max_held_bytes, metrics=metrics)
     answer_errors(app, metrics, shapes)
     if settings.cors_origins:
         app.add_middleware(

@@ -4,9 +4,9 @@ import importlib.resources
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from app.keys import Digest, hash_keys
@@ -52,14 +52,22 @@ class Settings(BaseSettings):
     decode_threads: int = Field(default_factory=count_cpus, ge=1, description="images decoded at once")
     max_batch: int = Field(8, ge=1, description="most images in one inference")
     max_queue: int = Field(64, ge=1, description="most images in hand: read, decoded, waiting or computed")
+    max_connections: int = Field(2048, ge=1, description="most connections of clients; above it, 503")
+    max_header_bytes: int = Field(32 * 2**10, ge=1, description="longest request line and headers; above it, 431")
     max_image_bytes: int = Field(20 * 2**20, ge=1, description="largest request body of one image")
     max_request_bytes: int = Field(64 * 2**20, ge=1, description="largest request body of several images")
+    max_held_bytes: int = Field(
+        256 * 2**20, ge=1, description="most bytes of request bodies in memory, of all requests; above it, 503"
+    )
     max_request_images: int = Field(32, ge=1, description="most images in one request, if max_queue is not less")
     max_pixels: int = Field(MAX_PIXELS, ge=1, description="largest width x height of an image")
     timeout_seconds: float = Field(30, gt=0, description="longest that a request may take, unless it says otherwise")
     inference_timeout_seconds: float = Field(
         60, gt=0, description="longest that a batch may take before it is given up"
     )
+    header_timeout_seconds: float = Field(10, gt=0, description="longest that a request's headers may take to arrive")
+    idle_timeout_seconds: float = Field(5, gt=0, description="longest that a connection may stay without a request")
+    answer_timeout_seconds: float = Field(60, gt=0, description="longest that a client may take to take its answer")
     body_timeout_seconds: float = Field(60, gt=0, description="longest that a body may take to arrive")
     threshold: float = Field(0.3, ge=0, le=1, description="least score of a detection, unless a request says otherwise")
     limit: int = Field(100, ge=1, description="most detections of an image, unless a request says otherwise")
@@ -120,6 +128,12 @@ class Settings(BaseSettings):
             _read_keys(path)
         return path
 
+    @model_validator(mode="after")
+    def _must_hold_one(self) -> Self:
+        if self.max_held_bytes < max(self.max_image_bytes, self.max_request_bytes):
+            raise ValueError("max_held_bytes: it is less than max_image_bytes or max_request_bytes")
+        return self
+
     def find_keys(self) -> tuple[Digest, ...]:
         """Returns the digests of all keys that clients may send; none lets everybody in."""
         return self.api_keys + (_read_keys(self.api_keys_file) if self.api_keys_file else ())
@@ -146,7 +160,6 @@ def read_settings(arguments: Sequence[str]) -> Settings:
         return Settings(_cli_parse_args=list(arguments))
     except ValidationError as error:
         lines = [
-            f"{'.'.join(map(str, fault['loc']))}: {fault['msg'].removeprefix('Value error, ')}"
-            for fault in error.errors()
+            ": ".join([*map(str, fault["loc"]), fault["msg"].removeprefix("Value error, ")]) for fault in error.errors()
         ]
         raise InvalidSettings("\n".join(lines)) from error

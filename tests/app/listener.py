@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Iterator
 import anyio.lowlevel
 import uvicorn
 
+from app.listener import configure
 from app.server import create_app
 from app.settings import Settings
 from model.detector import Detector
@@ -17,8 +18,7 @@ from tests.app.client import Client
 @contextlib.asynccontextmanager
 async def listen(settings: Settings, detector: Detector) -> AsyncIterator[Client]:
     """Serves on a real socket of this machine."""
-    config = uvicorn.Config(create_app(settings, detector), http="httptools", log_config=None)
-    server = uvicorn.Server(config)
+    server = uvicorn.Server(configure(create_app(settings, detector), settings, 0))
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         task = asyncio.create_task(server.serve(sockets=[listener]))
@@ -33,7 +33,7 @@ async def listen(settings: Settings, detector: Detector) -> AsyncIterator[Client
 @contextlib.contextmanager
 def listen_in_thread(settings: Settings, detector: Detector) -> Iterator[str]:
     """Serves beside a test that is not asynchronous; gives the server's address."""
-    server = uvicorn.Server(uvicorn.Config(create_app(settings, detector), http="httptools", log_config=None))
+    server = uvicorn.Server(configure(create_app(settings, detector), settings, 0))
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})

@@ -37,7 +37,7 @@ async def test_every_route_but_health_asks_for_the_key(serve: Serve) -> None:
         paths = (await client.get("/openapi.json")).json()["paths"]
         assert set(paths) > OPEN | {"/detect", "/metrics", "/models/reload", "/v2/models/{model}/infer"}
         for method, path in [(method, path) for path, methods in paths.items() for method in methods]:
-            response = await client.request(method, path.format(model="colours", name="colours"))
+            response = await client.request(method, path)
             if path in OPEN:
                 assert response.status_code in (200, 503), path
             else:

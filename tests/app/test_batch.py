@@ -102,23 +102,45 @@ async def test_bounds(serve: Serve) -> None:
         check(await send(client, GREEN_PNG, GREEN_PNG, GREEN_PNG), 413, "too-many-images", "holds 3 images, and 2")
 
 
-async def test_long_body_takes_the_places_of_its_length_while_it_arrives(serve: Serve) -> None:
+async def test_bodies_hold_no_place_while_they_arrive(serve: Serve) -> None:
     arrive = asyncio.Event()
 
     async def stream() -> AsyncIterator[bytes]:
+        yield PHOTO_PNG[:100]
         await arrive.wait()
-        yield PHOTO_PNG
+        yield PHOTO_PNG[100:]
 
-    async with serve(max_queue=8, max_image_bytes=1000, max_request_bytes=4500) as client:
-        length = {"content-length": str(len(PHOTO_PNG))}
-        known = asyncio.create_task(client.post("/detect/batch", content=stream(), headers=length))
-        await client.until("centernet_requests_in_flight", -(-len(PHOTO_PNG) // 1000))
-        unknown = asyncio.create_task(client.post("/detect/batch", content=stream()))
-        await client.until("centernet_requests_in_flight", -(-len(PHOTO_PNG) // 1000) + 5)
-        arrive.set()
-        for response in await asyncio.gather(known, unknown):
-            assert response.json()["results"][0]["detections"] == [RED_FOUND, GREEN_FOUND]
+    async with serve(max_queue=3) as client:
+        slow = [asyncio.create_task(client.post("/detect/batch", content=stream())) for _ in range(3)]
+        await client.until("centernet_body_bytes", 3 * 100)
         assert await client.sample("centernet_requests_in_flight") == 0
+        assert (await client.detect()).status_code == 200
+        arrive.set()
+        for response in await asyncio.gather(*slow):
+            assert response.json()["results"][0]["detections"] == [RED_FOUND, GREEN_FOUND]
+        assert await client.sample("centernet_body_bytes") == 0
+
+
+async def test_bodies_that_memory_has_no_room_for_are_refused(serve: Serve) -> None:
+    stay = asyncio.Event()
+
+    async def stream() -> AsyncIterator[bytes]:
+        yield PHOTO_PNG[:100]
+        await stay.wait()
+
+    length = len(PHOTO_PNG)
+    limits = {"max_image_bytes": length, "max_request_bytes": length, "max_held_bytes": length + 100}
+    async with serve(**limits) as client:
+        held = [asyncio.create_task(client.post("/detect", content=stream())) for _ in range(2)]
+        await client.until("centernet_body_bytes", 200)
+        refused = await client.detect()
+        check(refused, 503, "overloaded")
+        assert refused.headers["retry-after"] == "1"
+        held.pop().cancel()
+        await client.until("centernet_body_bytes", 100)
+        assert (await client.detect()).status_code == 200
+        stay.set()
+        check(await held.pop(), 422, "broken-image")
 
 
 async def test_every_image_takes_a_place(serve: Serve, model_path: Path) -> None:

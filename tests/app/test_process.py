@@ -58,13 +58,13 @@ async def test_client_that_hangs_up_is_not_computed(
         assert detector.batches == [1, 1]
 
 
-async def test_client_that_hangs_up_half_way_frees_its_place(make_settings: Make, model_path: Path) -> None:
+async def test_client_that_hangs_up_half_way_frees_its_bytes(make_settings: Make, model_path: Path) -> None:
     async with listen(make_settings(), Detector(model_path, "cpu", 1)) as client:
         _, writer = await asyncio.open_connection(client.base_url.host, client.base_url.port)
         writer.write(b"POST /detect HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nabc")
-        await client.until("centernet_requests_in_flight", 1)
+        await client.until("centernet_body_bytes", 3)
         writer.close()
-        await client.until("centernet_requests_in_flight", 0)
+        await client.until("centernet_body_bytes", 0)
         assert await client.sample("centernet_rejections_total", reason="client-gone") == 1
 
 

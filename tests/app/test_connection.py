@@ -1,0 +1,226 @@
+"""Slow, greedy and too many clients, on real sockets."""
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import anyio.lowlevel
+import pytest
+
+from app.settings import Settings
+from model.detector import Detector
+from tests.app.client import Client
+from tests.app.colours import PHOTO_PNG
+from tests.app.listener import listen
+
+pytestmark = pytest.mark.anyio
+
+OPENAPI = b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n"
+LIVE = b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n"
+Listen = Callable[..., contextlib.AbstractAsyncContextManager[Client]]
+
+
+class Wire:
+    """A connection that says just what it is told to."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader = reader
+        self.writer = writer
+
+    def send(self, data: bytes) -> None:
+        self.writer.write(data)
+
+    async def read_answer(self) -> tuple[int, dict[str, str], bytes]:
+        async with asyncio.timeout(30):
+            head = (await self.reader.readuntil(b"\r\n\r\n")).decode()
+            status, *lines = head.strip().split("\r\n")
+            headers = {name.lower(): value for name, value in (line.split(": ", 1) for line in lines)}
+            return int(status.split()[1]), headers, await self.reader.readexactly(int(headers["content-length"]))
+
+    async def check_refused(self, status: int, reason: str) -> None:
+        answered, headers, body = await self.read_answer()
+        problem = json.loads(body)
+        assert (answered, problem["status"], problem["type"]) == (status, status, f"/docs#{reason}")
+        assert headers["content-type"] == "application/problem+json"
+        assert headers["connection"] == "close"
+        assert headers["x-request-id"] == problem["request_id"] != ""
+        await self.check_closed()
+
+    async def check_closed(self) -> None:
+        async with asyncio.timeout(30):
+            with contextlib.suppress(ConnectionResetError):
+                assert await self.reader.read() == b""
+
+    async def check_alive(self) -> None:
+        self.send(LIVE)
+        assert (await self.read_answer())[0] == 200
+
+
+@pytest.fixture
+def served(make_settings: Callable[..., Settings], model_path: Path) -> Listen:
+    return lambda **changes: listen(make_settings(**changes), Detector(model_path, "cpu", 1))
+
+
+@contextlib.asynccontextmanager
+async def connect(client: Client) -> AsyncIterator[Wire]:
+    reader, writer = await asyncio.open_connection(client.base_url.host, client.base_url.port)
+    try:
+        yield Wire(reader, writer)
+    finally:
+        writer.transport.abort()
+
+
+async def until_counted(client: Client, reason: str) -> None:
+    async with asyncio.timeout(30):
+        while await client.sample("centernet_rejections_total", reason=reason) != 1:
+            await anyio.lowlevel.checkpoint()
+
+
+@pytest.mark.parametrize("head", [b"P", b"GET / HTTP/1.1\r\nHost:", b"\r\n", b"GET /health/live HTTP/1.1\r\nA: b\r\n"])
+async def test_slow_head_is_ended(served: Listen, head: bytes) -> None:
+    async with served(header_timeout_seconds=0.05) as client, connect(client) as wire:
+        wire.send(head)
+        await wire.check_refused(408, "slow-head")
+        assert await client.sample("centernet_rejections_total", reason="slow-head") == 1
+
+
+@pytest.mark.parametrize("head", [b"GET", b"\r\n"])
+async def test_slow_head_after_an_answer_is_ended(served: Listen, head: bytes) -> None:
+    async with served(header_timeout_seconds=0.05) as client, connect(client) as wire:
+        await wire.check_alive()
+        wire.send(head)
+        await wire.check_refused(408, "slow-head")
+
+
+async def test_silent_clients_are_let_go(served: Listen) -> None:
+    async with served(header_timeout_seconds=0.05, idle_timeout_seconds=0.05) as client, connect(client) as mute:
+        await mute.check_closed()
+        async with connect(client) as idle:
+            await idle.check_alive()
+            await idle.check_closed()
+        assert await client.sample("centernet_rejections_total") == 0
+
+
+async def test_answer_may_take_longer_than_a_head(served: Listen, model_path: Path) -> None:
+    async with served(header_timeout_seconds=0.001, body_timeout_seconds=0.1) as client, connect(client) as wire:
+        wire.send(b"POST /detect HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n")
+        answered, _, body = await wire.read_answer()
+        assert (answered, json.loads(body)["type"]) == (408, "/docs#slow-body")
+
+
+def pad(length: int) -> bytes:
+    head = b"GET /health/live HTTP/1.1\r\nHost: x\r\nA: \r\n\r\n"
+    return head.replace(b"A: ", b"A: " + b"b" * (length - len(head)))
+
+
+async def test_head_has_a_longest_length(served: Listen) -> None:
+    async with served(max_header_bytes=1000) as client, connect(client) as wire:
+        for _ in range(2):
+            wire.send(pad(1000))
+            assert (await wire.read_answer())[0] == 200
+        wire.send(pad(1001))
+        await wire.check_refused(431, "head-too-large")
+
+
+@pytest.mark.parametrize("part", [b"/" + b"x" * 2000, b"/ HTTP/1.1\r\n" + b"a: b\r\n" * 400])
+async def test_endless_head_is_ended(served: Listen, part: bytes) -> None:
+    async with served(max_header_bytes=1000) as client, connect(client) as wire:
+        wire.send(b"GET ")
+        wire.send(part)
+        await wire.check_refused(431, "head-too-large")
+
+
+@pytest.mark.parametrize("trailer", [b"a: " + b"b" * 2000, b"a: b\r\n" * 400])
+async def test_endless_trailer_is_ended(served: Listen, trailer: bytes) -> None:
+    async with served(max_header_bytes=1000) as client, connect(client) as wire:
+        wire.send(b"POST /detect HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n")
+        await client.until("centernet_body_bytes", 1)
+        wire.send(b"0\r\n" + trailer)
+        await wire.check_refused(431, "head-too-large")
+        await client.until("centernet_body_bytes", 0)
+
+
+async def test_body_in_small_chunks_is_read(served: Listen) -> None:
+    async with served(max_header_bytes=100) as client, connect(client) as wire:
+        wire.send(b"POST /detect HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
+        for byte in PHOTO_PNG:
+            wire.send(b"1\r\n%c\r\n" % byte)
+        wire.send(b"0\r\n\r\n")
+        assert (await wire.read_answer())[0] == 200
+
+
+@pytest.mark.parametrize("later", [b"", b"x", b"x" * 1000])
+async def test_rest_of_a_body_is_not_awaited_for_ever(served: Listen, later: bytes) -> None:
+    async with served(header_timeout_seconds=0.05, max_image_bytes=1000) as client, connect(client) as wire:
+        wire.send(b"POST /detect HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n")
+        assert (await wire.read_answer())[0] == 413
+        wire.send(later)
+        await wire.check_closed()
+
+
+async def test_rest_of_a_body_may_come_before_the_next_request(served: Listen) -> None:
+    async with served(max_image_bytes=1000) as client, connect(client) as wire:
+        wire.send(b"POST /detect HTTP/1.1\r\nHost: x\r\nContent-Length: 5000\r\n\r\n")
+        assert (await wire.read_answer())[0] == 413
+        wire.send(b"x" * 5000)
+        await wire.check_alive()
+
+
+async def test_slow_reader_is_cut_off(served: Listen) -> None:
+    async with served(answer_timeout_seconds=0.1) as client, connect(client) as wire:
+        wire.writer.transport.pause_reading()  # type: ignore[attr-defined]
+        wire.send(OPENAPI * 1000)  # more than a socket's buffers hold
+        await until_counted(client, "slow-reader")
+        await client.until("centernet_connections", 1)
+        assert (await client.detect()).status_code == 200
+
+
+async def test_answers_that_nobody_takes_are_bounded(served: Listen) -> None:
+    limits = {"max_image_bytes": 1000, "max_request_bytes": 1000, "max_held_bytes": 1000}
+    async with served(**limits) as client, connect(client) as wire:
+        wire.writer.transport.pause_reading()  # type: ignore[attr-defined]
+        wire.send(OPENAPI * 1000)
+        await until_counted(client, "slow-reader")
+        await client.until("centernet_connections", 1)
+
+
+async def test_requests_may_come_all_at_once(served: Listen) -> None:
+    async with served(max_header_bytes=100) as client, connect(client) as wire:
+        wire.send(LIVE * 50)
+        for _ in range(50):
+            assert (await wire.read_answer())[0] == 200
+
+
+async def test_garbage_is_refused(served: Listen) -> None:
+    async with served() as client, connect(client) as wire:
+        wire.send(b"hello\r\n\r\n")
+        await wire.check_refused(400, "invalid-request")
+
+
+async def test_garbled_chunk_ends_its_request(served: Listen) -> None:
+    async with served() as client, connect(client) as wire:
+        wire.send(b"POST /detect HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nhello\r\n")
+        await wire.check_refused(400, "invalid-request")
+        await client.until("centernet_connections", 1)
+
+
+async def test_connections_have_a_most(served: Listen) -> None:
+    async with served(max_connections=2) as client, contextlib.AsyncExitStack() as wires:
+        first, second = [await wires.enter_async_context(connect(client)) for _ in range(2)]
+        await first.check_alive()
+        await second.check_alive()
+        third, fourth = [await wires.enter_async_context(connect(client)) for _ in range(2)]
+        fifth = await wires.enter_async_context(connect(client))
+        await fifth.check_closed()
+        third.send(LIVE)
+        await third.check_refused(503, "too-many-connections")
+        await first.check_alive()
+        fourth.send(b"POST /detect HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(PHOTO_PNG) + PHOTO_PNG)
+        await fourth.check_refused(503, "too-many-connections")
+        second.writer.close()
+        async with asyncio.timeout(30):
+            while (await client.get("/health/live", headers={"connection": "close"})).status_code == 503:
+                await anyio.lowlevel.checkpoint()
+        assert await client.sample("centernet_rejections_total", reason="too-many-connections") >= 2
