@@ -1,22 +1,21 @@
 """Starts the server: `python -m app` or `centernet-serve`; `python -m app detect` is `app.command`."""
 
+import asyncio
 import contextlib
 import signal
 import sys
 from collections.abc import Sequence
 
-import uvicorn
+import uvloop
 
 from app import command
-from app.listener import allow_open_files, configure
+from app.listener import listen, serve
 from app.logs import set_up_logging
 from app.server import create_app
 from app.settings import InvalidSettings, read_settings
 from model.detector import Detector
 from model.metadata import InvalidModel
 from model.session import ProviderUnavailable
-
-_OTHER_FILES = 100  # beside connections, and those that wait to be refused
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -32,17 +31,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (InvalidSettings, InvalidModel, ProviderUnavailable) as error:
         print(f"centernet-serve: {error}", file=sys.stderr)
         raise SystemExit(2) from None
-    allow_open_files(2 * settings.max_connections + _OTHER_FILES)
-    config = configure(app, settings, settings.port)
-    listener = config.bind_socket()
-    listener.listen()  # who reads the line below may connect at once
-    host, port = listener.getsockname()[:2]
-    address = f"[{host}]" if ":" in host else host
+    pairs = listen(app, settings)
     served = ", ".join(f"{detector.metadata.name} on {detector.provider}" for detector in detectors)
-    print(f"centernet-serve: {served} at http://{address}:{port}", flush=True)
+    for what, (_, listener) in zip((served, "metrics"), pairs, strict=False):
+        host, port = listener.getsockname()[:2]
+        address = f"[{host}]" if ":" in host else host
+        print(f"centernet-serve: {what} at http://{address}:{port}", flush=True)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # uvicorn raises it once more when it has shut down
-    with contextlib.suppress(KeyboardInterrupt):
-        uvicorn.Server(config).run(sockets=[listener])
+    with contextlib.suppress(KeyboardInterrupt), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(serve(pairs))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,11 @@
 """How the server listens: uvicorn with this project's connections."""
 
+import asyncio
+import contextlib
 import functools
 import logging
+import socket
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import uvicorn
@@ -12,20 +16,29 @@ from app.errors import respond
 from app.settings import Settings
 
 _GRACE_SECONDS = 8  # Docker kills after ten
+_OTHER_FILES = 100  # beside connections, and those that wait to be refused
 
 logger = logging.getLogger(__name__)
 
 
-def configure(app: FastAPI, settings: Settings, port: int) -> uvicorn.Config:
-    """Returns how uvicorn serves an app of `create_app` on a port."""
+class _Companion(uvicorn.Server):
+    """A server that leaves the signals to another one."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Captures none."""
+        yield
+
+
+def configure(app: FastAPI, settings: Settings, host: str, port: int) -> uvicorn.Config:
+    """Returns how uvicorn serves an app of `create_app` at an address."""
     metrics = app.state.metrics
     protocol: Any = functools.partial(Connection, settings, metrics, functools.partial(respond, metrics=metrics))
     keep_alive: Any = settings.idle_timeout_seconds  # uvicorn says int, and takes any number
     return uvicorn.Config(
         app,
-        host=settings.host,
+        host=host,
         port=port,
-        loop="uvloop",
         http=protocol,
         ws="none",
         log_config=None,
@@ -33,6 +46,31 @@ def configure(app: FastAPI, settings: Settings, port: int) -> uvicorn.Config:
         timeout_keep_alive=keep_alive,
         timeout_graceful_shutdown=_GRACE_SECONDS,
     )
+
+
+def listen(app: FastAPI, settings: Settings) -> list[tuple[uvicorn.Server, socket.socket]]:
+    """Returns the server, and the one of its metrics if they have a port of their own, with sockets that listen."""
+    allow_open_files(2 * settings.max_connections + _OTHER_FILES)
+    servers: list[uvicorn.Server] = [uvicorn.Server(configure(app, settings, settings.host, settings.port))]
+    if settings.metrics_port is not None:
+        host = settings.metrics_host or settings.host
+        servers.append(_Companion(configure(app.state.admin, settings, host, settings.metrics_port)))
+    pairs = [(server, server.config.bind_socket()) for server in servers]
+    for _, listener in pairs:
+        listener.listen()  # who reads where it listens may connect at once
+    return pairs
+
+
+async def serve(pairs: Sequence[tuple[uvicorn.Server, socket.socket]]) -> None:
+    """Serves until a signal ends the first, and the others with it."""
+    (server, listener), *companions = pairs
+    tasks = [asyncio.create_task(each.serve(sockets=[its_listener])) for each, its_listener in companions]
+    try:
+        await server.serve(sockets=[listener])
+    finally:
+        for each, _ in companions:
+            each.should_exit = True
+        await asyncio.gather(*tasks)
 
 
 def allow_open_files(count: int) -> None:

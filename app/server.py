@@ -3,11 +3,11 @@
 import contextlib
 from collections.abc import AsyncIterator
 
-from fastapi import FastAPI, Response
-from prometheus_client import CONTENT_TYPE_LATEST
+from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
 from app import __version__, deepstack, inference_protocol
+from app.admin import build_admin_router
 from app.answers import Health, ModelDescription, ModelList, describe_model, list_models
 from app.body import BoundBodies
 from app.deepstack import build_deepstack_router
@@ -18,7 +18,7 @@ from app.metrics import CountRequests
 from app.page import build_page_router
 from app.reloading import reloading
 from app.request_id import IdentifyRequests
-from app.service import build_service, quieten_decoders
+from app.service import Service, build_service, quieten_decoders
 from app.settings import Settings
 from model.detector import Detector
 
@@ -44,6 +44,10 @@ def create_app(settings: Settings, *detectors: Detector) -> FastAPI:
     app.include_router(build_deepstack_router(service), dependencies=access.form_guards)
     app.include_router(build_probe_router(service))
     app.include_router(build_inference_router(service), dependencies=access.guards)
+    if settings.metrics_port is None:
+        app.include_router(build_admin_router(service), dependencies=access.guards)
+    else:
+        app.state.admin = _build_admin_app(service)
     app.include_router(build_page_router())
     shapes = {deepstack.PATH: deepstack.shape_problem, inference_protocol.PATH: inference_protocol.shape_problem}
     app.state.metrics = metrics  # for `listener`
@@ -74,17 +78,18 @@ def create_app(settings: Settings, *detectors: Detector) -> FastAPI:
     async def show_models() -> ModelList:
         return list_models(models)
 
-    @app.post("/models/reload", summary="Load what has changed, let go what is gone", dependencies=access.guards)
-    async def reload() -> ModelList:
-        await models.reload()
-        return list_models(models)
-
     @app.get("/models/{name}", summary="One model", responses=document(404), dependencies=access.guards)
     async def show_model(name: str) -> ModelDescription:
         return describe_model(models.get(name))
 
-    @app.get("/metrics", summary="Figures for Prometheus", response_class=Response, dependencies=access.guards)
-    async def show_metrics() -> Response:
-        return Response(metrics.expose(), media_type=CONTENT_TYPE_LATEST)
+    return app
 
+
+def _build_admin_app(service: Service) -> FastAPI:
+    app = FastAPI(title="CenterNet service: for who runs it", version=__version__)
+    app.state.metrics = service.metrics
+    app.include_router(build_admin_router(service))
+    answer_errors(app, service.metrics, {})
+    app.add_middleware(CountRequests, metrics=service.metrics)
+    app.add_middleware(IdentifyRequests)
     return app

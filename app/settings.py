@@ -41,6 +41,10 @@ class Settings(BaseSettings):
 
     host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 for all")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 for any free one")
+    metrics_port: int | None = Field(
+        None, ge=0, le=65535, description="port of its own for /metrics and /models/reload; 0 for any free one"
+    )
+    metrics_host: str | None = Field(None, description="address to listen on for metrics_port, if it is not host")
     model: Annotated[tuple[Path, ...], NoDecode] = Field(
         default_factory=lambda: (find_shipped_model(),),
         description="ONNX files as `training export` writes them, and folders of them, separated by commas; "

@@ -18,7 +18,7 @@ from tests.app.client import Client
 @contextlib.asynccontextmanager
 async def listen(settings: Settings, detector: Detector) -> AsyncIterator[Client]:
     """Serves on a real socket of this machine."""
-    server = uvicorn.Server(configure(create_app(settings, detector), settings, 0))
+    server = uvicorn.Server(configure(create_app(settings, detector), settings, "127.0.0.1", 0))
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         task = asyncio.create_task(server.serve(sockets=[listener]))
@@ -33,7 +33,7 @@ async def listen(settings: Settings, detector: Detector) -> AsyncIterator[Client
 @contextlib.contextmanager
 def listen_in_thread(settings: Settings, detector: Detector) -> Iterator[str]:
     """Serves beside a test that is not asynchronous; gives the server's address."""
-    server = uvicorn.Server(configure(create_app(settings, detector), settings, 0))
+    server = uvicorn.Server(configure(create_app(settings, detector), settings, "127.0.0.1", 0))
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})

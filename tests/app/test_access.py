@@ -213,3 +213,19 @@ def test_keys_are_kept_as_hashes_alone(model_path: Path, tmp_path: Path) -> None
     for key in ("", "key-5", None, "key-1,key-2"):
         with pytest.raises(Unauthorized):
             check_key(key, known)
+
+
+async def test_admin_routes_may_have_a_port_of_their_own(make_settings: Make, model_path: Path) -> None:
+    app = create_app(make_settings(metrics_port=0, api_keys="first"), Detector(model_path, "cpu", 1))
+    async with app.router.lifespan_context(app):
+        transports = httpx.ASGITransport(app), httpx.ASGITransport(app.state.admin)
+        async with Client(transport=transports[0], base_url="http://server", headers=FIRST) as client:
+            assert (await client.post("/detect", content=PHOTO_PNG)).status_code == 200
+            assert (await client.get("/metrics")).status_code == 404
+            assert (await client.post("/models/reload")).status_code == 405
+        async with Client(transport=transports[1], base_url="http://admin") as operator:
+            assert await operator.sample("centernet_detections_total", label="red") == 1
+            reloaded = await operator.post("/models/reload")
+            assert [model["name"] for model in reloaded.json()["models"]] == ["colours"]
+            refused = await operator.get("/detect")
+            assert (refused.status_code, refused.json()["request_id"]) == (404, refused.headers["x-request-id"])

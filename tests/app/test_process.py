@@ -91,7 +91,8 @@ async def test_stop_during_a_request_answers_it(make_settings: Make, model_path:
 
 
 def test_command_serves_until_it_is_told_to_stop(model_path: Path) -> None:
-    command = [sys.executable, "-m", "app", "--port=0", f"--model={model_path}", "--provider=cpu", "--threads=1"]
+    options = ["--port=0", "--metrics-port=0", f"--model={model_path}", "--provider=cpu", "--threads=1"]
+    command = [sys.executable, "-m", "app", *options]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as server:
         try:
             assert server.stdout is not None
@@ -99,6 +100,10 @@ def test_command_serves_until_it_is_told_to_stop(model_path: Path) -> None:
             assert line.startswith("centernet-serve: colours on cpu at http://127.0.0.1:")
             with urllib.request.urlopen(line.split()[-1] + "/detect", data=PHOTO_PNG) as response:
                 assert json.load(response)["detections"] == [RED_FOUND, GREEN_FOUND]
+            second = server.stdout.readline()
+            assert second.startswith("centernet-serve: metrics at http://127.0.0.1:")
+            with urllib.request.urlopen(second.split()[-1] + "/metrics") as response:
+                assert b'centernet_detections_total{label="red",model="colours"} 1.0' in response.read()
         finally:
             server.send_signal(signal.SIGTERM)
         _, log = server.communicate(timeout=30)

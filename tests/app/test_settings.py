@@ -38,6 +38,7 @@ def test_each_setting_is_a_flag_and_a_variable(name: str, monkeypatch: pytest.Mo
     values = {
         "api_keys_file": str(tmp_path / "keys"),
         "host": "::1",
+        "metrics_host": "::1",
         "model": str(tmp_path / "other.onnx"),
         "provider": "cpu",
         "cors_origins": "https://example.com",
