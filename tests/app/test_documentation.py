@@ -1,17 +1,35 @@
 import re
 from pathlib import Path
 
-from app.metrics import Metrics
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
 from app.settings import Settings
+from tests.app.client import Client
 
 ROOT = Path(__file__).parents[2]
-TEXT = (ROOT / "README.md").read_text() + (ROOT / "docs" / "operations.md").read_text()
+README = (ROOT / "README.md").read_text()
+OPERATIONS = (ROOT / "docs" / "operations.md").read_text()
 
 
-def test_every_setting_is_explained() -> None:
-    assert [name for name in Settings.model_fields if f"`{name}`" not in TEXT] == []
+def test_every_setting_is_explained_once() -> None:
+    explained = re.findall(r"`(\w+)`", "\n".join(re.findall(r"^\| (`[^|]*) \|", README + OPERATIONS, re.MULTILINE)))
+    assert sorted(name for name in explained if name in Settings.model_fields) == sorted(Settings.model_fields)
 
 
-def test_every_metric_is_explained() -> None:
-    names = re.findall(rb"^# HELP (centernet_\w+)", Metrics().expose(), re.MULTILINE)
-    assert [name.decode() for name in names if f"`{name.decode()}`" not in TEXT] == []
+@pytest.mark.anyio
+async def test_metrics_are_those_of_the_documentation(client: Client) -> None:
+    await client.detect()
+    await client.detect(b"hello")
+    _, table = OPERATIONS.split("## Metrics")
+    documented = {}
+    for names, labels in re.findall(r"^\| (`[^|]+) \| ([^|]*) \|", table.replace("| |", "|  |"), re.MULTILINE):
+        for name in re.findall(r"`(\w+)`", names):
+            documented[name] = {label.strip() for label in labels.split(",") if label.strip()}
+    exposed = {}
+    for family in text_string_to_metric_families((await client.get("/metrics")).text):
+        name = family.name + ("_total" if family.type == "counter" else "")
+        exposed[name] = set().union(*(sample.labels for sample in family.samples)) - {"le"}
+    assert exposed.keys() == documented.keys()
+    del exposed["python_info"]
+    assert {name: documented[name] for name in exposed} == exposed

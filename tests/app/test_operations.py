@@ -1,4 +1,6 @@
 import asyncio
+import shutil
+import subprocess
 from pathlib import Path
 
 import anyio.lowlevel
@@ -90,6 +92,16 @@ async def test_requests_are_counted(client: Client) -> None:
         == 1
     )
     assert await client.sample("process_resident_memory_bytes") > 0
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed (Debian's prometheus)")
+async def test_promtool_finds_no_fault_with_the_metrics(client: Client) -> None:
+    await client.detect()
+    await client.detect(b"hello")
+    exposed = (await client.get("/metrics")).content
+    command = ["promtool", "check", "metrics"]
+    checked = await asyncio.to_thread(subprocess.run, command, input=exposed, capture_output=True)
+    assert (checked.returncode, checked.stdout, checked.stderr) == (0, b"", b"")
 
 
 async def test_apps_count_apart(serve: Serve) -> None:
