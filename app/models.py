@@ -85,9 +85,9 @@ class ServedModel:
 
     def _compute(self, canvases: Sequence[NDArray[np.uint8]]) -> Sequence[Detections]:
         self._batch_size.observe(len(canvases))
-        size = next((size for size in self._sizes if size >= len(canvases)), len(canvases))
-        if self.detector.provider == "cpu":
-            size = len(canvases)
+        size = len(canvases)
+        if self.detector.provider != "cpu":
+            size = min(prepared for prepared in self._sizes if prepared >= size)
         return self.detector.infer([*canvases, *[self._blank] * (size - len(canvases))])[: len(canvases)]
 
 
