@@ -405,6 +405,15 @@ class Tiring(HeldDetector):
         return found
 
 
+@pytest.fixture
+def heeded() -> Iterator[None]:
+    """Children heed SIGINT, also where this process was begun in the background and does not."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heeded")
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
 def test_stopped_run_leaves_whole_files(make_settings: Make, model_path: Path, stop: signal.Signals) -> None:
     film("film.avi", 64)
