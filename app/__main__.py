@@ -13,6 +13,7 @@ from app.listener import listen, serve
 from app.logs import set_up_logging
 from app.server import create_app
 from app.settings import InvalidSettings, read_settings
+from app.tracing import TracingUnavailable
 from model.detector import Detector
 from model.metadata import InvalidModel
 from model.session import ProviderUnavailable
@@ -28,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         set_up_logging(settings.log_level, settings.log_format)
         detectors = [Detector(path, settings.provider, settings.threads) for path in settings.find_models()]
         app = create_app(settings, *detectors)
-    except (InvalidSettings, InvalidModel, ProviderUnavailable) as error:
+    except (InvalidSettings, InvalidModel, ProviderUnavailable, TracingUnavailable) as error:
         print(f"centernet-serve: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     pairs = listen(app, settings)

@@ -79,7 +79,7 @@ def shape_problem(problem: Problem) -> Mapping[str, Any]:
 
 def build_deepstack_router(service: Service) -> APIRouter:
     """Returns the routes over `service`."""
-    settings, metrics = service.settings, service.metrics
+    settings = service.settings
     router = APIRouter(tags=["DeepStack, CodeProject.AI"])
     refusals = document(400, 401, 408, 413, 415, 422, 429, 500, 503, 504, shape=shape_problem)
 
@@ -99,8 +99,8 @@ def build_deepstack_router(service: Service) -> APIRouter:
         computed = time.perf_counter()
         content = _encode(found, model.detector.metadata.labels, computed - started)
 
-        metrics.stage_seconds.labels(model.name, "read").observe(read - started)
-        metrics.stage_seconds.labels(model.name, "encode").observe(time.perf_counter() - computed)
+        service.stages.note(model.name, "read", started, read)
+        service.stages.note(model.name, "encode", computed, time.perf_counter())
         return Response(content, media_type="application/json")
 
     @router.post(

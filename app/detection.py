@@ -120,8 +120,8 @@ def build_detection_router(service: Service) -> APIRouter:
                         )
                         content = await asyncio.get_running_loop().run_in_executor(service.decoders, draw)
 
-        metrics.stage_seconds.labels(model.name, "read").observe(read - started)
-        metrics.stage_seconds.labels(model.name, "encode").observe(time.perf_counter() - computed)
+        service.stages.note(model.name, "read", started, read)
+        service.stages.note(model.name, "encode", computed, time.perf_counter())
         return Response(content, media_type=media_type, headers={"vary": "accept"})
 
     @router.post(
@@ -153,8 +153,8 @@ def build_detection_router(service: Service) -> APIRouter:
             ]
         )
 
-        metrics.stage_seconds.labels(model.name, "read").observe(read - started)
-        metrics.stage_seconds.labels(model.name, "encode").observe(time.perf_counter() - computed)
+        service.stages.note(model.name, "read", started, read)
+        service.stages.note(model.name, "encode", computed, time.perf_counter())
         return Response(content, media_type="application/json")
 
     return router

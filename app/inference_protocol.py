@@ -93,7 +93,7 @@ def build_probe_router(service: Service) -> APIRouter:
 
 def build_inference_router(service: Service) -> APIRouter:
     """Returns the routes over `service`, but for those of `build_probe_router`."""
-    settings, metrics = service.settings, service.metrics
+    settings = service.settings
     router = APIRouter(tags=_TAGS)
     not_ready = document(503, shape=shape_problem)
     unknown = document(404, shape=shape_problem)
@@ -160,8 +160,8 @@ def build_inference_router(service: Service) -> APIRouter:
             found.append(result)
         content, json_length = write_inference(inference, served.name, found, served.detector.metadata.labels)
 
-        metrics.stage_seconds.labels(served.name, "read").observe(read - started)
-        metrics.stage_seconds.labels(served.name, "encode").observe(time.perf_counter() - computed)
+        service.stages.note(served.name, "read", started, read)
+        service.stages.note(served.name, "encode", computed, time.perf_counter())
         if json_length is None:
             return Response(content, media_type="application/json")
         return Response(content, headers={_HEADER_LENGTH: str(json_length)}, media_type="application/octet-stream")

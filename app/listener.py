@@ -15,7 +15,6 @@ from app.connection import Connection
 from app.errors import respond
 from app.settings import Settings
 
-_GRACE_SECONDS = 8  # Docker kills after ten
 _OTHER_FILES = 100  # beside connections, and those that wait to be refused
 
 logger = logging.getLogger(__name__)
@@ -34,7 +33,9 @@ def configure(app: FastAPI, settings: Settings, host: str, port: int) -> uvicorn
     """Returns how uvicorn serves an app of `create_app` at an address."""
     metrics = app.state.metrics
     protocol: Any = functools.partial(Connection, settings, metrics, functools.partial(respond, metrics=metrics))
-    keep_alive: Any = settings.idle_timeout_seconds  # uvicorn says int, and takes any number
+    # uvicorn says int, and takes any number
+    keep_alive: Any = settings.idle_timeout_seconds
+    grace: Any = settings.stop_timeout_seconds
     return uvicorn.Config(
         app,
         host=host,
@@ -44,7 +45,7 @@ def configure(app: FastAPI, settings: Settings, host: str, port: int) -> uvicorn
         log_config=None,
         access_log=settings.log_level == "debug",
         timeout_keep_alive=keep_alive,
-        timeout_graceful_shutdown=_GRACE_SECONDS,
+        timeout_graceful_shutdown=grace,
     )
 
 

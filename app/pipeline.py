@@ -76,17 +76,17 @@ async def find_objects(
     canvas = await asyncio.get_running_loop().run_in_executor(
         service.decoders, detector.prepare, picture, service.settings.max_pixels
     )
-    decode_seconds = time.perf_counter() - started
+    decoded = time.perf_counter()
     served = await submit(canvas.pixels)
     detections = detector.finish(wanted.select(served.result), canvas.letterbox)
 
-    stage_seconds, found = service.metrics.stage_seconds, service.metrics.detections
-    stage_seconds.labels(model.name, "decode").observe(decode_seconds)
-    stage_seconds.labels(model.name, "queue").observe(served.queue_seconds)
-    stage_seconds.labels(model.name, "inference").observe(served.inference_seconds)
+    inference_started = decoded + served.queue_seconds
+    service.stages.note(model.name, "decode", started, decoded)
+    service.stages.note(model.name, "queue", decoded, inference_started)
+    service.stages.note(model.name, "inference", inference_started, inference_started + served.inference_seconds)
     for index in detections.labels.tolist():
-        found.labels(model.name, detector.metadata.labels[index]).inc()
-    return Found(detections, canvas.letterbox, decode_seconds, served.queue_seconds, served.inference_seconds)
+        service.metrics.detections.labels(model.name, detector.metadata.labels[index]).inc()
+    return Found(detections, canvas.letterbox, decoded - started, served.queue_seconds, served.inference_seconds)
 
 
 async def find_objects_in_each(

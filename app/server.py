@@ -20,19 +20,23 @@ from app.reloading import reloading
 from app.request_id import IdentifyRequests
 from app.service import Service, build_service, quieten_decoders
 from app.settings import Settings
+from app.tracing import Traces
 from model.detector import Detector
 
 
 def create_app(settings: Settings, *detectors: Detector) -> FastAPI:
-    """Returns the server of these models; nothing runs before its lifespan begins."""
+    """Returns the server of these models; nothing runs before its lifespan begins. Raises `TracingUnavailable`."""
     quieten_decoders()
-    service = build_service(settings, detectors)
+    traces = Traces() if settings.traces else None
+    service = build_service(settings, detectors, traces.tracer if traces else None)
     models, metrics, access = service.models, service.metrics, service.access
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with service.running(), reloading(models, settings):
             yield
+        if traces:
+            await traces.flush()
 
     app = FastAPI(
         title="CenterNet service",
@@ -63,6 +67,9 @@ def create_app(settings: Settings, *detectors: Detector) -> FastAPI:
         )
     app.add_middleware(CountRequests, metrics=metrics)
     app.add_middleware(IdentifyRequests)
+
+    if traces:
+        traces.cover(app)
 
     @app.get("/health/live", summary="Is the process worth keeping?", responses=document(503))
     async def live() -> Health:

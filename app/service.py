@@ -5,6 +5,7 @@ import dataclasses
 import warnings
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
 
 import cv2
 
@@ -12,7 +13,11 @@ from app.access import Access
 from app.metrics import Metrics
 from app.models import Models
 from app.settings import Settings
+from app.stages import Stages
 from model.detector import Detector
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import Tracer  # an extra
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,6 +28,7 @@ class Service:
     models: Models
     decoders: ThreadPoolExecutor
     metrics: Metrics
+    stages: Stages
     access: Access
 
     def check_live(self) -> None:
@@ -46,11 +52,17 @@ class Service:
             self.decoders.shutdown(wait=False, cancel_futures=True)
 
 
-def build_service(settings: Settings, detectors: Sequence[Detector]) -> Service:
+def build_service(settings: Settings, detectors: Sequence[Detector], tracer: "Tracer | None" = None) -> Service:
     """Joins the models, each behind its batcher, the decoders in front of them, and the metrics of all."""
     metrics = Metrics()
-    models = Models(detectors, settings, metrics)
-    return Service(settings, models, ThreadPoolExecutor(settings.decode_threads, "decode"), metrics, Access(settings))
+    return Service(
+        settings,
+        Models(detectors, settings, metrics),
+        ThreadPoolExecutor(settings.decode_threads, "decode"),
+        metrics,
+        Stages(metrics, tracer),
+        Access(settings),
+    )
 
 
 def quieten_decoders() -> None:

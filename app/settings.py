@@ -87,6 +87,12 @@ class Settings(BaseSettings):
         description="sites whose pages may call the server, as https://example.com, separated by commas; * is all",
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severity logged")
+    traces: bool = Field(
+        False, description="send OpenTelemetry traces, where OTEL_EXPORTER_OTLP_ENDPOINT says; needs the extra otel"
+    )
+    stop_timeout_seconds: float = Field(
+        8, gt=0, description="longest that a stop waits for requests; Docker kills after ten"
+    )
     log_format: LogFormat = Field("plain", description="json is one object a line")
 
     @field_validator("model", mode="before")

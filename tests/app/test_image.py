@@ -207,3 +207,27 @@ def test_orientation_behind_a_pngs_pixels_is_seen() -> None:
     moved = data[:at] + data[at + length : end] + data[at : at + length] + data[end:]
     assert Image.open(io.BytesIO(moved)).size == (32, 64)
     assert (read(moved) == QUADRANTS).all()
+
+
+def make_progressive(further_scans: int) -> bytes:
+    data = encode(PHOTO, "JPEG", progressive=True, quality=95)
+    last = data[data.rindex(b"\xff\xda") : -2]
+    return data[:-2] + last * further_scans + data[-2:]
+
+
+def test_progressive_jpeg_is_read() -> None:
+    data = make_progressive(0)
+    assert data.count(b"\xff\xda") > 5
+    assert np.abs(read(data).astype(int) - PHOTO).mean() < 5
+
+
+def test_scans_without_end_are_refused_before_decoding() -> None:
+    with pytest.raises(BrokenImage, match="more than the 64 scans allowed"):
+        read_header(make_progressive(64))
+
+
+def test_only_the_images_own_scans_count() -> None:
+    thumbnail = b"\xff\xe1" + (2 + 200).to_bytes(2, "big") + b"\xff\xda" * 100
+    data = make_progressive(0)
+    data = data[:2] + thumbnail + data[2:] + b"\xff\xda" * 100
+    assert read(data).shape == PHOTO.shape

@@ -79,17 +79,6 @@ async def test_too_long_a_body_is_refused_before_it_is_sent(make_settings: Make,
         assert (await client.detect()).status_code == 200
 
 
-async def test_stop_during_a_request_answers_it(make_settings: Make, model_path: Path) -> None:
-    detector = HeldDetector(model_path)
-    async with listen(make_settings(), detector) as client:
-        await client.detect()
-        detector.gate.clear()
-        request = asyncio.create_task(client.detect())
-        await client.until("centernet_requests_in_flight", 1)
-        detector.gate.set()
-        assert (await request).status_code == 200
-
-
 def test_command_serves_until_it_is_told_to_stop(model_path: Path) -> None:
     options = ["--port=0", "--metrics-port=0", f"--model={model_path}", "--provider=cpu", "--threads=1"]
     command = [sys.executable, "-m", "app", *options]

@@ -45,6 +45,7 @@ def test_each_setting_is_a_flag_and_a_variable(name: str, monkeypatch: pytest.Mo
         "max_held_bytes": "100000000",
         "log_level": "debug",
         "log_format": "json",
+        "traces": "true",
         "watch": "true",
     }
     value = values.get(name, "1")
