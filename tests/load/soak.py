@@ -6,16 +6,13 @@ import contextlib
 import dataclasses
 import io
 import statistics
-import subprocess
-import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
 
-import httpx
 import numpy as np
 from PIL import Image
-from prometheus_client.parser import text_string_to_metric_families
+
+from tests.load.server import read_metrics, serving
 
 _CLIENTS = 16
 _OVERLOAD = 10  # times the capacity
@@ -116,17 +113,6 @@ async def send_at_rate(port: int, request: bytes, seconds: float, rate: float) -
     return seen
 
 
-def read_metrics(port: int) -> dict[str, float]:
-    """Sums of all series of a name; answers of /detect by status as `status:200`."""
-    values: Counter[str] = Counter()
-    for family in text_string_to_metric_families(httpx.get(f"http://127.0.0.1:{port}/metrics").text):
-        for sample in family.samples:
-            values[sample.name] += sample.value
-            if sample.name == "centernet_requests_total" and sample.labels["route"] == "/detect":
-                values[f"status:{sample.labels['status']}"] += sample.value
-    return values
-
-
 def make_request(query: str = "") -> bytes:
     """A POST of a JPEG of 900 x 600 pixels."""
     coarse = np.random.default_rng(0).integers(0, 256, (30, 45, 3), np.uint8)
@@ -135,24 +121,6 @@ def make_request(query: str = "") -> bytes:
     data = file.getvalue()
     head = f"POST /detect{query} HTTP/1.1\r\nHost: soak\r\nContent-Length: {len(data)}\r\n\r\n"
     return head.encode() + data
-
-
-@contextlib.contextmanager
-def serving(arguments: list[str]) -> Iterator[int]:
-    """Runs `python -m app` and gives its port."""
-    command = [sys.executable, "-m", "app", "--port=0", *arguments]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
-        assert server.stdout is not None
-        line = server.stdout.readline()
-        if not line:
-            raise SystemExit("the server did not start")
-        port = int(line.rsplit(":", 1)[1])
-        try:
-            while httpx.get(f"http://127.0.0.1:{port}/health/ready").status_code != 200:
-                time.sleep(0.1)
-            yield port
-        finally:
-            server.terminate()
 
 
 def percentile(values: list[float], per_cent: int) -> float:

@@ -1,0 +1,172 @@
+"""Sends a server damaged pictures and bodies: `make fuzz`. Prints what became of them; exits with 1 if it is bad."""
+
+import argparse
+import asyncio
+import base64
+import io
+import json
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+import httpx
+import numpy as np
+from PIL import Image
+
+from tests.app.colours import PHOTO, save_model
+from tests.load.server import read_metrics, serving
+
+_CLIENTS = 16
+_WARM_UP = 0.1  # of the requests, after which memory should not grow
+_MOST_GROWTH = 0.05
+_MOST_SECONDS = 10.0
+_FORMATS: list[tuple[str, str, dict[str, object]]] = [
+    ("RGB", "JPEG", {"quality": 90}),
+    ("RGB", "JPEG", {"progressive": True}),
+    ("L", "JPEG", {}),
+    ("CMYK", "JPEG", {}),
+    ("RGB", "PNG", {}),
+    ("RGBA", "PNG", {}),
+    ("P", "PNG", {}),
+    ("I;16", "PNG", {}),
+    ("RGB", "WEBP", {}),
+    ("RGB", "WEBP", {"lossless": True}),
+    ("RGB", "BMP", {}),
+    ("P", "GIF", {}),
+    ("RGB", "TIFF", {"compression": "tiff_lzw"}),
+    ("RGB", "TIFF", {"compression": "jpeg"}),
+    ("RGB", "AVIF", {}),
+    ("RGB", "MPO", {}),
+]
+Request = tuple[str, bytes, dict[str, str]]  # path, body, headers
+
+
+def make_files() -> list[bytes]:
+    """One whole picture of each kind."""
+    files = []
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for mode, kind, options in _FORMATS:
+        file = io.BytesIO()
+        photo = Image.fromarray(PHOTO).convert("L" if mode == "I;16" else mode)
+        photo = photo.convert("I;16") if mode == "I;16" else photo
+        photo.save(file, kind, exif=exif, **options) if kind in ("JPEG", "WEBP") else photo.save(file, kind, **options)
+        files.append(file.getvalue())
+    return files
+
+
+def damage(data: bytes, random: np.random.Generator) -> bytes:
+    """Changes, cuts out, puts in or repeats bytes in up to six places; one time in ten nothing."""
+    damaged = bytearray(data)
+    for _ in range(random.integers(0, 7) if random.random() < 0.9 else 0):
+        # headers decide more than pixels: half of the places are among the first 200 bytes
+        at = int(random.integers(0, min(len(damaged), 200 if random.random() < 0.5 else len(damaged)) + 1))
+        length = int(2 ** random.uniform(0, 6))
+        match random.integers(5):
+            case 0:
+                damaged[at : at + length] = random.bytes(length)
+            case 1:
+                del damaged[at : at + length]
+            case 2:
+                damaged[at:at] = random.bytes(length)
+            case 3:
+                damaged[at:at] = damaged[at : at + length] * int(random.integers(1, 30))
+            case _:
+                damaged[at : at + 4] = random.choice(
+                    [b"\xff\xff\xff\xff", b"\0\0\0\0", b"\x7f\xff\xff\xff", b"\0\0\0\1"]
+                )
+    return bytes(damaged)
+
+
+def make_request(files: list[bytes], random: np.random.Generator) -> Request:
+    """A picture that is damaged itself, or sent in a body that is."""
+    data = files[random.integers(len(files))]
+    form = b'--x\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n' + data + b"\r\n--x--\r\n"
+    text = base64.b64encode(data).decode()
+    tensor = {"name": "image", "shape": [1], "datatype": "BYTES"}
+    match random.integers(8):
+        case 0:
+            return "/detect/batch", damage(form * 3, random), {"content-type": "multipart/form-data; boundary=x"}
+        case 1:
+            body = json.dumps({"images": [text] * 3}).encode()
+            return "/detect/batch", damage(body, random), {"content-type": "application/json"}
+        case 2:
+            return "/v1/vision/detection", damage(form, random), {"content-type": "multipart/form-data; boundary=x"}
+        case 3:
+            head = json.dumps({"inputs": [tensor | {"parameters": {"binary_data_size": len(data) + 4}}]}).encode()
+            body = damage(head, random) + len(data).to_bytes(4, "little") + data
+            return "/v2/models/colours/infer", body, {"inference-header-content-length": str(len(head))}
+        case 4:
+            accept = str(random.choice(["image/jpeg", "image/png"]))
+            return "/detect?threshold=0", damage(data, random), {"accept": accept}
+        case _:
+            return "/detect", damage(data, random), {}
+
+
+async def send(port: int, count: int, seed: int) -> tuple[Counter[int], float, list[Request]]:
+    """Sends `count` requests; returns the answers by status, the longest wait, and what made the server fail."""
+    statuses: Counter[int] = Counter()
+    longest, failed = 0.0, list[Request]()
+    files = make_files()
+
+    async def ask(number: int) -> None:
+        nonlocal longest
+        random = np.random.default_rng((seed, number))
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+            for _ in range(number, count, _CLIENTS):
+                path, body, headers = request = make_request(files, random)
+                started = time.monotonic()
+                try:
+                    status = (await client.post(path, content=body, headers=headers)).status_code
+                except httpx.HTTPError:
+                    status = 0
+                longest = max(longest, time.monotonic() - started)
+                statuses[status] += 1
+                if status == 0 or status >= 500:
+                    failed.append(request)
+
+    await asyncio.gather(*(ask(number) for number in range(_CLIENTS)))
+    return statuses, longest, failed
+
+
+def main() -> None:
+    """Counts answers by status, and looks at the server's memory and log."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--requests", type=int, default=120_000)
+    parser.add_argument("--seed", type=int, default=int(time.time()), help="of the damages; default: the time")
+    options, arguments = parser.parse_known_args()
+    print(f"seed {options.seed}", flush=True)
+    with tempfile.TemporaryDirectory() as name, tempfile.TemporaryFile() as log:
+        model = save_model(Path(name) / "colours.onnx")
+        with serving([f"--model={model}", "--provider=cpu", "--log-level=warning", *arguments], log) as port:
+            early = int(options.requests * _WARM_UP)
+            statuses, longest, failed = asyncio.run(send(port, early, options.seed))
+            memory = "process_resident_memory_bytes"
+            before = read_metrics(port)[memory]
+            more, longer, others = asyncio.run(send(port, options.requests - early, options.seed + 1))
+            after = read_metrics(port)
+        log.seek(0)
+        tracebacks = log.read().count(b"Traceback")
+    statuses, longest, failed = statuses + more, max(longest, longer), failed + others
+    growth = after[memory] / before - 1
+    print(
+        f"{statuses.total()} requests: answers {dict(sorted(statuses.items()))}; the longest took {longest:.2f} s;"
+        f" {int(after['centernet_requests_in_flight'])} stuck; {tracebacks} tracebacks in the log; memory"
+        f" {before / 2**20:.0f} MiB after {early} requests, {100 * growth:+.1f} % at the end"
+    )
+    for path, body, headers in failed[:5]:
+        print(f"FAILED: {path} {headers} {base64.b64encode(body).decode()}")
+    is_good = (
+        not failed
+        and not tracebacks
+        and not after["centernet_requests_in_flight"]
+        and growth < _MOST_GROWTH
+        and longest < _MOST_SECONDS
+    )
+    print("good" if is_good else "NOT good")
+    raise SystemExit(not is_good)
+
+
+if __name__ == "__main__":
+    main()
