@@ -9,12 +9,13 @@ from torch import Tensor
 from model.network import STRIDE, HeadMaps
 
 RADIUS_IOU = 0.3
+IGNORED = -1.0
 
 
 class Targets(NamedTuple):
     """What the head maps should be; a leading batch dimension may be stacked in front."""
 
-    heatmap: Tensor  # (C, h, w), 1 at centres, Gaussians around them
+    heatmap: Tensor  # (C, h, w), 1 at centres, Gaussians around them; `IGNORED` where nothing is to be learned
     size: Tensor  # (2, h, w), width and height in output pixels of the object that the cell belongs to
     offset: Tensor  # (2, h, w), from the cell's corner to that object's centre, in output pixels
     mask: Tensor  # (h, w), bool, true at centre cells
@@ -43,15 +44,22 @@ def gaussian_radius(width: Tensor, height: Tensor, iou: float = RADIUS_IOU) -> T
 
 
 def encode(
-    boxes_xyxy: Tensor, labels: Tensor, class_count: int, grid: tuple[int, int], radius_iou: float = RADIUS_IOU
+    boxes_xyxy: Tensor,
+    labels: Tensor,
+    is_ignored: Tensor,
+    class_count: int,
+    grid: tuple[int, int],
+    radius_iou: float = RADIUS_IOU,
 ) -> Targets:
     """Turns one image's boxes into targets on a `grid` of (height, width) cells.
 
-    Shapes: boxes_xyxy (N, 4), input pixels, centres inside the image; labels (N,), int64. A cell that several objects'
-    Gaussians reach belongs to the one whose Gaussian is highest there, at a tie to the smallest.
+    Shapes: boxes_xyxy (N, 4), input pixels, centres inside the image; labels (N,), int64; is_ignored (N,), bool. A cell
+    that several objects' Gaussians reach belongs to the one whose Gaussian is highest there, at a tie to the smallest.
+    What is ignored is no object, and nothing is learned about its class in its cells that no object reaches.
     """
     height, width = grid
-    boxes = boxes_xyxy / STRIDE
+    boxes, regions, regions_labels = boxes_xyxy[~is_ignored] / STRIDE, boxes_xyxy[is_ignored], labels[is_ignored]
+    labels = labels[~is_ignored]
     sizes = boxes[:, 2:] - boxes[:, :2]  # (N, 2)
     by_area = sizes.prod(1).argsort()
     boxes, sizes, labels = boxes[by_area], sizes[by_area], labels[by_area]
@@ -61,6 +69,7 @@ def encode(
     heatmap = torch.zeros(class_count, height, width)
     if len(boxes) == 0:
         empty = torch.zeros(2, height, width)
+        _ignore(heatmap, regions, regions_labels)
         return Targets(heatmap, empty, empty.clone(), torch.zeros(grid, dtype=torch.bool), torch.zeros(grid))
 
     radius = gaussian_radius(sizes[:, 0], sizes[:, 1], radius_iou).floor()
@@ -70,6 +79,7 @@ def encode(
     gaussians = gaussian_y[:, :, None] * gaussian_x[:, None, :]  # (N, h, w)
     planes = labels[:, None].expand(-1, height * width)
     heatmap.flatten(1).scatter_reduce_(0, planes, gaussians.flatten(1), "amax")
+    _ignore(heatmap, regions, regions_labels)
 
     highest, owner = gaussians.max(0)  # (h, w)
     belongs = highest > 0
@@ -104,6 +114,14 @@ def boxes_of_maps(size: Tensor, offset: Tensor) -> Tensor:
     rows = torch.arange(height, device=size.device)[:, None].expand(height, width)
     centres = offset + torch.stack([columns, rows])
     return torch.cat([centres - size / 2, centres + size / 2], dim=1)
+
+
+def _ignore(heatmap: Tensor, boxes_xyxy: Tensor, labels: Tensor) -> None:
+    """Marks the cells of (C, h, w) that no object reaches, in boxes (M, 4), input pixels, of labels (M,)."""
+    lows, highs = (boxes_xyxy[:, :2] / STRIDE).floor().long(), (boxes_xyxy[:, 2:] / STRIDE).ceil().long()
+    for label, (left, top), (right, bottom) in zip(labels.tolist(), lows.tolist(), highs.tolist(), strict=True):
+        cells = heatmap[label, top:bottom, left:right]
+        cells[cells == 0] = IGNORED
 
 
 def _gaussian(distance: Tensor, radius: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from app.settings import find_shipped_model
 from model.detector import Detector
-from training.coco import load_coco
+from training.datasets.load import load_dataset
 from training.evaluate import detect_with_model
 from training.metrics import measure
 
@@ -34,7 +34,7 @@ def test_the_model_card_states_what_the_file_says(detector: Detector) -> None:
 
 @pytest.mark.skipif(not PHOTOS.is_dir(), reason="needs the validation photos: set CENTERNET_PHOTOS to their folder")
 def test_the_stated_precision_is_reached_on_the_validation_photos(detector: Detector) -> None:
-    dataset = load_coco(PHOTOS / "val.json", PHOTOS / "images")
+    dataset = load_dataset(PHOTOS / "val.json", PHOTOS / "images")
     metrics = measure(dataset, detect_with_model(detector, dataset, Console(quiet=True)))
     assert metrics.ap == pytest.approx(detector.metadata.ap, abs=0.05)
     assert metrics.ap50 == pytest.approx(detector.metadata.ap50, abs=0.05)

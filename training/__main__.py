@@ -1,4 +1,4 @@
-"""`python -m training train|evaluate|export|models`."""
+"""`python -m training train|evaluate|export|inspect|models`."""
 
 import argparse
 import sys
@@ -10,10 +10,12 @@ from rich.console import Console
 from model.detector import Detector
 from model.metadata import InvalidModel
 from training.checkpoint import InvalidCheckpoint, load_checkpoint
-from training.coco import Dataset, InvalidDataset, load_coco
-from training.config import Config, InvalidConfig, load_config
+from training.config import Config, InvalidConfig, load_config, make_config
+from training.datasets.dataset import Dataset, InvalidDataset
+from training.datasets.load import load_dataset
 from training.evaluate import detect_with_model, detect_with_network, print_metrics, write_metrics
 from training.export import ParityFailure, export
+from training.inspect import inspect_dataset
 from training.metrics import measure
 from training.models import print_models
 from training.pretrained import InvalidWeights
@@ -38,6 +40,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if parsed.command == "train":
             best = train(load_config(parsed.config, parse_overrides(rest)), parsed.resume, console)
             console.print(f"best weights: {best}")
+            return
+        if parsed.command == "inspect":
+            _inspect(parsed, parse_overrides(rest), console)
             return
         if rest:
             raise InvalidConfig(f"unknown argument {rest[0]}")
@@ -88,13 +93,25 @@ def _evaluate(parsed: argparse.Namespace, console: Console) -> None:
         console.print(f"wrote {parsed.json}")
 
 
+def _inspect(parsed: argparse.Namespace, overrides: dict[str, str], console: Console) -> None:
+    if parsed.config:
+        config = load_config(parsed.config, overrides)
+    else:
+        config = make_config({"name": "inspect", "data_root": ".", "dataset": "", "epochs": "1"} | overrides)
+    faults: list[str] = []
+    dataset = load_dataset(parsed.annotations, parsed.images, faults.append)
+    inspect_dataset(dataset, faults, config, parsed.output, console)
+    if faults:
+        raise InvalidDataset(f"{parsed.annotations}: {len(faults)} faults: mend them, training stops at the first")
+
+
 def _val_set(parsed: argparse.Namespace, config: Config | None) -> Dataset:
     """What the arguments name, or else what the checkpoint was validated on."""
     if parsed.annotations and parsed.images:
-        return load_coco(parsed.annotations, parsed.images)
+        return load_dataset(parsed.annotations, parsed.images)
     if config is None or parsed.annotations or parsed.images:
-        raise InvalidConfig("name the data with both --annotations FILE.json and --images FOLDER")
-    return load_coco(config.data_root / config.val_annotations, config.data_root / config.val_images)
+        raise InvalidConfig("name the data with both --annotations FILE and --images FOLDER")
+    return load_dataset(config.data_root / config.val_annotations, config.data_root / config.val_images)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -105,14 +122,23 @@ def _parser() -> argparse.ArgumentParser:
     training.add_argument("--resume", action="store_true", help="go on where the run was stopped")
 
     data = argparse.ArgumentParser(add_help=False)
-    data.add_argument("--annotations", type=Path, help="COCO file; default: the checkpoint's validation split")
-    data.add_argument("--images", type=Path, help="the folder that its file names are relative to")
+    data.add_argument(
+        "--annotations",
+        type=Path,
+        help="COCO .json, VOC .txt or YOLO .yaml; default: the checkpoint's validation split",
+    )
+    data.add_argument("--images", type=Path, help="the folder of the photos")
     evaluation = commands.add_parser("evaluate", parents=[data], help="COCO AP of a checkpoint or an exported model")
     evaluation.add_argument("weights", type=Path, metavar="CHECKPOINT|MODEL.onnx")
     evaluation.add_argument("--json", type=Path, help="write the figures there too")
     exporting = commands.add_parser("export", parents=[data], help="write the ONNX file that serves")
     exporting.add_argument("checkpoint", type=Path)
     exporting.add_argument("model", type=Path, metavar="MODEL.onnx")
+    inspecting = commands.add_parser("inspect", help="look a data set over; --key value as for train")
+    inspecting.add_argument("annotations", type=Path, help="COCO's .json, VOC's .txt or YOLO's .yaml")
+    inspecting.add_argument("images", type=Path, help="the folder of the photos")
+    inspecting.add_argument("--config", type=Path, help="whose augmentation to draw; default: the settings' defaults")
+    inspecting.add_argument("--output", type=Path, default=Path("runs/inspect"), help="folder to draw into")
     models = commands.add_parser("models", help="what each backbone costs")
     models.add_argument("--size", type=int, default=320, help="pixels; a multiple of 32; default: 320")
     models.add_argument("--classes", type=int, default=20, help="default: 20")

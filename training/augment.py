@@ -22,6 +22,7 @@ class Example(NamedTuple):
     pixels: NDArray[np.uint8]  # (h, w, 3), RGB
     boxes_xyxy: NDArray[np.float32]  # (N, 4), pixels
     labels: NDArray[np.int64]  # (N,)
+    is_ignored: NDArray[np.bool_]  # (N,), what is neither an object to learn nor none
 
 
 def random_view(example: Example, size: int, config: Config, random: np.random.Generator) -> Example:
@@ -36,7 +37,7 @@ def random_mosaic(examples: Sequence[Example], size: int, config: Config, random
     """
     split_x, split_y = (round(share * size) for share in random.uniform(*_MOSAIC_SPLIT, 2))
     pixels = np.empty((size, size, 3), np.uint8)
-    boxes, labels = [], []
+    tiles = []
     corners = [
         (0, 0, split_x, split_y),
         (split_x, 0, size, split_y),
@@ -46,9 +47,9 @@ def random_mosaic(examples: Sequence[Example], size: int, config: Config, random
     for example, (x0, y0, x1, y1) in zip(examples, corners, strict=True):
         tile = _view(example, size, (x1 - x0, y1 - y0), config.mosaic_scale_range, config, random)
         pixels[y0:y1, x0:x1] = tile.pixels
-        boxes.append(tile.boxes_xyxy + np.array([x0, y0, x0, y0], np.float32))
-        labels.append(tile.labels)
-    return Example(pixels, np.concatenate(boxes), np.concatenate(labels))
+        tiles.append(tile._replace(boxes_xyxy=tile.boxes_xyxy + np.array([x0, y0, x0, y0], np.float32)))
+    _, boxes, labels, is_ignored = zip(*tiles, strict=True)
+    return Example(pixels, np.concatenate(boxes), np.concatenate(labels), np.concatenate(is_ignored))
 
 
 def _view(
@@ -71,7 +72,7 @@ def _view(
     )
     pixels = cv2.transform(pixels, _random_colors(config.color_jitter, random))
     boxes, kept = _warp_boxes(example.boxes_xyxy, matrix, canvas)
-    return Example(np.asarray(pixels, np.uint8), boxes, example.labels[kept])
+    return Example(np.asarray(pixels, np.uint8), boxes, example.labels[kept], example.is_ignored[kept])
 
 
 def _random_warp(

@@ -23,7 +23,8 @@ class Config(BaseModel):
     output: Path = Field(Path("runs"), description="the run's folder is made in here")
     seed: int = 0
 
-    # data, COCO format; paths are relative to data_root
+    # data, paths are relative to data_root; annotations in COCO's .json, the .txt of a split of Pascal VOC
+    # (ImageSets/Main/train.txt), or YOLO's data.yaml, which is the same for both splits
     data_root: Path
     train_annotations: Path = Path("train.json")
     train_images: Path = Path("images")
@@ -133,7 +134,15 @@ def load_config(path: Path, overrides: Mapping[str, str]) -> Config:
     except tomllib.TOMLDecodeError as error:
         raise InvalidConfig(f"{path}: not valid TOML: {error}") from error
     try:
-        return Config.model_validate(settings | dict(overrides))
+        return make_config(settings | dict(overrides))
+    except InvalidConfig as fault:
+        raise InvalidConfig(f"{path}: {fault}") from fault
+
+
+def make_config(settings: Mapping[str, object]) -> Config:
+    """Checks settings; raises `InvalidConfig` naming those at fault."""
+    try:
+        return Config.model_validate(settings)
     except ValidationError as error:
         faults = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-        raise InvalidConfig(f"{path}: {faults}") from error
+        raise InvalidConfig(faults) from error

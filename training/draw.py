@@ -5,7 +5,7 @@ from numpy.typing import NDArray
 
 from model.detector import Detections
 from model.draw import draw_detections
-from training.coco import Photo
+from training.datasets.dataset import Photo
 from training.loader import read_photo
 
 

@@ -13,7 +13,7 @@ from torch import nn
 from model.codec import decode
 from model.detector import Detections, Detector
 from model.letterbox import place
-from training.coco import Dataset, InvalidDataset
+from training.datasets.dataset import Dataset, InvalidDataset
 from training.loader import evaluation_batches
 from training.metrics import Metrics
 from training.progress import progress_bar

@@ -14,7 +14,7 @@ from model.graph import build_onnx, save_onnx
 from model.metadata import Metadata
 from model.network import STRIDE, CenterNet
 from training.checkpoint import Checkpoint
-from training.coco import Dataset
+from training.datasets.dataset import Dataset
 from training.evaluate import detect_with_model, print_metrics
 from training.loader import LetterboxedPhotos
 from training.metrics import Metrics, measure

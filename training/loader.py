@@ -14,8 +14,8 @@ from model.canvas import prepare
 from model.codec import Targets, encode
 from model.network import STRIDE
 from training.augment import Example, random_mosaic, random_view
-from training.coco import Dataset, InvalidDataset, Photo
 from training.config import Config
+from training.datasets.dataset import Dataset, InvalidDataset, Photo
 
 
 class TrainingViews(torch.utils.data.Dataset[tuple[NDArray[np.uint8], Targets]]):
@@ -38,6 +38,11 @@ class TrainingViews(torch.utils.data.Dataset[tuple[NDArray[np.uint8], Targets]])
         return len(self.order)
 
     def __getitem__(self, position: int) -> tuple[NDArray[np.uint8], Targets]:
+        view, targets = self.view(position)
+        return view.pixels, targets
+
+    def view(self, position: int) -> tuple[Example, Targets]:
+        """Returns the epoch's view number `position`, and what it should teach."""
         random = np.random.default_rng((self.config.seed, self.epoch, position))
         photo = self._read(position)
         if random.random() < self.config.mosaic_share(self.epoch):
@@ -49,15 +54,16 @@ class TrainingViews(torch.utils.data.Dataset[tuple[NDArray[np.uint8], Targets]])
         targets = encode(
             torch.from_numpy(view.boxes_xyxy),
             torch.from_numpy(view.labels),
+            torch.from_numpy(view.is_ignored),
             len(self.dataset.labels),
             (cells, cells),
             self.config.radius_iou,
         )
-        return view.pixels, targets
+        return view, targets
 
     def _read(self, position: int) -> Example:
         photo = self.dataset.photos[self.order[position]]
-        return Example(read_photo(photo), photo.boxes_xyxy, photo.labels)
+        return Example(read_photo(photo), photo.boxes_xyxy, photo.labels, photo.is_ignored)
 
 
 def repeat_factors(dataset: Dataset, threshold: float) -> NDArray[np.float64]:
@@ -67,7 +73,7 @@ def repeat_factors(dataset: Dataset, threshold: float) -> NDArray[np.float64]:
     """
     shows = np.zeros((len(dataset.photos), len(dataset.labels)), np.bool_)
     for row, photo in zip(shows, dataset.photos, strict=True):
-        row[photo.labels] = True
+        row[photo.labels[~photo.is_ignored]] = True
     frequency = shows.mean(0).clip(min=1e-9)
     of_class = np.sqrt(threshold / frequency).clip(min=1.0)
     factors: NDArray[np.float64] = np.where(shows, of_class, 1.0).max(1)

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.codec import Targets, boxes_of_maps
+from model.codec import IGNORED, Targets, boxes_of_maps
 from model.network import HeadMaps
 from training.config import Config
 
@@ -28,22 +28,24 @@ def detection_losses(maps: HeadMaps, targets: Targets, config: Config) -> dict[s
 def focal_loss(logits: Tensor, target: Tensor, alpha: float = 2.0, beta: float = 4.0) -> Tensor:
     """Penalty-reduced focal loss, summed (equation 1): logits, target (B, C, h, w) → scalar.
 
-    From logits, so that no probability underflows.
+    From logits, so that no probability underflows. Cells that are `IGNORED` do not count.
     """
     log_p, log_not_p = F.logsigmoid(logits), F.logsigmoid(-logits)
     p = logits.sigmoid()
     positive = (1 - p) ** alpha * log_p
     negative = (1 - target) ** beta * p**alpha * log_not_p
-    return -torch.where(target == 1, positive, negative).sum()
+    return -(torch.where(target == 1, positive, negative) * (target != IGNORED)).sum()
 
 
 def quality_focal_loss(logits: Tensor, target: Tensor, beta: float = 2.0) -> Tensor:
     """Focal loss towards soft targets, summed (arXiv 2006.04388, equation 5): logits, target (B, C, h, w) → scalar.
 
     Every cell under a Gaussian teaches what the object looks like, not its centre alone: worth epochs on little data.
+    Cells that are `IGNORED` do not count.
     """
     distance = (target - logits.sigmoid()).abs()
-    return (distance**beta * F.binary_cross_entropy_with_logits(logits, target, reduction="none")).sum()
+    loss = distance**beta * F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    return (loss * (target != IGNORED)).sum()
 
 
 def centre_l1(maps: Tensor, target: Tensor, mask: Tensor) -> Tensor:

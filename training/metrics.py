@@ -1,13 +1,14 @@
 """COCO average precision, by the library that everybody compares with."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 from faster_coco_eval import COCO, COCOeval_faster
 from numpy.typing import NDArray
 
 from model.detector import Detections
-from training.coco import Dataset
+from training.datasets.dataset import Dataset
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Metrics:
 
 def measure(dataset: Dataset, detections: list[Detections]) -> Metrics:
     """Scores `detections`, one for each photo of `dataset` in its order, at most 100 a photo as COCO counts."""
-    truth = COCO(str(dataset.annotations_path))
+    truth = COCO(_as_coco(dataset))
     rows = [
         {
             "image_id": photo.id,
@@ -49,6 +50,32 @@ def measure(dataset: Dataset, detections: list[Detections]) -> Metrics:
     }
     by_size = (_per_cent(small), _per_cent(medium), _per_cent(large))
     return Metrics(float(ap) * 100, float(ap50) * 100, float(ap75) * 100, *by_size, by_class)
+
+
+def _as_coco(dataset: Dataset) -> dict[str, Any]:
+    annotations = [
+        {
+            "id": 0,
+            "image_id": photo.id,
+            "category_id": dataset.label_ids[label],
+            "bbox": [float(x0), float(y0), float(x1 - x0), float(y1 - y0)],
+            "area": float(area),
+            "iscrowd": int(is_ignored),
+        }
+        for photo in dataset.photos
+        for (x0, y0, x1, y1), label, is_ignored, area in zip(
+            photo.boxes_xyxy, photo.labels, photo.is_ignored, photo.areas, strict=True
+        )
+    ]
+    for number, annotation in enumerate(annotations, start=1):
+        annotation["id"] = number
+    return {
+        "images": [{"id": photo.id, "width": photo.width, "height": photo.height} for photo in dataset.photos],
+        "annotations": annotations,
+        "categories": [
+            {"id": label_id, "name": label} for label_id, label in zip(dataset.label_ids, dataset.labels, strict=True)
+        ],
+    }
 
 
 def _mean(precision: NDArray[np.float64]) -> float:

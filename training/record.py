@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from model.detector import Detections
-from training.coco import Dataset
+from training.datasets.dataset import Dataset
 from training.draw import draw_predictions
 from training.metrics import Metrics
 

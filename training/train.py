@@ -10,8 +10,9 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from training.checkpoint import Checkpoint, build_network, git_commit, load_checkpoint
-from training.coco import Dataset, load_coco
 from training.config import Config, InvalidConfig
+from training.datasets.dataset import Dataset
+from training.datasets.load import load_dataset
 from training.evaluate import detect_with_network
 from training.generate import generate_pictures
 from training.loader import steps_per_epoch, training_batches
@@ -126,8 +127,8 @@ def train(config: Config, resume: bool, console: Console) -> Path:
 def _load_data(config: Config) -> tuple[Dataset, Dataset]:
     if config.generate:
         generate_pictures(config.data_root, config.generate, config.seed)
-    train_set = load_coco(config.data_root / config.train_annotations, config.data_root / config.train_images)
-    val_set = load_coco(config.data_root / config.val_annotations, config.data_root / config.val_images)
+    train_set = load_dataset(config.data_root / config.train_annotations, config.data_root / config.train_images)
+    val_set = load_dataset(config.data_root / config.val_annotations, config.data_root / config.val_images)
     if val_set.labels != train_set.labels:
         raise InvalidConfig(f"{val_set.annotations_path} and {train_set.annotations_path} name different categories")
     return train_set, val_set

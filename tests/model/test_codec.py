@@ -1,8 +1,13 @@
 import pytest
 import torch
 
-from model.codec import Targets, decode, encode, gaussian_radius
+from model.codec import IGNORED, Targets, decode, gaussian_radius
+from model.codec import encode as encode_all
 from model.network import HeadMaps
+
+
+def encode(boxes: torch.Tensor, labels: torch.Tensor, class_count: int, grid: tuple[int, int]) -> Targets:
+    return encode_all(boxes, labels, torch.zeros(len(boxes), dtype=torch.bool), class_count, grid)
 
 
 def as_maps(targets: Targets) -> HeadMaps:
@@ -83,6 +88,24 @@ def test_an_image_without_objects_has_empty_targets() -> None:
     assert targets.heatmap.shape == (3, 8, 8)
     assert not targets.mask.any()
     assert targets.heatmap.sum() == targets.weight.sum() == 0
+
+
+@pytest.mark.parametrize("objects", [0, 1])
+def test_ignored_regions_are_marked_where_no_object_reaches(objects: int) -> None:
+    boxes = torch.tensor([[8.0, 8.0, 33.0, 24.0], [0.0, 0.0, 40.0, 40.0]])
+    is_ignored = torch.tensor([True, False])
+    chosen = slice(0, 1 + objects)
+    targets = encode_all(boxes[chosen], torch.tensor([1, 0])[chosen], is_ignored[chosen], 2, (16, 16))
+    marked = (targets.heatmap[1] == IGNORED).nonzero()
+    assert marked.amin(0).tolist() == [2, 2]
+    assert marked.amax(0).tolist() == [5, 8]
+    assert len(marked) == 4 * 7
+    assert (targets.heatmap[0] >= 0).all()
+    assert targets.mask.sum() == objects
+
+    same_class = encode_all(boxes, torch.zeros(2, dtype=torch.int64), is_ignored, 1, (16, 16)).heatmap[0]
+    alone = encode(boxes[1:], torch.zeros(1, dtype=torch.int64), 1, (16, 16)).heatmap[0]
+    torch.testing.assert_close(same_class.clamp(min=0), alone)
 
 
 def test_neighbours_of_a_peak_are_no_detections() -> None:

@@ -16,7 +16,8 @@ from tests.training.configs import small_config
 from training import export as exporting
 from training.__main__ import main
 from training.checkpoint import Checkpoint, build_network
-from training.coco import Dataset, load_coco
+from training.datasets.dataset import Dataset
+from training.datasets.load import load_dataset
 from training.export import ParityFailure, export
 from training.loader import LetterboxedPhotos
 
@@ -25,7 +26,7 @@ METADATA = Metadata("random", ("circle", "square", "triangle"), (1, 2, 3), 64, 9
 
 @pytest.fixture
 def dataset(shapes: Path) -> Dataset:
-    return load_coco(shapes / "val.json", shapes / "images")
+    return load_dataset(shapes / "val.json", shapes / "images")
 
 
 @pytest.fixture

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from tests.training.configs import small_config
-from training.coco import Dataset, Photo, load_coco
 from training.config import Config
+from training.datasets.dataset import Dataset, Object, Photo, make_photo
+from training.datasets.load import load_dataset
 from training.loader import TrainingViews, repeat_factors, training_batches
 
 
@@ -15,7 +16,9 @@ def dataset() -> Dataset:
 
     def photo(index: int) -> Photo:
         labels = [0] + [1] * (index % 4 == 0) + [2] * (index == 8)
-        return Photo(index, Path(f"{index}.jpg"), 64, 64, np.zeros((len(labels), 4), np.float32), np.array(labels))
+        objects = [Object((0, 0, 1, 1), label) for label in labels]
+        crowd = Object((0, 0, 1, 1), 3, is_ignored=True)
+        return make_photo(index, Path(f"{index}.jpg"), 64, 64, [*objects, crowd])
 
     return Dataset(Path("x.json"), ("a", "b", "c", "d"), (1, 2, 3, 4), tuple(photo(i) for i in range(100)))
 
@@ -61,4 +64,4 @@ def config(shapes: Path, tmp_path: Path) -> Config:
 
 @pytest.fixture
 def train_set(config: Config) -> Dataset:
-    return load_coco(config.data_root / config.train_annotations, config.data_root / config.train_images)
+    return load_dataset(config.data_root / config.train_annotations, config.data_root / config.train_images)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.codec import Targets, encode
+from model.codec import IGNORED, Targets, encode
 from model.network import HeadMaps
 from tests.training.configs import small_config
 from training.losses import (
@@ -49,6 +49,14 @@ def test_heatmap_losses_stay_finite_for_any_logit(
     assert logits.grad is not None and logits.grad.isfinite().all()
 
 
+@pytest.mark.parametrize("heatmap_loss", HEATMAP_LOSSES.values(), ids=HEATMAP_LOSSES)
+def test_ignored_cells_teach_nothing(heatmap_loss: Callable[[Tensor, Tensor], Tensor]) -> None:
+    logits = torch.tensor([[[[0.0, 3.0, -2.0]]]], requires_grad=True)
+    heatmap_loss(logits, torch.tensor([[[[IGNORED, 1.0, IGNORED]]]])).backward()
+    assert logits.grad is not None
+    assert (logits.grad != 0).flatten().tolist() == [False, True, False]
+
+
 def test_centre_l1_counts_centres_alone() -> None:
     maps, target = torch.zeros(1, 2, 2, 2), torch.ones(1, 2, 2, 2)
     mask = torch.tensor([[[True, False], [False, False]]])
@@ -70,7 +78,8 @@ def test_generalized_iou(other: list[float], expected: float) -> None:
 
 
 def batch_of(boxes: Tensor, grid: int = 16) -> Targets:
-    targets = encode(boxes, torch.zeros(len(boxes), dtype=torch.int64), 1, (grid, grid))
+    labels, is_ignored = (torch.zeros(len(boxes), dtype=dtype) for dtype in (torch.int64, torch.bool))
+    targets = encode(boxes, labels, is_ignored, 1, (grid, grid))
     return Targets(*(t[None] for t in targets))
 
 

@@ -5,13 +5,14 @@ import numpy as np
 import pytest
 
 from model.detector import Detections
-from training.coco import Dataset, load_coco
+from training.datasets.dataset import Dataset
+from training.datasets.load import load_dataset
 from training.metrics import measure
 
 
 @pytest.fixture(scope="module")
 def dataset(shapes: Path) -> Dataset:
-    return load_coco(shapes / "val.json", shapes / "images")
+    return load_dataset(shapes / "val.json", shapes / "images")
 
 
 def perfect(dataset: Dataset) -> list[Detections]:
@@ -51,3 +52,14 @@ def test_no_detection_at_all_scores_zero(dataset: Dataset) -> None:
 
 def test_sizes_that_do_not_occur_have_no_figure(dataset: Dataset) -> None:
     assert measure(dataset, perfect(dataset)).ap_large is None
+
+
+def test_what_is_ignored_counts_neither_found_nor_missed(dataset: Dataset) -> None:
+    first = dataset.photos[0]
+    crowd = dataclasses.replace(first, is_ignored=np.ones(len(first.labels), bool))
+    with_crowd = dataclasses.replace(dataset, photos=(crowd, *dataset.photos[1:]))
+    found = perfect(dataset)
+    nothing = found[0].select(np.zeros(len(first.labels), bool))
+    assert measure(with_crowd, found).ap == pytest.approx(100)
+    assert measure(with_crowd, [nothing, *found[1:]]).ap == pytest.approx(100)
+    assert measure(dataset, [nothing, *found[1:]]).ap < 99

@@ -12,8 +12,8 @@ from model.network import CenterNet
 from tests.training.configs import small_config
 from training import train as training
 from training.checkpoint import Checkpoint, load_checkpoint
-from training.coco import load_coco
 from training.config import InvalidConfig
+from training.datasets.load import load_dataset
 from training.evaluate import detect_with_network
 from training.metrics import measure
 from training.optimizer import learning_rate_curve
@@ -45,7 +45,7 @@ def test_a_tiny_network_overfits_one_picture(shapes: Path, tmp_path: Path, conso
     schedule = {"epochs": 4, "batch_size": 1, "learning_rate": 2e-3, "ema_decay": 0.9, "precision": "fp32"}
     files = {"train_annotations": one, "val_annotations": one, "input_size": 160}
     best = train(small_config(shapes, tmp_path, **plain, **schedule, **files), False, console)
-    dataset = load_coco(one, shapes / "images")
+    dataset = load_dataset(one, shapes / "images")
     found = detect_with_network(load_checkpoint(best).build_network(), dataset, 160, 0, console)
     assert measure(dataset, found).ap >= 90
 
@@ -200,7 +200,7 @@ def test_a_file_that_holds_no_weights_is_named(shapes: Path, tmp_path: Path, con
 
 
 def test_photos_come_out_in_order_whatever_the_batch(shapes: Path, tmp_path: Path, console: Console) -> None:
-    dataset = load_coco(shapes / "train.json", shapes / "images")  # 24 photos: a batch and a half
+    dataset = load_dataset(shapes / "train.json", shapes / "images")  # 24 photos: a batch and a half
     torch.manual_seed(0)
     network = training.build_network(small_config(shapes, tmp_path), 3)
     found = detect_with_network(network, dataset, 64, 0, console)

@@ -1,0 +1,251 @@
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from training.datasets.dataset import InvalidDataset
+from training.datasets.load import load_dataset
+
+CONTENT: dict[str, Any] = {
+    "images": [
+        {"id": 5, "file_name": "a.png", "width": 40, "height": 30},
+        {"id": 9, "file_name": "b.png", "width": 20, "height": 20},
+    ],
+    "annotations": [
+        {"id": 1, "image_id": 5, "category_id": 12, "bbox": [10, 5, 20, 10.5]},
+        {"id": 2, "image_id": 5, "category_id": 3, "bbox": [0, 0, 40.4, 30], "iscrowd": 0},
+        {"id": 3, "image_id": 9, "category_id": 3, "bbox": [0, 0, 9, 9], "iscrowd": 1},
+    ],
+    "categories": [{"id": 12, "name": "dog"}, {"id": 3, "name": "cat"}],
+}
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[[Any], Path]:
+    for image in CONTENT["images"]:
+        cv2.imwrite(str(tmp_path / image["file_name"]), np.zeros((image["height"], image["width"], 3), np.uint8))
+
+    def write_annotations(content: Any) -> Path:
+        path = tmp_path / "boxes.json"
+        path.write_text(json.dumps(content))
+        return path
+
+    return write_annotations
+
+
+def test_boxes_become_corners_and_categories_labels_in_the_order_of_their_ids(write: Callable[[Any], Path]) -> None:
+    path = write(CONTENT)
+    dataset = load_dataset(path, path.parent)
+    assert dataset.labels == ("cat", "dog")
+    assert dataset.label_ids == (3, 12)
+    assert [photo.id for photo in dataset.photos] == [5, 9]
+    assert dataset.photos[0].boxes_xyxy.tolist() == [[10, 5, 30, 15.5], [0, 0, 40, 30]]
+    assert dataset.photos[0].labels.tolist() == [1, 0]
+
+
+def test_crowd_regions_are_ignored(write: Callable[[Any], Path]) -> None:
+    path = write(CONTENT)
+    photos = load_dataset(path, path.parent).photos
+    assert [photo.is_ignored.tolist() for photo in photos] == [[False, False], [True]]
+
+
+def test_areas_are_the_objects_own_where_they_are_known(write: Callable[[Any], Path]) -> None:
+    path = write(change("annotations", 0, area=77.5))
+    assert load_dataset(path, path.parent).photos[0].areas.tolist() == [77.5, 1200]
+
+
+def test_all_faults_can_be_listed(write: Callable[[Any], Path]) -> None:
+    content = change("annotations", 0, bbox=[10, 5, 0, 4])
+    content["annotations"][1]["category_id"] = 4
+    path = write(content)
+    faults: list[str] = []
+    dataset = load_dataset(path, path.parent, faults.append)
+    assert [fault.split(": ")[1] for fault in faults] == ["annotation 1", "annotation 2", "not one box"]
+    assert [len(photo.labels) for photo in dataset.photos] == [0, 1]
+
+
+def change(key: str, index: int, **changes: Any) -> dict[str, Any]:
+    content = copy.deepcopy(CONTENT)
+    content[key][index] |= changes
+    return content
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            change("annotations", 0, bbox=[10, 5, 30]),
+            "annotation 1: bbox .* is not .x, y, width, height",
+        ),
+        (change("annotations", 0, bbox=[10, 5, 0, 4]), "annotation 1: .* no positive width and height"),
+        (change("annotations", 1, bbox=[10, 5, 35, 30]), "annotation 2: .* outside its 40x30 picture"),
+        (change("annotations", 1, bbox=[-3, 5, 5, 5]), "annotation 2: .* outside"),
+        (change("annotations", 0, bbox=[1, 1, float("nan"), 5]), "annotation 1: .* no positive"),
+        (change("annotations", 0, category_id=4), "annotation 1: unknown category 4"),
+        (change("annotations", 2, image_id=4), "annotation 3: there is no image 4"),
+        (change("images", 1, file_name="c.png"), "image 9: no file .*c.png"),
+        (change("categories", 0, id=3), "share an id"),
+        (CONTENT | {"annotations": []}, "not one box"),
+        (CONTENT | {"images": {}}, "no list named 'images'"),
+        ({"images": [{}], "annotations": [], "categories": []}, "categories are empty"),
+        ([], "COCO format"),
+    ],
+)
+def test_each_fault_is_named_with_its_annotation(write: Callable[[Any], Path], content: Any, message: str) -> None:
+    path = write(content)
+    with pytest.raises(InvalidDataset, match=message):
+        load_dataset(path, path.parent)
+
+
+def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "boxes.csv").touch()
+    with pytest.raises(InvalidDataset, match=r"boxes\.csv: name COCO's \.json"):
+        load_dataset(tmp_path / "boxes.csv", tmp_path)
+
+
+def test_a_missing_or_broken_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InvalidDataset, match=r"none\.json: no such annotation file"):
+        load_dataset(tmp_path / "none.json", tmp_path)
+    (tmp_path / "half.json").write_text('{"images": [')
+    with pytest.raises(InvalidDataset, match=r"half\.json: not valid JSON"):
+        load_dataset(tmp_path / "half.json", tmp_path)
+
+
+def write_photo(path: Path, width: int = 40, height: int = 30) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    cv2.imwrite(str(path), np.zeros((height, width, 3), np.uint8))
+
+
+VOC = """<annotation>
+  <filename>{name}.jpg</filename>
+  <size><width>40</width><height>30</height><depth>3</depth></size>
+  <object>
+    <name>dog</name><difficult>0</difficult>
+    <bndbox><xmin>11</xmin><ymin>6</ymin><xmax>30</xmax><ymax>15</ymax></bndbox>
+    <part><name>head</name><bndbox><xmin>12</xmin><ymin>7</ymin><xmax>15</xmax><ymax>9</ymax></bndbox></part>
+  </object>
+  <object>
+    <name>cat</name><difficult>1</difficult>
+    <bndbox><xmin>1</xmin><ymin>1</ymin><xmax>40</xmax><ymax>30</ymax></bndbox>
+  </object>
+</annotation>
+"""
+
+
+@pytest.fixture
+def voc(tmp_path: Path) -> Path:
+    """Two photos and a third one of another split; returns the split's list."""
+    split = tmp_path / "ImageSets" / "Main" / "train.txt"
+    split.parent.mkdir(parents=True)
+    split.write_text("000001\n000002  -1\n\n")
+    (tmp_path / "Annotations").mkdir()
+    for name in ("000001", "000002", "000003"):
+        write_photo(tmp_path / "JPEGImages" / f"{name}.jpg")
+        (tmp_path / "Annotations" / f"{name}.xml").write_text(VOC.format(name=name))
+    third = tmp_path / "Annotations" / "000003.xml"
+    third.write_text(third.read_text().replace("dog", "bird"))
+    return split
+
+
+def test_voc_counts_from_one_and_its_difficult_objects_are_ignored(voc: Path) -> None:
+    dataset = load_dataset(voc, voc.parents[2] / "JPEGImages")
+    assert dataset.labels == ("bird", "cat", "dog")  # the other splits' too
+    assert [photo.path.name for photo in dataset.photos] == ["000001.jpg", "000002.jpg"]
+    assert (dataset.photos[0].width, dataset.photos[0].height) == (40, 30)
+    assert dataset.photos[0].boxes_xyxy.tolist() == [[10, 5, 30, 15], [0, 0, 40, 30]]
+    assert dataset.photos[0].labels.tolist() == [2, 1]
+    assert dataset.photos[0].is_ignored.tolist() == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("<xmax>30</xmax>", "<xmax>9</xmax>", r"000001\.xml: object 1: bndbox .* no positive width"),
+        ("<xmax>30</xmax>", "<xmax>50</xmax>", r"000001\.xml: object 1: bndbox .* outside its 40x30 picture"),
+        ("<xmax>30</xmax>", "", r"000001\.xml: object 1: has no numbers as bndbox"),
+        ("<name>cat</name>", "", r"000001\.xml: object 2: has no name"),
+        ("<height>30</height>", "", r"000001\.xml: has no whole numbers as size"),
+        ("000001.jpg", "other.jpg", r"000001\.xml: no file .*other\.jpg"),
+        ("</annotation>", "", r"000001\.xml: not valid XML"),
+    ],
+)
+def test_each_fault_of_voc_is_named_with_its_file(voc: Path, old: str, new: str, message: str) -> None:
+    path = voc.parents[2] / "Annotations" / "000001.xml"
+    path.write_text(path.read_text().replace(old, new))
+    with pytest.raises(InvalidDataset, match=message):
+        load_dataset(voc, voc.parents[2] / "JPEGImages")
+    faults: list[str] = []
+    rest = load_dataset(voc, voc.parents[2] / "JPEGImages", faults.append)
+    assert faults
+    assert "000002.jpg" in [photo.path.name for photo in rest.photos]
+
+
+def test_voc_names_the_line_of_a_photo_that_is_not_there(voc: Path) -> None:
+    voc.write_text("000001\n000009\n")
+    with pytest.raises(InvalidDataset, match=r"train\.txt:2: there is no readable .*000009\.xml"):
+        load_dataset(voc, voc.parents[2] / "JPEGImages")
+
+
+def test_a_list_outside_of_a_voc_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "train.txt").write_text("000001\n")
+    with pytest.raises(InvalidDataset, match=r"there is no folder .*Annotations"):
+        load_dataset(tmp_path / "train.txt", tmp_path)
+
+
+@pytest.fixture
+def yolo(tmp_path: Path) -> Path:
+    """Two photos with boxes and one without; returns `data.yaml`."""
+    for name in ("a", "deeper/b", "c"):
+        write_photo(tmp_path / "images" / "train" / f"{name}.png")
+    labels = tmp_path / "labels" / "train"
+    (labels / "deeper").mkdir(parents=True)
+    (labels / "a.txt").write_text("1 0.5 0.5 0.5 0.2\n")
+    (labels / "deeper" / "b.txt").write_text("0 0.1 0.1 0.6 0.2 0.3 0.9\n")  # a polygon
+    (tmp_path / "data.yaml").write_text("train: images/train\nnames: {0: cat, 1: dog}\n")
+    return tmp_path / "data.yaml"
+
+
+def test_yolo_fractions_become_pixels_and_photos_without_a_file_show_nothing(yolo: Path) -> None:
+    dataset = load_dataset(yolo, yolo.parent / "images" / "train")
+    assert dataset.labels == ("cat", "dog")
+    assert [photo.path.name for photo in dataset.photos] == ["a.png", "c.png", "b.png"]
+    assert dataset.photos[0].boxes_xyxy.tolist() == pytest.approx(np.array([[10, 12, 30, 18]]))
+    assert dataset.photos[0].labels.tolist() == [1]
+    assert dataset.photos[1].boxes_xyxy.shape == (0, 4)
+    assert dataset.photos[2].boxes_xyxy.tolist() == pytest.approx(np.array([[4, 3, 24, 27]]))
+    yolo.write_text("names: [cat, dog]")
+    assert load_dataset(yolo, yolo.parent / "images" / "train").labels == ("cat", "dog")
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("2 0.5 0.5 0.5 0.2", r"a\.txt:2: there is no class 2: the names are 0 to 1"),
+        ("1 0.5 0.5 0.5", r"a\.txt:2: .* is not `class x y width height`"),
+        ("dog 0.5 0.5 0.5 0.2", r"a\.txt:2: .* is not `class x y width height`"),
+        ("1 20 15 10 5", r"a\.txt:2: box .* outside its 40x30 picture: .*fractions"),
+        ("1 0.5 0.5 0 0.2", r"a\.txt:2: box .* no positive width"),
+    ],
+)
+def test_each_fault_of_yolo_is_named_with_its_line(yolo: Path, line: str, message: str) -> None:
+    (yolo.parent / "labels" / "train" / "a.txt").write_text(f"1 0.5 0.5 0.5 0.2\n{line}\n")
+    with pytest.raises(InvalidDataset, match=message):
+        load_dataset(yolo, yolo.parent / "images" / "train")
+
+
+@pytest.mark.parametrize("content", ["names: 3", "names: [cat, cat]", "names: {1: cat}", "nc: 2", "names: [", "- a"])
+def test_names_that_are_none_are_refused(yolo: Path, content: str) -> None:
+    yolo.write_text(content)
+    with pytest.raises(InvalidDataset, match=r"data\.yaml: "):
+        load_dataset(yolo, yolo.parent / "images" / "train")
+
+
+def test_broken_photo_of_yolo_is_named(yolo: Path) -> None:
+    (yolo.parent / "images" / "train" / "c.png").write_bytes(b"no picture")
+    with pytest.raises(InvalidDataset, match=r"c\.png: these bytes are no image"):
+        load_dataset(yolo, yolo.parent / "images" / "train")

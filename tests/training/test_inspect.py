@@ -1,0 +1,63 @@
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from tests.training.configs import small_config
+from training.__main__ import main
+from training.datasets.dataset import Dataset, Object, make_photo
+from training.datasets.load import load_dataset
+from training.inspect import Collisions, count_collisions, draw_views
+
+
+def test_objects_that_a_heatmap_cannot_tell_apart_are_counted() -> None:
+    # centres at (16, 16), (18, 18), (20.5, 16) and (40, 40) of a photo that is not scaled; the crowd does not count
+    boxes = [(6, 6, 26, 26), (16, 16, 20, 20), (18.5, 12, 22.5, 20), (30, 30, 50, 50)]
+    objects = [Object(box, 0) for box in boxes] + [Object(boxes[3], 0, is_ignored=True), Object(boxes[3], 1)]
+    dataset = Dataset(Path("x"), ("a", "b"), (1, 2), (make_photo(1, Path("p"), 64, 64, objects),))
+    assert count_collisions(dataset, 64, 4) == Collisions(collide=2, suppress=1)
+    assert count_collisions(dataset, 64, 2) == Collisions(collide=0, suppress=3)
+    assert count_collisions(dataset, 128, 4) == Collisions(collide=0, suppress=3)
+    assert count_collisions(dataset, 64, 32) == Collisions(collide=3, suppress=1)
+
+
+def test_a_good_data_set_is_counted_and_drawn(shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = [str(shapes / "train.json"), str(shapes / "images"), "--output", str(tmp_path), "--input-size", "64"]
+    main(["inspect", *arguments])
+    said = capsys.readouterr().out
+    content = json.loads((shapes / "train.json").read_text())
+    assert f"24 photos, {len(content['annotations'])} boxes, 0 faults" in " ".join(said.split())
+    row = next(line for line in said.splitlines() if "circle" in line)
+    circles = [a for a in content["annotations"] if a["category_id"] == 1]
+    assert [int(cell) for cell in row.split("│")[2:4]] == [len({a["image_id"] for a in circles}), len(circles)]
+    assert cv2.imread(str(tmp_path / "views.jpg")).shape == (4 * 64, 4 * 2 * 64, 3)
+
+
+def test_every_fault_is_named(shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    content = json.loads((shapes / "train.json").read_text())
+    content["annotations"][0]["bbox"][2] = 0
+    content["annotations"][1]["category_id"] = 9
+    path = tmp_path / "broken.json"
+    path.write_text(json.dumps(content))
+    with pytest.raises(SystemExit) as status:
+        main(["inspect", str(path), str(shapes / "images"), "--output", str(tmp_path)])
+    assert status.value.code == 2
+    captured = capsys.readouterr()
+    assert "annotation 1: bbox" in captured.out
+    assert "annotation 2: unknown category 9" in captured.out
+    assert "2 faults" in captured.err
+
+
+def test_centres_are_white_and_ignored_cells_grey(shapes: Path, tmp_path: Path) -> None:
+    config = small_config(shapes, tmp_path, color_jitter=0, scale_range=(1, 1), aspect_jitter=0, flip=0)
+    photo = load_dataset(shapes / "train.json", shapes / "images").photos[0]
+    whole = (0, 0, photo.width, photo.height)
+    lone = make_photo(1, photo.path, photo.width, photo.height, [Object((70, 70, 90, 90), 0)])
+    crowd = make_photo(1, photo.path, photo.width, photo.height, [Object(whole, 0, is_ignored=True)])
+    pictures = [draw_views(Dataset(Path("x"), ("a",), (1,), (each,)), config) for each in (lone, crowd)]
+    lone_glow, crowd_glow = (picture[:, 64:128].astype(int) for picture in pictures)
+    assert lone_glow[33, 33].min() > lone_glow[5, 5].max()
+    assert lone_glow[33, 33].min() >= 204
+    assert (np.abs(crowd_glow - lone_glow)[5, 5] >= 80).all()

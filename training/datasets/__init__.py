@@ -1,0 +1,1 @@
+"""Labelled photos in the formats that people have them in."""

@@ -1,0 +1,93 @@
+"""Reads Pascal VOC's folders (Everingham et al., IJCV 2010; the development kit's section 5)."""
+
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+from training.datasets.dataset import (
+    Dataset,
+    InvalidBox,
+    InvalidDataset,
+    Object,
+    Photo,
+    Report,
+    clip_box,
+    make_dataset,
+    make_photo,
+    raise_fault,
+)
+
+
+def load_voc(split_path: Path, images_folder: Path, report: Report = raise_fault) -> Dataset:
+    """Reads the photos that `ImageSets/Main/<split>.txt` lists, one a line, from `Annotations/<name>.xml` beside.
+
+    The labels are those of all files in `Annotations`, in alphabetical order, so that splits agree. What is marked
+    `difficult` is ignored. Raises `InvalidDataset` where the folder is of another format.
+    """
+    annotations = split_path.parents[2] / "Annotations" if len(split_path.parents) > 2 else Path("Annotations")
+    if not annotations.is_dir():
+        raise InvalidDataset(
+            f"{split_path}: there is no folder {annotations}: a VOC split is <folder>/ImageSets/Main/<split>.txt"
+        )
+    files = sorted(annotations.glob("*.xml"))
+    roots = {path.stem: root for path in files if (root := _parse(path, report)) is not None}
+    names = {each.findtext("name", "").strip() for root in roots.values() for each in root.iter("object")}
+    labels = sorted(names - {""})
+
+    photos: list[Photo] = []
+    for number, line in enumerate(split_path.read_text().splitlines(), start=1):
+        if not line.strip():
+            continue
+        name = line.split()[0]  # a class's own list has a flag behind it
+        where = f"{split_path}:{number}"
+        if name not in roots:
+            report(f"{where}: there is no readable {annotations / name}.xml")
+            continue
+        root, path = roots[name], annotations / f"{name}.xml"
+        photo_path = images_folder / root.findtext("filename", f"{name}.jpg")
+        if not photo_path.is_file():
+            report(f"{path}: no file {photo_path}")
+            continue
+        try:
+            width, height = int(root.findtext("size/width", "")), int(root.findtext("size/height", ""))
+        except ValueError:
+            report(f"{path}: has no whole numbers as size/width and size/height")
+            continue
+        objects = [
+            found
+            for index, each in enumerate(root.iter("object"), start=1)
+            if (found := _read_object(each, labels, width, height, f"{path}: object {index}", report))
+        ]
+        photos.append(make_photo(len(photos) + 1, photo_path, width, height, objects))
+    return make_dataset(split_path, labels, range(1, len(labels) + 1), photos, report)
+
+
+def _parse(path: Path, report: Report) -> ET.Element | None:
+    try:
+        return ET.parse(path).getroot()
+    except ET.ParseError as error:
+        report(f"{path}: not valid XML: {error}")
+        return None
+
+
+def _read_object(
+    element: ET.Element, labels: list[str], width: int, height: int, where: str, report: Report
+) -> Object | None:
+    name = element.findtext("name", "").strip()
+    if not name:
+        report(f"{where}: has no name")
+        return None
+    try:
+        x_min, y_min, x_max, y_max = (
+            float(element.findtext(f"bndbox/{key}", "")) for key in ("xmin", "ymin", "xmax", "ymax")
+        )
+    except ValueError:
+        report(f"{where}: has no numbers as bndbox/xmin, ymin, xmax and ymax")
+        return None
+    try:
+        # VOC's pixels count from 1, and the last one belongs to the box
+        hint = "it must be in pixels, counted from 1"
+        box = clip_box([x_min - 1, y_min - 1, x_max, y_max], width, height, hint)
+    except InvalidBox as fault:
+        report(f"{where}: bndbox {[x_min, y_min, x_max, y_max]} {fault}")
+        return None
+    return Object(box, labels.index(name), element.findtext("difficult", "0").strip() == "1")

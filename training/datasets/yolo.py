@@ -1,0 +1,98 @@
+"""Reads YOLO's folders: `data.yaml` with the names, a text file for each photo (docs.ultralytics.com/datasets)."""
+
+from pathlib import Path
+
+import yaml
+
+from model import image
+from training.datasets.dataset import (
+    Dataset,
+    InvalidBox,
+    InvalidDataset,
+    Object,
+    Photo,
+    Report,
+    clip_box,
+    make_dataset,
+    make_photo,
+    raise_fault,
+)
+
+_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif"}
+
+
+def load_yolo(names_path: Path, images_folder: Path, report: Report = raise_fault) -> Dataset:
+    """Reads all photos below `images_folder`, with the names of the classes from `names_path`.
+
+    A photo's boxes are in the file of its name with `.txt`, in the same folder, or where `labels` stands in the path
+    for the last `images`; one without such a file shows no object. Raises `InvalidDataset` where there are no names.
+    """
+    labels = _read_names(names_path)
+    if not images_folder.is_dir():
+        raise InvalidDataset(f"{images_folder}: no such folder of photos")
+    photos: list[Photo] = []
+    for path in sorted(each for each in images_folder.rglob("*") if each.suffix.lower() in _SUFFIXES):
+        try:
+            header = image.read_header(path.read_bytes())
+        except (image.UnknownFormat, image.TooManyPixels, image.BrokenImage) as error:
+            report(f"{path}: {error}")
+            continue
+        objects = _read_objects(_find_label_file(path), labels, header.width, header.height, report)
+        photos.append(make_photo(len(photos) + 1, path, header.width, header.height, objects))
+    return make_dataset(names_path, labels, range(len(labels)), photos, report)
+
+
+def _read_names(path: Path) -> list[str]:
+    try:
+        content = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise InvalidDataset(f"{path}: not valid YAML: {error}") from error
+    names = content.get("names") if isinstance(content, dict) else None
+    if isinstance(names, dict) and sorted(names) == list(range(len(names))):
+        names = [names[index] for index in range(len(names))]
+    if not isinstance(names, list) or not names or len(set(map(str, names))) < len(names):
+        raise InvalidDataset(f"{path}: `names` is not a list of different classes, or a table of them from 0 on")
+    return [str(name) for name in names]
+
+
+def _find_label_file(photo: Path) -> Path:
+    parts = list(photo.with_suffix(".txt").parts)
+    folders = [index for index, part in enumerate(parts[:-1]) if part == "images"]
+    if folders:
+        parts[folders[-1]] = "labels"
+    return Path(*parts)
+
+
+def _read_objects(path: Path, labels: list[str], width: int, height: int, report: Report) -> list[Object]:
+    if not path.is_file():
+        return []
+    objects = []
+    for number, line in enumerate(path.read_text().splitlines(), start=1):
+        if not line.strip():
+            continue
+        where = f"{path}:{number}"
+        try:
+            label, *values = (float(value) for value in line.split())
+        except ValueError:
+            report(f"{where}: {line!r} is not `class x y width height`")
+            continue
+        if label not in range(len(labels)):
+            report(f"{where}: there is no class {label:g}: the names are 0 to {len(labels) - 1}")
+            continue
+        if len(values) == 4:
+            x, y, w, h = values
+            fractions = [x - w / 2, y - h / 2, x + w / 2, y + h / 2]
+        elif len(values) >= 6 and len(values) % 2 == 0:  # a polygon, of a data set for segmentation
+            fractions = [min(values[::2]), min(values[1::2]), max(values[::2]), max(values[1::2])]
+        else:
+            report(f"{where}: {line!r} is not `class x y width height`")
+            continue
+        try:
+            pixels = [value * side for value, side in zip(fractions, (width, height) * 2, strict=True)]
+            hint = "it must be the centre's x and y, and width and height, as fractions from 0 to 1"
+            box = clip_box(pixels, width, height, hint)
+        except InvalidBox as fault:
+            report(f"{where}: box {values} {fault}")
+            continue
+        objects.append(Object(box, int(label)))
+    return objects

@@ -1,0 +1,115 @@
+"""Looks a data set over before it is trained on: `python -m training inspect`."""
+
+import dataclasses
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+
+from model.codec import IGNORED
+from model.detector import Detections
+from model.draw import draw_detections
+from model.letterbox import place
+from model.network import STRIDE
+from training.config import Config
+from training.datasets.dataset import Dataset
+from training.loader import TrainingViews
+
+_STRIDES = (8, 4, 2)
+_INPUT_SIZES = (320, 416, 512)
+_VIEWS = 16
+_COLUMNS = 4
+_SMALL, _LARGE = 32**2, 96**2  # COCO's sizes: areas in pixels of the photo
+
+
+@dataclasses.dataclass(frozen=True)
+class Collisions:
+    """How many objects a heatmap cannot tell from another one of their class."""
+
+    collide: int  # their centre lies in the cell of another's
+    suppress: int  # in a cell beside another's: of two peaks there, the 3x3 maximum leaves one
+
+
+def inspect_dataset(dataset: Dataset, faults: Sequence[str], config: Config, folder: Path, console: Console) -> None:
+    """Prints faults, counts and collisions, and draws into `folder` what `config`'s training would see."""
+    for fault in faults:
+        console.print(f"[red]fault[/red] {fault}", soft_wrap=True, highlight=False)
+    console.print(
+        f"{len(dataset.photos)} photos, {sum(len(p.labels) for p in dataset.photos)} boxes, {len(faults)} faults"
+    )
+    console.print(_tabulate_classes(dataset))
+    console.print(_tabulate_collisions(dataset))
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "views.jpg"
+    cv2.imwrite(str(path), cv2.cvtColor(draw_views(dataset, config), cv2.COLOR_RGB2BGR))
+    console.print(f"{path}: what the network would see, and the heatmaps that it would learn", soft_wrap=True)
+
+
+def count_collisions(dataset: Dataset, input_size: int, stride: int) -> Collisions:
+    """Counts the objects whose centres meet at a stride, in photos letterboxed to `input_size` pixels squared."""
+    collide = suppress = 0
+    for photo in dataset.photos:
+        learned = ~photo.is_ignored
+        boxes = place(photo.width, photo.height, input_size, input_size).from_photo(photo.boxes_xyxy[learned])
+        cells = ((boxes[:, :2] + boxes[:, 2:]) / 2 / stride).astype(np.int64)
+        same_class = photo.labels[learned][:, None] == photo.labels[learned]
+        distance = np.abs(cells[:, None] - cells).max(2)  # (N, N), in cells
+        np.fill_diagonal(same_class, val=False)
+        meets = (same_class & (distance == 0)).any(1)
+        collide += int(meets.sum())
+        suppress += int(((same_class & (distance == 1)).any(1) & ~meets).sum())
+    return Collisions(collide, suppress)
+
+
+def draw_views(dataset: Dataset, config: Config) -> NDArray[np.uint8]:
+    """Returns pairs of a random view with its boxes and its heatmap, all classes in one, (h, w, 3), RGB.
+
+    White is a centre; grey is ignored.
+    """
+    views = TrainingViews(dataset, config, epoch=0)
+    cells = []
+    for position in range(min(_VIEWS, len(views))):
+        view, targets = views.view(position)
+        objects = ~view.is_ignored
+        boxes = Detections(view.boxes_xyxy[objects], np.ones(objects.sum(), np.float32), view.labels[objects])
+        heatmap = targets.heatmap.numpy()
+        glow = np.repeat((heatmap.max(0).clip(min=0) * 255).astype(np.uint8)[:, :, None], 3, axis=2)
+        glow[(heatmap == IGNORED).any(0) & (heatmap.max(0) <= 0)] = 110
+        glow = cv2.resize(glow, None, fx=STRIDE, fy=STRIDE, interpolation=cv2.INTER_NEAREST)
+        blend = cv2.addWeighted(view.pixels, 0.4, glow, 0.8, 0)
+        cells.append(np.hstack([draw_detections(view.pixels, boxes, dataset.labels), blend]))
+    blank = [np.zeros_like(cells[0])] * (-len(cells) % _COLUMNS)
+    rows = [np.hstack((cells + blank)[at : at + _COLUMNS]) for at in range(0, len(cells), _COLUMNS)]
+    return np.asarray(np.vstack(rows), np.uint8)
+
+
+def _tabulate_classes(dataset: Dataset) -> Table:
+    labels = np.concatenate([photo.labels for photo in dataset.photos])
+    is_ignored = np.concatenate([photo.is_ignored for photo in dataset.photos])
+    areas = np.concatenate([photo.areas for photo in dataset.photos])
+    photos = Counter(label for p in dataset.photos for label in np.unique(p.labels[~p.is_ignored]).tolist())
+    table = Table("class", title="objects by class, and by COCO's sizes")
+    for heading in ("photos", "objects", "small", "medium", "large", "ignored"):
+        table.add_column(heading, justify="right")
+    for index, label in enumerate(dataset.labels):
+        of_class = labels == index
+        area = areas[of_class & ~is_ignored]
+        small, large = int((area < _SMALL).sum()), int((area > _LARGE).sum())
+        counts = (photos[index], len(area), small, len(area) - small - large, large, int((of_class & is_ignored).sum()))
+        table.add_row(label, *map(str, counts))
+    return table
+
+
+def _tabulate_collisions(dataset: Dataset) -> Table:
+    table = Table("input", title="objects in a cell with, / beside another of their class")
+    for stride in _STRIDES:
+        table.add_column(f"stride {stride}", justify="right")
+    for size in _INPUT_SIZES:
+        counts = [count_collisions(dataset, size, stride) for stride in _STRIDES]
+        table.add_row(f"{size} px", *(f"{each.collide} / {each.suppress}" for each in counts))
+    return table
