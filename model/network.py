@@ -14,6 +14,7 @@ from model.backbones.resnet import resnet18, resnet34, resnet50, resnet101
 from model.neck import TopDownNeck
 
 STRIDE = 4
+COARSEST_STRIDE = 32  # inputs are multiples of it
 SIZE_UNIT = 16.0  # output pixels: the size head's raw 1.0, so that its weights need not grow to reach whole photos
 
 BACKBONES: dict[str, Callable[[], Backbone]] = {

@@ -13,7 +13,7 @@ from training.checkpoint import InvalidCheckpoint, load_checkpoint
 from training.config import Config, InvalidConfig, load_config, make_config
 from training.datasets.dataset import Dataset, InvalidDataset
 from training.datasets.load import load_dataset
-from training.evaluate import detect_with_model, detect_with_network, print_metrics, write_metrics
+from training.evaluate import TestTime, detect_with_model, detect_with_network, print_metrics, write_metrics
 from training.export import ParityFailure, export
 from training.inspect import inspect_dataset
 from training.metrics import measure
@@ -77,7 +77,10 @@ def parse_overrides(arguments: Sequence[str]) -> dict[str, str]:
 
 def _evaluate(parsed: argparse.Namespace, console: Console) -> None:
     path: Path = parsed.weights
+    test_time = TestTime(parsed.flip, parsed.scales, parsed.soft_nms)
     if path.suffix == ".onnx":
+        if test_time != TestTime():
+            raise InvalidConfig("--flip, --scales and --soft-nms are for checkpoints: a model is measured as it serves")
         detector = Detector(path)
         dataset = _val_set(parsed, None)
         metrics = measure(dataset, detect_with_model(detector, dataset, console))
@@ -86,7 +89,8 @@ def _evaluate(parsed: argparse.Namespace, console: Console) -> None:
         config = checkpoint.config
         dataset = _val_set(parsed, config)
         network = checkpoint.build_network()
-        metrics = measure(dataset, detect_with_network(network, dataset, config.input_size, config.workers, console))
+        found = detect_with_network(network, dataset, config.input_size, config.workers, console, test_time)
+        metrics = measure(dataset, found)
     print_metrics(metrics, console)
     if parsed.json:
         write_metrics(metrics, parsed.json)
@@ -131,6 +135,11 @@ def _parser() -> argparse.ArgumentParser:
     evaluation = commands.add_parser("evaluate", parents=[data], help="COCO AP of a checkpoint or an exported model")
     evaluation.add_argument("weights", type=Path, metavar="CHECKPOINT|MODEL.onnx")
     evaluation.add_argument("--json", type=Path, help="write the figures there too")
+    evaluation.add_argument("--flip", action="store_true", help="average with the mirrored picture")
+    evaluation.add_argument(
+        "--scales", type=_read_scales, default=(1.0,), help="of the input size, merged by soft-NMS: 0.5,0.75,1,1.25,1.5"
+    )
+    evaluation.add_argument("--soft-nms", action="store_true", help="soft-NMS for one scale too")
     exporting = commands.add_parser("export", parents=[data], help="write the ONNX file that serves")
     exporting.add_argument("checkpoint", type=Path)
     exporting.add_argument("model", type=Path, metavar="MODEL.onnx")
@@ -143,6 +152,13 @@ def _parser() -> argparse.ArgumentParser:
     models.add_argument("--size", type=int, default=320, help="pixels; a multiple of 32; default: 320")
     models.add_argument("--classes", type=int, default=20, help="default: 20")
     return parser
+
+
+def _read_scales(text: str) -> tuple[float, ...]:
+    scales = tuple(float(part) for part in text.split(","))
+    if not all(0 < scale <= 8 for scale in scales):
+        raise ValueError
+    return scales
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from model.network import BACKBONES
+from model.network import BACKBONES, COARSEST_STRIDE
 
 
 class InvalidConfig(Exception):
@@ -101,8 +101,8 @@ class Config(BaseModel):
     @field_validator("input_size", "train_size", "first_train_size")
     @classmethod
     def _multiple_of_32(cls, value: int) -> int:
-        if value % 32:
-            raise ValueError("must be a multiple of 32, the network's coarsest stride")
+        if value % COARSEST_STRIDE:
+            raise ValueError(f"must be a multiple of {COARSEST_STRIDE}, the network's coarsest stride")
         return value
 
     @property
@@ -115,14 +115,14 @@ class Config(BaseModel):
         return self.mosaic if epoch < 0.8 * self.epochs else 0.0
 
     def picture_size(self, epoch: int) -> int:
-        """Pixels that `epoch` trains at: a straight line over the first four fifths, in steps of 32.
+        """Pixels that `epoch` trains at: a straight line over the first four fifths, in steps of the coarsest stride.
 
         Small pictures first are cheaper and lose nothing in the end (progressive resizing, arXiv 2104.00298, 4.2).
         """
         last = self.train_size or self.input_size
         first = self.first_train_size or last
         progress = min(1.0, epoch / max(1, 0.8 * self.epochs))
-        return round((first + (last - first) * progress) / 32) * 32
+        return round((first + (last - first) * progress) / COARSEST_STRIDE) * COARSEST_STRIDE
 
 
 def load_config(path: Path, overrides: Mapping[str, str]) -> Config:

@@ -2,43 +2,103 @@
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
+import cv2
 import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch import nn
+from torch import Tensor, nn
 
 from model.codec import decode
 from model.detector import Detections, Detector
 from model.letterbox import place
+from model.network import COARSEST_STRIDE, HeadMaps
 from training.datasets.dataset import Dataset, InvalidDataset
 from training.loader import evaluation_batches
 from training.metrics import Metrics
 from training.progress import progress_bar
 
 _BATCH = 16
+_SUBPIXELS = 64  # OpenCV's soft-NMS takes whole numbers
+_LEAST_SCORE = 0.001
+
+
+@dataclasses.dataclass(frozen=True)
+class TestTime:
+    """What may be done for a better figure at many times the cost; the paper's "flip" and "multi-scale" (section 6)."""
+
+    __test__ = False  # for pytest, which takes it for a test
+
+    flip: bool = False  # the mean with the mirrored picture, of heatmap and size
+    scales: tuple[float, ...] = (1.0,)  # of the input's size; what several find is merged by soft-NMS
+    soft_nms: bool = False  # even for one scale
+
+
+def detect_with_network(
+    network: nn.Module,
+    dataset: Dataset,
+    size: int,
+    workers: int,
+    console: Console,
+    test_time: TestTime = TestTime(),  # it is frozen
+) -> list[Detections]:
+    """Finds the objects of every photo by a `CenterNet` or an average of one, at `size` pixels in fp32."""
+    sizes = [max(1, round(size * scale / COARSEST_STRIDE)) * COARSEST_STRIDE for scale in test_time.scales]
+    found = [_detect_at(network, dataset, each, workers, console, test_time.flip) for each in sizes]
+    if len(found) == 1 and not test_time.soft_nms:
+        return found[0]
+    return [soft_nms(of_photo) for of_photo in zip(*found, strict=True)]
+
+
+def soft_nms(several: Sequence[Detections]) -> Detections:
+    """Merges what was found in one photo: of boxes of one class, each lowers the scores of those that it overlaps.
+
+    Source: arXiv 1704.04503, Gaussian with sigma 0.5.
+    """
+    boxes = np.concatenate([found.boxes_xyxy for found in several])
+    scores = np.concatenate([found.scores for found in several])
+    labels = np.concatenate([found.labels for found in several])
+    merged = []
+    for label in np.unique(labels):
+        rows = np.flatnonzero(labels == label)
+        corners = (boxes[rows] * _SUBPIXELS).round().astype(int)
+        rectangles = np.hstack([corners[:, :2], corners[:, 2:] - corners[:, :2]]).tolist()
+        lowered, kept = cv2.dnn.softNMSBoxes(rectangles, scores[rows].tolist(), _LEAST_SCORE, _LEAST_SCORE, 0, 0.5)
+        rows = rows[np.asarray(kept, np.int64).reshape(-1)]
+        merged.append(Detections(boxes[rows], np.asarray(lowered, np.float32).reshape(-1), labels[rows]))
+    whole = Detections(*(np.concatenate(rows) for rows in zip(*map(dataclasses.astuple, merged), strict=True)))
+    best = whole.scores.argsort()[::-1][: max(len(found.scores) for found in several)]
+    return Detections(whole.boxes_xyxy[best], whole.scores[best], whole.labels[best])
 
 
 @torch.inference_mode()
-def detect_with_network(
-    network: nn.Module, dataset: Dataset, size: int, workers: int, console: Console
+def _detect_at(
+    network: nn.Module, dataset: Dataset, size: int, workers: int, console: Console, flip: bool
 ) -> list[Detections]:
-    """Finds the objects of every photo by a `CenterNet` or an average of one, at `size` pixels in fp32."""
     network.eval()
     device = next(network.parameters()).device
     photos = iter(dataset.photos)
     results = []
     with progress_bar(console, "evaluate", len(dataset.photos)) as advance:
         for images in evaluation_batches(dataset, size, _BATCH, workers):
-            boxes, scores, labels = (t.cpu().numpy() for t in decode(network(images.to(device))))
+            images = images.to(device)
+            maps = _average_mirrored(network, images) if flip else network(images)
+            boxes, scores, labels = (t.cpu().numpy() for t in decode(maps))
             # photos come last, so that none is taken from the iterator when the batch is at its end
             for image_boxes, image_scores, image_labels, photo in zip(boxes, scores, labels, photos, strict=False):
                 letterbox = place(photo.width, photo.height, size, size)
                 results.append(Detections(letterbox.to_photo(image_boxes), image_scores, image_labels))
                 advance(pictures=1)
     return results
+
+
+def _average_mirrored(network: nn.Module, images: Tensor) -> HeadMaps:
+    one, other = network(images), network(images.flip(2))
+    heatmap = (one.heatmap.sigmoid() + other.heatmap.sigmoid().flip(3)) / 2
+    return HeadMaps(torch.logit(heatmap, eps=1e-6), (one.size + other.size.flip(3)) / 2, one.offset)
 
 
 def detect_with_model(detector: Detector, dataset: Dataset, console: Console) -> list[Detections]:

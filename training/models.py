@@ -6,7 +6,7 @@ from rich.table import Table
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from model.network import BACKBONES, CenterNet
+from model.network import BACKBONES, COARSEST_STRIDE, CenterNet
 from training.config import InvalidConfig
 
 # millions of parameters without the classifier: torchvision's for ResNet, DLA's authors', the wheels' for Lite
@@ -27,8 +27,8 @@ def print_models(size: int, class_count: int, console: Console) -> None:
 
     Raises `InvalidConfig` for a size that the networks cannot take.
     """
-    if size <= 0 or size % 32:
-        raise InvalidConfig(f"size {size}: choose a multiple of 32, the network's coarsest stride")
+    if size <= 0 or size % COARSEST_STRIDE:
+        raise InvalidConfig(f"size {size}: choose a multiple of {COARSEST_STRIDE}, the network's coarsest stride")
     table = Table(title=f"one picture of {size} x {size} pixels, {class_count} classes; parameters in millions")
     table.add_column("backbone", no_wrap=True)
     for heading in ("alone", "published", "with neck and heads", "GMACs"):

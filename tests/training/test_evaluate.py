@@ -1,0 +1,92 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+from torch import Tensor, nn
+
+from model.codec import encode
+from model.detector import Detections
+from model.network import HeadMaps
+from tests.training.configs import small_config
+from training.__main__ import main
+from training.checkpoint import Checkpoint, build_network
+from training.datasets.dataset import Dataset
+from training.datasets.load import load_dataset
+from training.evaluate import TestTime, detect_with_network, soft_nms
+
+
+@pytest.fixture
+def dataset(shapes: Path) -> Dataset:
+    return load_dataset(shapes / "val.json", shapes / "images")
+
+
+class Oracle(nn.Module):
+    """Finds one box in every picture, always the same, but half as high where the picture is mirrored."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unused = nn.Parameter(torch.zeros(1))
+        self.seen: list[tuple[int, ...]] = []
+        self.first: Tensor | None = None
+
+    def forward(self, images: Tensor) -> HeadMaps:
+        self.seen.append(tuple(images.shape))
+        side = images.shape[1]
+        is_mirrored = self.first is not None and torch.equal(images, self.first.flip(2))
+        self.first = images
+        left, half_height = (0.49, 0.125) if is_mirrored else (0.26, 0.25)
+        box = torch.tensor([[left, 0.5 - half_height, left + 0.25, 0.5 + half_height]]) * side
+        targets = encode(box, torch.tensor([1]), torch.tensor([False]), 3, (side // 4, side // 4))
+        logits = torch.logit(targets.heatmap.clamp(1e-4, 1 - 1e-4))
+        maps = (each.expand(len(images), *each.shape) for each in (logits, targets.size, targets.offset))
+        return HeadMaps(*maps)
+
+
+def test_scales_are_those_of_the_input_and_merged(dataset: Dataset) -> None:
+    oracle = Oracle()
+    found = detect_with_network(oracle, dataset, 128, 0, Console(quiet=True), TestTime(scales=(0.5, 1.0)))
+    assert [shape[1] for shape in oracle.seen] == [64, 128]
+    for photo, each in zip(dataset.photos, found, strict=True):
+        expected = np.array([0.26, 0.25, 0.51, 0.75]) * photo.width  # these pictures are squares
+        np.testing.assert_allclose(each.boxes_xyxy[0], expected, atol=0.1)
+        assert each.scores[0] > 0.99
+        assert each.scores[1] < 0.2  # the other scale's, lowered
+        assert (np.diff(each.scores) <= 0).all()
+
+
+def test_flip_averages_heatmap_and_size(dataset: Dataset) -> None:
+    oracle = Oracle()
+    found = detect_with_network(oracle, dataset, 128, 0, Console(quiet=True), TestTime(flip=True))
+    assert [shape[1] for shape in oracle.seen] == [128, 128]
+    for photo, each in zip(dataset.photos, found, strict=True):
+        expected = np.array([0.26, 0.5 - 0.1875, 0.51, 0.5 + 0.1875]) * photo.width
+        np.testing.assert_allclose(each.boxes_xyxy[0], expected, atol=0.1)
+        assert each.scores[0] > 0.99
+
+
+def test_soft_nms_lowers_what_overlaps_within_a_class() -> None:
+    boxes = np.array([[0, 0, 10, 10], [1, 0, 11, 10], [1, 0, 11, 10], [50, 50, 55, 55]], np.float32)
+    found = Detections(boxes, np.array([0.9, 0.8, 0.7, 0.6], np.float32), np.array([0, 0, 1, 0]))
+    merged = soft_nms([found])
+    assert merged.labels.tolist() == [0, 1, 0, 0]
+    expected = [0.9, 0.7, 0.6, 0.8 * np.exp(-((9 / 11) ** 2) / 0.5)]
+    np.testing.assert_allclose(merged.scores, expected, atol=1e-5)
+    np.testing.assert_array_equal(merged.boxes_xyxy, boxes[[0, 2, 3, 1]])
+
+
+def test_command_measures_a_checkpoint_so_and_no_model(
+    shapes: Path, tmp_path: Path, dataset: Dataset, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = small_config(shapes, tmp_path)
+    path = tmp_path / "random.pt"
+    weights = build_network(config, 3).state_dict()
+    Checkpoint(config, dataset.labels, dataset.label_ids, weights, 0, None, None, "0").save(path)
+    main(["evaluate", str(path), "--flip", "--scales", "0.5,1"])
+    assert "circle" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(["evaluate", "model/weights/default.onnx", "--flip"])
+    assert "for checkpoints" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["evaluate", str(path), "--scales", "0,1"])
