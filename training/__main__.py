@@ -20,6 +20,7 @@ from training.metrics import measure
 from training.models import print_models
 from training.pretrained import InvalidWeights
 from training.train import NonFiniteLoss, train
+from training.voc_metrics import measure_as_voc
 
 _FAULTS = (
     InvalidConfig,
@@ -83,15 +84,17 @@ def _evaluate(parsed: argparse.Namespace, console: Console) -> None:
             raise InvalidConfig("--flip, --scales and --soft-nms are for checkpoints: a model is measured as it serves")
         detector = Detector(path)
         dataset = _val_set(parsed, None)
-        metrics = measure(dataset, detect_with_model(detector, dataset, console))
+        found = detect_with_model(detector, dataset, console)
     else:
         checkpoint = load_checkpoint(path)
         config = checkpoint.config
         dataset = _val_set(parsed, config)
         network = checkpoint.build_network()
         found = detect_with_network(network, dataset, config.input_size, config.workers, console, test_time)
-        metrics = measure(dataset, found)
+    metrics = measure(dataset, found)
     print_metrics(metrics, console)
+    as_voc = measure_as_voc(dataset, found)
+    console.print(f"VOC mAP: {as_voc.eleven_points:.1f} by eleven points (2007), {as_voc.area:.1f} by area (2010)")
     if parsed.json:
         write_metrics(metrics, parsed.json)
         console.print(f"wrote {parsed.json}")
