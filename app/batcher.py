@@ -113,6 +113,13 @@ class Batcher(Generic[Item, Result]):
         """Whether so many batches hang that it will not get better."""
         return sum(worker.is_alive() for worker in self._left_behind) >= _MOST_FAILURES
 
+    def find_overload(self, places: int = 1, patience_seconds: float = math.inf) -> Overloaded | None:
+        """Returns why so many would not be let in for want of places or time; None where there is room."""
+        wait = self.admitted * self._seconds_per_item
+        if self.admitted + places <= self._max_queue and 2 * wait <= patience_seconds:
+            return None
+        return Overloaded(min(60, max(1, math.ceil(wait))))
+
     @contextlib.contextmanager
     def admit(
         self, places: int = 1, patience_seconds: float = math.inf
@@ -126,9 +133,8 @@ class Batcher(Generic[Item, Result]):
         """
         if self._closed:
             raise Stopped("the server is stopping")
-        wait = self.admitted * self._seconds_per_item
-        if self.admitted + max(1, places) > self._max_queue or 2 * wait > patience_seconds:
-            raise Overloaded(min(60, max(1, math.ceil(wait))))
+        if overload := self.find_overload(max(1, places), patience_seconds):
+            raise overload
         self.admitted += places
         self._guests += 1
         try:

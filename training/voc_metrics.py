@@ -9,9 +9,7 @@ from model.detector import Detections
 from training.datasets.dataset import Dataset
 
 _LEAST_OVERLAP = 0.5
-_RECALLS = np.arange(
-    0.0, 1.1, 0.1
-)  # some a hair above the tenth, as in the evaluators that published figures come from
+_RECALLS = np.arange(0.0, 1.1, 0.1)  # some a hair above the tenth, as where published figures come from
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,12 +6,14 @@ import torch
 from model.backbones.dla import Tree, dla34
 from model.backbones.efficientnet_lite import efficientnet_lite0, efficientnet_lite1, efficientnet_lite2
 from model.backbones.resnet import ResNet, resnet18, resnet34, resnet50, resnet101
-from model.network import BACKBONES, CenterNet
+from model.necks.transposed import TransposedNeck
+from model.network import BACKBONES, NECKS, CenterNet
 
 
+@pytest.mark.parametrize("neck", NECKS)
 @pytest.mark.parametrize("backbone", BACKBONES)
-def test_head_maps_have_a_cell_for_every_four_pixels(backbone: str) -> None:
-    network = CenterNet(backbone, class_count=7).eval()
+def test_head_maps_have_a_cell_for_every_four_pixels(backbone: str, neck: str) -> None:
+    network = CenterNet(backbone, class_count=7, neck=neck).eval()
     heatmap, size, offset = network(torch.zeros(2, 64, 96, 3, dtype=torch.uint8))
     assert heatmap.shape == (2, 7, 16, 24)
     assert size.shape == offset.shape == (2, 2, 16, 24)
@@ -91,6 +93,33 @@ def test_dla_tree_merges_what_the_paper_says() -> None:
     third = two.tree1(left, left)
     fourth = two.tree2(third, third)
     torch.testing.assert_close(tree(x), two.root(fourth, third, bottom, left))
+
+
+def test_keys_of_the_papers_necks_are_those_of_the_authors() -> None:
+    plain, deformable = (NECKS[name]((64, 128, 256, 512), 64).state_dict() for name in ("transposed", "deformable"))
+    plain_keys, deformable_keys = set[str](), set[str]()
+    for step in range(3):
+        plain_keys |= {f"deconv_layers.{3 * step}.weight", *(f"deconv_layers.{3 * step + 1}.{n}" for n in _NORM)}
+        bent, up = 6 * step, 6 * step + 3
+        deformable_keys |= {f"deconv_layers.{bent}.{n}" for n in ("weight", "bias")}
+        deformable_keys |= {f"deconv_layers.{bent}.conv_offset_mask.{n}" for n in ("weight", "bias")}
+        deformable_keys |= {f"deconv_layers.{up}.weight"}
+        deformable_keys |= {f"deconv_layers.{at + 1}.{n}" for at in (bent, up) for n in _NORM}
+    assert set(plain) == plain_keys
+    assert set(deformable) == deformable_keys
+    assert plain["deconv_layers.0.weight"].shape == (512, 256, 4, 4)
+    assert deformable["deconv_layers.6.weight"].shape == (128, 256, 3, 3)
+    assert deformable["deconv_layers.12.conv_offset_mask.weight"].shape == (27, 128, 3, 3)
+    assert deformable["deconv_layers.15.weight"].shape == (64, 64, 4, 4)
+
+
+def test_steps_between_equal_widths_begin_as_bilinear_enlargement() -> None:
+    neck = NECKS["transposed"]((64, 128, 256, 512), 256)
+    assert isinstance(neck, TransposedNeck)
+    x = torch.rand(1, 256, 5, 7)
+    smooth = torch.nn.functional.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=False)
+    inner = (slice(None), slice(None), slice(1, -1), slice(1, -1))  # the border fades into zeros
+    torch.testing.assert_close(neck.deconv_layers[3](x)[inner], smooth[inner])
 
 
 def test_a_new_network_is_unsure_of_everything() -> None:

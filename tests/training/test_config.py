@@ -27,6 +27,7 @@ def test_flags_override_the_file() -> None:
         ({"batch_size": "four"}, "batch_size"),
         ({"input_size": "300"}, "input_size.*multiple of 32"),
         ({"backbone": "vgg"}, "backbone.*efficientnet_lite0, .*resnet18"),
+        ({"neck": "giraffe"}, "neck.*top_down, transposed, deformable"),
         ({"scale_range": "wide"}, "scale_range"),
         ({"scale_range": "2,1"}, "scale_range.*the smaller one first"),
         ({"device": "tpu"}, "device"),

@@ -5,20 +5,26 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from model.necks.neck import Neck
 
-class TopDownNeck(nn.Module):
-    """Merges the maps at strides 4, 8, 16, 32 into one map at stride 4.
 
-    Shapes: maps (B, channels[i], H / 2**(i+2), W / 2**(i+2)) → (B, width, H/4, W/4).
+class TopDownNeck(Neck):
+    """Merges the maps from the coarsest to the finest.
+
+    The coarser ones, which say what is seen, are twice as wide on their way: there are few of their cells, so that it
+    costs little.
     """
 
     def __init__(self, channels: Sequence[int], width: int) -> None:
-        super().__init__()
-        self.laterals = nn.ModuleList(_conv_bn(c, width, kernel_size=1) for c in channels)
-        self.smooths = nn.ModuleList(_conv_bn(width, width, kernel_size=3) for _ in channels)
+        super().__init__(channels, width)
+        widths = [width] + [2 * width] * (len(channels) - 1)
+        self.laterals = nn.ModuleList(_conv_bn(c, w, kernel_size=1) for c, w in zip(channels, widths, strict=True))
+        self.smooths = nn.ModuleList(
+            _conv_bn(w, finer, kernel_size=3) for w, finer in zip(widths, [width, *widths], strict=False)
+        )
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
-        """Merges from the coarsest map to the finest."""
+        """Computes the map."""
         merged: Tensor | None = None
         for level in reversed(range(len(maps))):
             lateral = self.laterals[level](maps[level])

@@ -1,0 +1,21 @@
+"""What the networks ask of a neck."""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+
+class Neck(nn.Module):
+    """A backbone's maps at strides 4, 8, 16 and 32 to one map at stride 4.
+
+    Shapes: maps (B, channels[i], H / 2**(i+2), W / 2**(i+2)) → (B, width, H/4, W/4).
+    """
+
+    def __init__(self, channels: Sequence[int], width: int) -> None:
+        super().__init__()
+        self.channels = tuple(channels)
+        self.width = width
+
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+        """Computes the map."""
+        raise NotImplementedError

@@ -1,0 +1,55 @@
+"""The paper's necks for ResNet: three transposed convolutions, plain or each behind a deformable convolution.
+
+Sources: arXiv 1904.07850, section 5, after arXiv 1804.06208. Key names are the authors'.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from model.deformable import DeformableConv
+from model.necks.neck import Neck
+
+
+class TransposedNeck(Neck):
+    """Doubles the coarsest map three times; the finer ones are not used."""
+
+    widths = (256, 256)  # after the first two steps
+
+    def __init__(self, channels: Sequence[int], width: int) -> None:
+        super().__init__(channels, width)
+        layers: list[nn.Module] = []
+        in_channels = channels[-1]
+        for out_channels in (*self.widths, width):
+            layers += self._make_step(in_channels, out_channels)
+            in_channels = out_channels
+        self.deconv_layers = nn.Sequential(*layers)
+
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+        """Computes the map."""
+        merged = self.deconv_layers(maps[-1])
+        assert isinstance(merged, Tensor)
+        return merged
+
+    def _make_step(self, in_channels: int, out_channels: int) -> list[nn.Module]:
+        return _double(in_channels, out_channels)
+
+
+class DeformableNeck(TransposedNeck):
+    """The same with a deformable convolution before each step, and fewer channels from step to step."""
+
+    widths = (256, 128)
+
+    def _make_step(self, in_channels: int, out_channels: int) -> list[nn.Module]:
+        bent = [DeformableConv(in_channels, out_channels), nn.BatchNorm2d(out_channels), nn.ReLU(inplace=True)]
+        return [*bent, *_double(out_channels, out_channels)]
+
+
+def _double(in_channels: int, out_channels: int) -> list[nn.Module]:
+    up = nn.ConvTranspose2d(in_channels, out_channels, 4, stride=2, padding=1, bias=False)
+    if in_channels == out_channels:  # begin with a bilinear enlargement of each channel
+        ramp = torch.tensor([0.25, 0.75, 0.75, 0.25])
+        nn.init.zeros_(up.weight)
+        up.weight.data[range(in_channels), range(in_channels)] = ramp[:, None] * ramp
+    return [up, nn.BatchNorm2d(out_channels), nn.ReLU(inplace=True)]
