@@ -42,6 +42,8 @@ def inspect_dataset(dataset: Dataset, faults: Sequence[str], config: Config, fol
     console.print(
         f"{len(dataset.photos)} photos, {sum(len(p.labels) for p in dataset.photos)} boxes, {len(faults)} faults"
     )
+    if not dataset.photos:
+        return
     console.print(_tabulate_classes(dataset))
     console.print(_tabulate_collisions(dataset))
     folder.mkdir(parents=True, exist_ok=True)

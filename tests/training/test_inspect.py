@@ -50,6 +50,14 @@ def test_every_fault_is_named(shapes: Path, tmp_path: Path, capsys: pytest.Captu
     assert "2 faults" in captured.err
 
 
+def test_no_photo_at_all_is_a_fault(shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["inspect", str(shapes / "train.json"), str(tmp_path)])
+    captured = capsys.readouterr()
+    assert "0 photos, 0 boxes" in captured.out
+    assert "25 faults" in captured.err  # a file for each, and nothing to learn
+
+
 def test_centres_are_white_and_ignored_cells_grey(shapes: Path, tmp_path: Path) -> None:
     config = small_config(shapes, tmp_path, color_jitter=0, scale_range=(1, 1), aspect_jitter=0, flip=0)
     photo = load_dataset(shapes / "train.json", shapes / "images").photos[0]
