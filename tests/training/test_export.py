@@ -5,14 +5,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from rich.console import Console
 
-from model.codec import decode
+from model.codec import boxes_of_maps
 from model.deformable import DeformableConv
 from model.detector import Detector
 from model.graph import build_onnx, save_onnx
 from model.metadata import Metadata
-from model.network import BACKBONES, NECKS, CenterNet
+from model.network import BACKBONES, NECKS, STRIDE, CenterNet
 from tests.training.configs import small_config
 from training import export as exporting
 from training.__main__ import main
@@ -42,27 +43,42 @@ def checkpoint(shapes: Path, tmp_path: Path, dataset: Dataset) -> Checkpoint:
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_graph_equals_network_alone_and_in_a_batch(backbone: str, neck: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    network = CenterNet(backbone, class_count=3, neck_width=8, head_width=8, neck=neck).eval()
+    network = CenterNet(backbone, class_count=3, neck_width=8, head_width=8, neck=neck)
+    canvases = np.random.default_rng(0).integers(0, 256, (3, 64, 96, 3), np.uint8)
     for module in network.modules():
         if isinstance(module, DeformableConv):  # a new one moves nothing
-            torch.nn.init.normal_(module.conv_offset_mask.weight, std=0.1)
+            torch.nn.init.normal_(module.conv_offset_mask.weight, std=0.01)
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = 1.0
+    with torch.no_grad():
+        network.train()(torch.from_numpy(canvases))  # statistics of these pictures: without, their maps are nearly flat
+    network.eval()
     path = tmp_path / "random.onnx"
     save_onnx(build_onnx(network, 64, 96), METADATA, path)
     detector = Detector(path, "cpu")
     assert detector.metadata == METADATA
-    canvases = np.random.default_rng(0).integers(0, 256, (3, 64, 96, 3), np.uint8)
     together = detector.infer(list(canvases))
     with torch.inference_mode():
-        every_cell = 3 * 16 * 24
-        boxes, scores, labels = (t.numpy() for t in decode(network(torch.from_numpy(canvases)), every_cell))
+        maps = network(torch.from_numpy(canvases))
+        heatmap = maps.heatmap.sigmoid()
+        boxes = STRIDE * boxes_of_maps(maps.size.clamp(min=0), maps.offset).flatten(2).transpose(1, 2)  # (B, cells, 4)
+        nearby = F.unfold(F.pad(heatmap, (1, 1, 1, 1)), 3).view(3, 3, 9, -1)  # (B, C, 3x3, cells)
+        # random weights make near-ties, and which of those is a peak is a matter of rounding
+        is_clear = nearby[:, :, 4] > 2e-3 + nearby[:, :, [0, 1, 2, 3, 5, 6, 7, 8]].amax(2)
     for index, found in enumerate(together):
         [alone] = detector.infer([canvases[index]])
-        for rows in (alone, found):
-            np.testing.assert_allclose(rows.scores, scores[index, : len(rows.scores)], atol=1e-5)
-            # random weights make many near-ties: a row may stand elsewhere in torch's list, but it must stand there
-            same_label = rows.labels[:, None] == labels[index]
-            same_box = np.abs(rows.boxes_xyxy[:, None] - boxes[index]).max(-1) < 0.01
-            assert (same_label & same_box).any(1).all()
+        scores = heatmap[index].flatten(1)
+        for rows in (alone, found):  # the bounds are what single precision costs the deepest of them
+            gap = torch.from_numpy(rows.boxes_xyxy)[:, None] - boxes[index]
+            same_box = gap.abs().amax(2) < 0.25  # (rows, cells)
+            same_score = (torch.from_numpy(rows.scores)[:, None] - scores[rows.labels]).abs() < 1e-3
+            assert (same_box & same_score).any(1).all()  # it found nothing else
+            has_row = torch.zeros_like(scores, dtype=torch.bool)
+            for row, label in enumerate(rows.labels):
+                has_row[label] |= (same_box & same_score)[row]
+            expected = is_clear[index] & (scores > rows.scores.min() + 2e-3)
+            assert expected.any()
+            assert has_row[expected].all()  # and missed nothing
 
 
 def test_an_exported_model_carries_what_it_reaches(checkpoint: Checkpoint, dataset: Dataset, tmp_path: Path) -> None:
