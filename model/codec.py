@@ -1,5 +1,6 @@
 """Boxes → head maps (`encode`) and back (`decode`): each other's inverse (arXiv 1904.07850, sections 3 and 4)."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -43,6 +44,18 @@ def gaussian_radius(width: Tensor, height: Tensor, iou: float = RADIUS_IOU) -> T
     return torch.minimum(torch.minimum(shifted, inside), outside)
 
 
+def published_radius(width: Tensor, height: Tensor, iou: float) -> Tensor:
+    """What the paper's code computes instead, to compare with: at 0.7 about three times `gaussian_radius`.
+
+    Shapes: as there. Source: the authors' repository, which solves the third case's quadratic with a wrong divisor.
+    """
+    area, half_perimeter = width * height, width + height
+    return -iou * half_perimeter + ((iou * half_perimeter) ** 2 + 4 * iou * (1 - iou) * area).sqrt()
+
+
+Radius = Callable[[Tensor, Tensor, float], Tensor]
+
+
 def encode(
     boxes_xyxy: Tensor,
     labels: Tensor,
@@ -50,6 +63,7 @@ def encode(
     class_count: int,
     grid: tuple[int, int],
     radius_iou: float = RADIUS_IOU,
+    radius_of: Radius = gaussian_radius,
 ) -> Targets:
     """Turns one image's boxes into targets on a `grid` of (height, width) cells.
 
@@ -72,7 +86,7 @@ def encode(
         _ignore(heatmap, regions, regions_labels)
         return Targets(heatmap, empty, empty.clone(), torch.zeros(grid, dtype=torch.bool), torch.zeros(grid))
 
-    radius = gaussian_radius(sizes[:, 0], sizes[:, 1], radius_iou).floor()
+    radius = radius_of(sizes[:, 0], sizes[:, 1], radius_iou).floor()
     columns, rows = torch.arange(width), torch.arange(height)
     gaussian_x = _gaussian(columns - cells[:, :1], radius[:, None])  # (N, w)
     gaussian_y = _gaussian(rows - cells[:, 1:], radius[:, None])  # (N, h)
@@ -95,7 +109,7 @@ def encode(
 
 def decode(maps: HeadMaps, limit: int = 100) -> Detections:
     """Takes the cells that are the highest of their 3x3 neighbourhood, and of these the best `limit` of all classes."""
-    heatmap, size, offset = maps
+    heatmap, size, offset = maps.heatmap, maps.size, maps.offset
     height, width = heatmap.shape[2:]
     # peaks and order are the same in logits, so that the sigmoid need only see the winners
     peaks = heatmap.masked_fill(heatmap < F.max_pool2d(heatmap, 3, stride=1, padding=1), -torch.inf)

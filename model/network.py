@@ -37,12 +37,21 @@ NECKS: dict[str, type[Neck]] = {
 }
 
 
+class KeypointMaps(NamedTuple):
+    """What a network that knows J joints says of them at every cell of the stride-4 grid."""
+
+    places: Tensor  # (B, 2 * J, H/4, W/4), from the cell's corner to each joint (x, y) of its object, in output pixels
+    heatmap: Tensor  # (B, J, H/4, W/4), logits
+    offset: Tensor  # (B, 2, H/4, W/4), from the cell's corner to the joint in it (x, y), in output pixels
+
+
 class HeadMaps(NamedTuple):
     """What the network says of every cell of the stride-4 grid."""
 
     heatmap: Tensor  # (B, C, H/4, W/4), logits
     size: Tensor  # (B, 2, H/4, W/4), width and height in output pixels
     offset: Tensor  # (B, 2, H/4, W/4), from the cell's corner to the centre (x, y), in output pixels
+    keypoints: KeypointMaps | None = None  # where the network knows joints
 
 
 class CenterNet(nn.Module):
@@ -55,7 +64,13 @@ class CenterNet(nn.Module):
     std: Tensor
 
     def __init__(
-        self, backbone: str, class_count: int, neck_width: int = 64, head_width: int = 64, neck: str = "top_down"
+        self,
+        backbone: str,
+        class_count: int,
+        neck_width: int = 64,
+        head_width: int = 64,
+        neck: str = "top_down",
+        joint_count: int = 0,
     ) -> None:
         super().__init__()
         self.backbone = BACKBONES[backbone]()
@@ -63,6 +78,13 @@ class CenterNet(nn.Module):
         self.heatmap_head = _head(neck_width, head_width, class_count)
         self.size_head = _head(neck_width, head_width, 2)
         self.offset_head = _head(neck_width, head_width, 2)
+        self.joint_count = joint_count
+        if joint_count:
+            self.keypoint_head = _head(neck_width, head_width, 2 * joint_count)
+            self.keypoint_heatmap_head = _head(neck_width, head_width, joint_count)
+            self.keypoint_offset_head = _head(neck_width, head_width, 2)
+            nn.init.constant_(_last_bias(self.keypoint_heatmap_head), -math.log(9.0))
+            nn.init.constant_(_last_bias(self.keypoint_offset_head), 0.5)
         # every cell starts at p = 0.1, so that the many negatives do not drown the first steps (section 5 of the paper)
         nn.init.constant_(_last_bias(self.heatmap_head), -math.log(9.0))
         nn.init.constant_(_last_bias(self.size_head), 1.0)
@@ -79,6 +101,14 @@ class CenterNet(nn.Module):
             heatmap=self.heatmap_head(features).float(),
             size=self.size_head(features).float() * SIZE_UNIT,
             offset=self.offset_head(features).float(),
+            keypoints=self._find_keypoints(features) if self.joint_count else None,
+        )
+
+    def _find_keypoints(self, features: Tensor) -> KeypointMaps:
+        return KeypointMaps(
+            places=self.keypoint_head(features).float() * SIZE_UNIT,
+            heatmap=self.keypoint_heatmap_head(features).float(),
+            offset=self.keypoint_offset_head(features).float(),
         )
 
 

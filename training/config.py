@@ -42,17 +42,23 @@ class Config(BaseModel):
     input_size: int = Field(320, description="what is evaluated and exported")
 
     # targets and losses; the paper's recipe is "focal" and giou_weight = 0
+    radius: Literal["cornernet", "published"] = Field(
+        "cornernet", description="the right formula, or the paper's code's"
+    )
     radius_iou: float = Field(0.3, gt=0, lt=1)
     heatmap_loss: Literal["focal", "quality_focal"] = Field("focal", description="the paper's, or towards soft targets")
     heatmap_weight: float = Field(1.0, gt=0)
     offset_weight: float = Field(1.0, ge=0)
     size_weight: float = Field(0.1, ge=0)
-    giou_weight: float = Field(2.0, ge=0, description="dense: every cell under a Gaussian learns its object's box")
+    giou_weight: float = Field(2.0, ge=0, description="of the whole box, beside the size's L1")
+    dense_boxes: bool = Field(True, description="every cell under a Gaussian learns the box, not the centre alone")
 
     # schedule
     epochs: int = Field(ge=1)
     batch_size: int = Field(32, ge=1)
+    optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
     learning_rate: float = Field(1e-3, gt=0)
+    learning_rate_drops: tuple[int, ...] = Field((), description="epochs behind which it is a tenth; none: a cosine")
     backbone_learning_rate_scale: float = Field(1.0, ge=0, description="pretrained weights need smaller steps")
     weight_decay: float = Field(0.02, ge=0)
     warmup_steps: int = Field(200, ge=0)
@@ -80,7 +86,7 @@ class Config(BaseModel):
     workers: int = Field(2, ge=0, description="processes that decode and augment")
     save_every: int = Field(200, ge=1, description="steps between two writes of the last checkpoint")
 
-    @field_validator("scale_range", "mosaic_scale_range", mode="before")
+    @field_validator("scale_range", "mosaic_scale_range", "learning_rate_drops", mode="before")
     @classmethod
     def _split_flag(cls, value: object) -> object:
         return value.split(",") if isinstance(value, str) else value

@@ -11,11 +11,13 @@ from torch.utils.data import DataLoader
 
 from model import image
 from model.canvas import prepare
-from model.codec import Targets, encode
+from model.codec import Radius, Targets, encode, gaussian_radius, published_radius
 from model.network import STRIDE
 from training.augment import Example, random_mosaic, random_view
 from training.config import Config
 from training.datasets.dataset import Dataset, InvalidDataset, Photo
+
+RADII: dict[str, Radius] = {"cornernet": gaussian_radius, "published": published_radius}
 
 
 class TrainingViews(torch.utils.data.Dataset[tuple[NDArray[np.uint8], Targets]]):
@@ -58,6 +60,7 @@ class TrainingViews(torch.utils.data.Dataset[tuple[NDArray[np.uint8], Targets]])
             len(self.dataset.labels),
             (cells, cells),
             self.config.radius_iou,
+            RADII[self.config.radius],
         )
         return view, targets
 

@@ -21,7 +21,8 @@ def detection_losses(maps: HeadMaps, targets: Targets, config: Config) -> dict[s
     if config.size_weight:
         terms["size"] = config.size_weight * centre_l1(maps.size, targets.size, targets.mask) / object_count
     if config.giou_weight:
-        terms["giou"] = config.giou_weight * dense_giou_loss(maps, targets) / object_count
+        weight = targets.weight if config.dense_boxes else targets.mask.float()
+        terms["giou"] = config.giou_weight * giou_loss(maps, targets, weight) / object_count
     return terms
 
 
@@ -53,15 +54,15 @@ def centre_l1(maps: Tensor, target: Tensor, mask: Tensor) -> Tensor:
     return ((maps - target).abs() * mask[:, None]).sum()
 
 
-def dense_giou_loss(maps: HeadMaps, targets: Targets) -> Tensor:
-    """1 - GIoU (arXiv 1902.09630) of every cell's box, weighted by its Gaussian, summed → scalar.
+def giou_loss(maps: HeadMaps, targets: Targets, weight: Tensor) -> Tensor:
+    """1 - GIoU (arXiv 1902.09630) of every cell's box, weighted by `weight` (B, h, w), summed → scalar.
 
     Learning from all cells around a centre instead of one shortens training (TTFNet, arXiv 1909.00700, 4.2).
     """
-    batch, rows, columns = targets.weight.nonzero(as_tuple=True)
+    batch, rows, columns = weight.nonzero(as_tuple=True)
     predicted = boxes_of_maps(maps.size, maps.offset)[batch, :, rows, columns]  # (M, 4)
     wanted = boxes_of_maps(targets.size, targets.offset)[batch, :, rows, columns]
-    return ((1 - generalized_iou(predicted, wanted)) * targets.weight[batch, rows, columns]).sum()
+    return ((1 - generalized_iou(predicted, wanted)) * weight[batch, rows, columns]).sum()
 
 
 def generalized_iou(a: Tensor, b: Tensor) -> Tensor:

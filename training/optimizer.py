@@ -12,8 +12,8 @@ from model.network import CenterNet
 from training.config import Config
 
 
-def build_optimizer(network: CenterNet, config: Config) -> torch.optim.AdamW:
-    """AdamW over backbone and rest, each with and without weight decay: vectors (biases, norms) are not decayed."""
+def build_optimizer(network: CenterNet, config: Config) -> torch.optim.Optimizer:
+    """Over backbone and rest, each with and without weight decay: vectors (biases, norms) are not decayed."""
     groups: list[dict[str, Any]] = []
     backbone = set(network.backbone.parameters())
     for is_backbone in (True, False):
@@ -23,17 +23,26 @@ def build_optimizer(network: CenterNet, config: Config) -> torch.optim.AdamW:
             chosen = [p for p in own if (p.ndim > 1) == decays]
             decay = config.weight_decay if decays else 0.0
             groups.append({"params": chosen, "lr": rate, "weight_decay": decay})
-    return torch.optim.AdamW([group for group in groups if group["params"]], fused=True)
+    chosen_groups = [group for group in groups if group["params"]]
+    match config.optimizer:
+        case "adamw":
+            return torch.optim.AdamW(chosen_groups, fused=True)
+        case "adam":
+            return torch.optim.Adam(chosen_groups, fused=True)
+        case "sgd":
+            return torch.optim.SGD(chosen_groups, momentum=0.9, nesterov=True, fused=True)
 
 
 def learning_rate_curve(config: Config, steps_per_epoch: int) -> Callable[[int], float]:
-    """Step → share of the learning rate: a linear warm-up, then half a cosine down to 0."""
+    """Step → share of the learning rate: a linear warm-up, then half a cosine down to 0, or the drops that are set."""
     total = config.epochs * steps_per_epoch
     warmup = min(config.warmup_steps, total // 2)
 
     def share(step: int) -> float:
         if step < warmup:
             return (step + 1) / warmup
+        if config.learning_rate_drops:
+            return float(0.1 ** sum(step >= drop * steps_per_epoch for drop in config.learning_rate_drops))
         return (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup))) / 2
 
     return share

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from model.codec import IGNORED, Targets, decode, gaussian_radius
+from model.codec import IGNORED, Targets, decode, gaussian_radius, published_radius
 from model.codec import encode as encode_all
 from model.network import HeadMaps
 
@@ -19,6 +19,15 @@ def as_maps(targets: Targets) -> HeadMaps:
 def test_radius_of_a_ten_by_ten_box_is_the_published_one(iou: float, radius: float) -> None:
     ten = torch.tensor([10.0])
     assert gaussian_radius(ten, ten, iou).item() == pytest.approx(radius, abs=1e-3)
+
+
+def test_the_papers_code_has_a_larger_radius() -> None:
+    ten = torch.tensor([10.0])
+    assert published_radius(ten, ten, 0.7).item() == pytest.approx(2.733, abs=1e-3)
+    boxes, one_class = torch.tensor([[20.0, 20.0, 60.0, 60.0]]), torch.zeros(1, dtype=torch.int64)
+    nothing_ignored = torch.tensor([False])
+    heatmap = encode_all(boxes, one_class, nothing_ignored, 1, (20, 20), 0.7, published_radius).heatmap
+    assert (heatmap > 0).sum() == 5 * 5
 
 
 @pytest.mark.parametrize("iou", [0.3, 0.5, 0.7])
@@ -46,7 +55,7 @@ def test_decoding_works_for_batches_and_images_that_are_not_square() -> None:
     boxes = torch.tensor([[8.0, 8.0, 40.0, 24.0]])
     one = as_maps(encode(boxes, torch.tensor([1]), 2, (16, 24)))
     other = as_maps(encode(boxes + 12, torch.tensor([0]), 2, (16, 24)))
-    found = decode(HeadMaps(*(torch.cat(pair) for pair in zip(one, other, strict=True))), limit=1)
+    found = decode(HeadMaps(*(torch.cat(pair) for pair in zip(one[:3], other[:3], strict=True))), limit=1)
     torch.testing.assert_close(found.boxes[:, 0], torch.cat([boxes, boxes + 12]), atol=1e-4, rtol=0)
     assert found.labels[:, 0].tolist() == [1, 0]
 

@@ -14,9 +14,9 @@ from model.network import BACKBONES, NECKS, CenterNet
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_head_maps_have_a_cell_for_every_four_pixels(backbone: str, neck: str) -> None:
     network = CenterNet(backbone, class_count=7, neck=neck).eval()
-    heatmap, size, offset = network(torch.zeros(2, 64, 96, 3, dtype=torch.uint8))
-    assert heatmap.shape == (2, 7, 16, 24)
-    assert size.shape == offset.shape == (2, 2, 16, 24)
+    maps = network(torch.zeros(2, 64, 96, 3, dtype=torch.uint8))
+    assert maps.heatmap.shape == (2, 7, 16, 24)
+    assert maps.size.shape == maps.offset.shape == (2, 2, 16, 24)
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)

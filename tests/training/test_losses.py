@@ -11,10 +11,10 @@ from tests.training.configs import small_config
 from training.losses import (
     HEATMAP_LOSSES,
     centre_l1,
-    dense_giou_loss,
     detection_losses,
     focal_loss,
     generalized_iou,
+    giou_loss,
     quality_focal_loss,
 )
 
@@ -86,10 +86,12 @@ def batch_of(boxes: Tensor, grid: int = 16) -> Targets:
 def test_dense_loss_counts_every_object_alike_and_is_zero_where_all_is_right() -> None:
     targets = batch_of(torch.tensor([[0.0, 0.0, 8.0, 8.0], [16.0, 16.0, 60.0, 60.0]]))
     logits = torch.zeros(1, 1, 16, 16)
-    assert dense_giou_loss(HeadMaps(logits, targets.size, targets.offset), targets).item() == pytest.approx(0, abs=1e-4)
+    assert giou_loss(HeadMaps(logits, targets.size, targets.offset), targets, targets.weight).item() == pytest.approx(
+        0, abs=1e-4
+    )
     # twice as wide and high around the same centre: IoU 1/4, and nothing of the hull is empty
     doubled = HeadMaps(logits, targets.size * 2, targets.offset)
-    assert dense_giou_loss(doubled, targets).item() == pytest.approx(2 * 0.75, abs=1e-4)
+    assert giou_loss(doubled, targets, targets.weight).item() == pytest.approx(2 * 0.75, abs=1e-4)
 
 
 def test_images_without_objects_still_teach_the_heatmap(shapes, tmp_path) -> None:  # type: ignore[no-untyped-def]

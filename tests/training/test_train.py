@@ -132,6 +132,23 @@ def test_learning_rate_warms_up_and_falls_to_zero(shapes: Path, tmp_path: Path) 
     assert share(100) == pytest.approx(0)
 
 
+def test_learning_rate_drops_to_a_tenth_where_it_is_told_to(shapes: Path, tmp_path: Path) -> None:
+    share = learning_rate_curve(
+        small_config(shapes, tmp_path, epochs=10, warmup_steps=0, learning_rate_drops="6,9"), 10
+    )
+    assert [share(step) for step in (0, 59, 60, 89, 90, 99)] == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_other_optimizers_train_too(shapes: Path, tmp_path: Path, console: Console, optimizer: str) -> None:
+    config = small_config(shapes, tmp_path, optimizer=optimizer, epochs=1)
+    torch.manual_seed(config.seed)
+    start = training.build_network(config, 3).state_dict()
+    last = load_checkpoint(train(config, False, console).with_name("last.pt"))
+    assert all(value.isfinite().all() for value in last.weights.values())
+    assert not torch.equal(last.weights["heatmap_head.2.weight"], start["heatmap_head.2.weight"])
+
+
 def test_imagenet_weights_fill_the_backbone_and_frozen_stages_stay(
     shapes: Path, tmp_path: Path, console: Console
 ) -> None:
