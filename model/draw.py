@@ -23,20 +23,30 @@ def draw_detections(photo: NDArray[np.uint8], found: Detections, labels: Sequenc
 
     A class has the same colour in every photo. Labels keep off each other where there is room.
     """
+    indices, scores = found.labels.tolist(), found.scores.tolist()
+    tags = [f"{labels[index]} {score:.0%}" for index, score in zip(indices, scores, strict=True)]
+    return draw_boxes(photo, found.boxes_xyxy, tags, [choose_colour(index) for index in indices])
+
+
+def draw_boxes(
+    photo: NDArray[np.uint8], boxes_xyxy: NDArray[np.float32], tags: Sequence[str], colours: Sequence[Colour]
+) -> NDArray[np.uint8]:
+    """Returns a copy of a photo (h, w, 3), RGB, with boxes (N, 4), the first on top, and their tags; "" is none."""
     picture = photo.copy()
     scale = (picture.shape[0] * picture.shape[1]) ** 0.5
     line, letter = max(1, round(scale / 300)), max(10, round(scale / 38))
-    boxes: list[list[int]] = found.boxes_xyxy.round().astype(int).tolist()
-    colours = [choose_colour(index) for index in found.labels.tolist()]
-    for (left, top, right, bottom), colour in reversed(list(zip(boxes, colours, strict=True))):  # the surest on top
+    boxes: list[list[int]] = boxes_xyxy.round().astype(int).tolist()
+    for (left, top, right, bottom), colour in reversed(list(zip(boxes, colours, strict=True))):
         edges: list[tuple[int, Colour]] = [(2 * (line // 3), _contrast(colour)), (0, colour)]
         for rim, ink in edges:  # the rim shows the box where the photo has its colour
             cv2.rectangle(picture, (left, top), (right - 1, bottom - 1), ink, line + rim)
 
     font = cv2.FontFace("sans")
     taken: list[Spot] = []
-    for box, colour, index, score in zip(boxes, colours, found.labels.tolist(), found.scores.tolist(), strict=True):
-        tag = _write(f"{labels[index]} {score:.0%}", font, letter, colour)
+    for box, colour, text in zip(boxes, colours, tags, strict=True):
+        if not text:
+            continue
+        tag = _write(text, font, letter, colour)
         box[0] -= line // 2  # flush with the outer edge of the box's line
         spot = _find_spot(box, tag.shape[1], tag.shape[0], picture.shape[1], picture.shape[0], taken)
         taken.append(spot)

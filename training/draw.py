@@ -1,12 +1,21 @@
 """Draws what was found in a photo of the data set."""
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from model.detector import Detections
-from model.draw import draw_detections
+from model.draw import Colour, draw_boxes, draw_detections
 from training.datasets.dataset import Photo
+from training.diagnosis import Outcome
 from training.loader import read_photo
+
+# of Okabe and Ito's palette, which colour-blind eyes tell apart
+HIT: Colour = (0, 190, 140)
+FALSE_ALARM: Colour = (235, 95, 20)
+MISS: Colour = (250, 225, 60)
+TRUTH: Colour = (255, 255, 255)
+NOT_COUNTED: Colour = (150, 150, 150)
 
 
 def draw_predictions(
@@ -14,3 +23,27 @@ def draw_predictions(
 ) -> NDArray[np.uint8]:
     """The photo (h, w, 3), RGB, with what was found above `threshold`."""
     return draw_detections(read_photo(photo), found.select(found.scores >= threshold), labels)
+
+
+def draw_outcome(photo: Photo, outcome: Outcome, labels: tuple[str, ...], longest_side: int) -> NDArray[np.uint8]:
+    """The photo with hits, false alarms and misses, and thinly the true boxes of hits and what is ignored.
+
+    Returns: (h, w, 3), RGB, shrunk to `longest_side` pixels where it is larger.
+    """
+    shrink = min(1.0, longest_side / max(photo.width, photo.height))
+    picture = read_photo(photo)
+    if shrink < 1:
+        picture = np.asarray(cv2.resize(picture, None, fx=shrink, fy=shrink, interpolation=cv2.INTER_AREA), np.uint8)
+    truth = (photo.boxes_xyxy * shrink).round().astype(int)
+    for box, is_ignored, is_missed in zip(truth.tolist(), photo.is_ignored, outcome.is_missed, strict=True):
+        if not is_missed:
+            colour = NOT_COUNTED if is_ignored else TRUTH
+            cv2.rectangle(picture, (box[0], box[1]), (box[2] - 1, box[3] - 1), colour, 1)
+
+    found = outcome.found
+    is_hit = outcome.objects >= 0
+    boxes = np.concatenate([found.boxes_xyxy, photo.boxes_xyxy[outcome.is_missed]]) * np.float32(shrink)
+    tags = [f"{labels[label]} {score:.0%}" for label, score in zip(found.labels, found.scores, strict=True)]
+    tags += [f"missed {labels[label]}" for label in photo.labels[outcome.is_missed]]
+    colours = [HIT if hit else FALSE_ALARM for hit in is_hit] + [MISS] * outcome.misses
+    return draw_boxes(picture, boxes, tags, colours)

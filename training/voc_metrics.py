@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from model.detector import Detections
 from training.datasets.dataset import Dataset
+from training.overlap import box_iou
 
 _LEAST_OVERLAP = 0.5
 _RECALLS = np.arange(0.0, 1.1, 0.1)  # some a hair above the tenth, as where published figures come from
@@ -71,15 +72,6 @@ def _judge(found: Detections, boxes_xyxy: NDArray[np.float32], is_ignored: NDArr
             outcomes[row] = None if is_ignored[best] else not taken[best]
             taken[best] = True
     return outcomes
-
-
-def box_iou(one: NDArray[np.float32], other: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Intersection over union of boxes: (N, 4), (M, 4), xyxy → (N, M)."""
-    a, b = one.astype(np.float64)[:, None], other.astype(np.float64)[None]
-    overlap = (np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2])).clip(min=0).prod(-1)
-    union = (a[..., 2:] - a[..., :2]).prod(-1) + (b[..., 2:] - b[..., :2]).prod(-1) - overlap
-    iou: NDArray[np.float64] = overlap / union.clip(min=1e-12)
-    return iou
 
 
 def _area(recall: NDArray[np.float64], precision: NDArray[np.float64]) -> float:

@@ -1,0 +1,51 @@
+"""Where a run took place, for whoever wants to repeat it."""
+
+import datetime
+import importlib.metadata
+import os
+import platform
+import shlex
+import sys
+from pathlib import Path
+
+import torch
+
+from model.session import count_cpus
+
+_PACKAGES = ("torch", "torchvision", "numpy", "opencv-python-headless", "onnx", "onnxruntime-gpu", "onnxruntime")
+_PACKAGES += ("faster-coco-eval", "tensorboard")
+
+
+def describe_environment(device: str) -> dict[str, str]:
+    """What of this machine and its packages bears on results and speed, by the name that a reader would look for."""
+    facts = {
+        "command": shlex.join(sys.orig_argv),
+        "started": datetime.datetime.now().astimezone().isoformat(" ", "seconds"),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processor": _name_processor(),
+        "cpus": f"{count_cpus()} usable of {os.cpu_count()}",
+        "threads": f"{torch.get_num_threads()} of PyTorch",
+        "device": _name_device(device),
+    }
+    if torch.version.cuda:
+        facts["cuda"] = torch.version.cuda
+    for package in _PACKAGES:
+        try:
+            facts[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return facts
+
+
+def _name_device(device: str) -> str:
+    return f"{device}, {torch.cuda.get_device_name(device)}" if device.startswith("cuda") else device
+
+
+def _name_processor() -> str:
+    try:
+        with Path("/proc/cpuinfo").open() as file:
+            names = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
+    except OSError:  # not Linux
+        names = []
+    return names[0] if names else platform.processor() or platform.machine()
