@@ -1,6 +1,7 @@
 """`python -m training train|evaluate|export|inspect|models`."""
 
 import argparse
+import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,12 +14,15 @@ from training.checkpoint import InvalidCheckpoint, load_checkpoint
 from training.config import Config, InvalidConfig, load_config, make_config
 from training.datasets.dataset import Dataset, InvalidDataset
 from training.datasets.load import load_dataset
+from training.environment import describe_environment
 from training.evaluate import TestTime, detect_with_model, detect_with_network, print_metrics, write_metrics
 from training.export import ParityFailure, export
 from training.inspect import inspect_dataset
+from training.log import Log
 from training.metrics import measure
 from training.models import print_models
 from training.pretrained import InvalidWeights
+from training.report import Subject, render_findings, render_report, replace_text
 from training.train import NonFiniteLoss, train
 from training.voc_metrics import measure_as_voc
 
@@ -39,8 +43,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parsed, rest = _parser().parse_known_args(arguments)
     try:
         if parsed.command == "train":
-            best = train(load_config(parsed.config, parse_overrides(rest)), parsed.resume, console)
-            console.print(f"best weights: {best}")
+            config = load_config(parsed.config, parse_overrides(rest))
+            with Log(console, config.run_folder / "log.txt"):
+                best = train(config, parsed.resume, console)
+                console.print(f"best weights: {best}")
             return
         if parsed.command == "inspect":
             _inspect(parsed, parse_overrides(rest), console)
@@ -85,12 +91,16 @@ def _evaluate(parsed: argparse.Namespace, console: Console) -> None:
         detector = Detector(path)
         dataset = _val_set(parsed, None)
         found = detect_with_model(detector, dataset, console)
+        name, commit, device = detector.metadata.name, detector.metadata.git_commit, detector.provider
+        configuration = dataclasses.asdict(detector.metadata)
     else:
         checkpoint = load_checkpoint(path)
         config = checkpoint.config
         dataset = _val_set(parsed, config)
         network = checkpoint.build_network()
         found = detect_with_network(network, dataset, config.input_size, config.workers, console, test_time)
+        name, commit, device = config.name, checkpoint.git_commit, "cpu"
+        configuration = config.model_dump(mode="json") | {"test_time": test_time}
     metrics = measure(dataset, found)
     print_metrics(metrics, console)
     as_voc = measure_as_voc(dataset, found)
@@ -98,6 +108,13 @@ def _evaluate(parsed: argparse.Namespace, console: Console) -> None:
     if parsed.json:
         write_metrics(metrics, parsed.json)
         console.print(f"wrote {parsed.json}")
+    if parsed.report:
+        page = parsed.report if parsed.report.suffix == ".html" else parsed.report / "report.html"
+        page.parent.mkdir(parents=True, exist_ok=True)
+        data, environment = str(dataset.annotations_path), describe_environment(device)
+        subject = Subject(name, f"{path}, measured", data, commit, configuration, environment)
+        replace_text(page, render_report(subject, (), render_findings(dataset, found, metrics, "Figures", 0)))
+        console.print(f"wrote {page}")
 
 
 def _inspect(parsed: argparse.Namespace, overrides: dict[str, str], console: Console) -> None:
@@ -138,6 +155,9 @@ def _parser() -> argparse.ArgumentParser:
     evaluation = commands.add_parser("evaluate", parents=[data], help="COCO AP of a checkpoint or an exported model")
     evaluation.add_argument("weights", type=Path, metavar="CHECKPOINT|MODEL.onnx")
     evaluation.add_argument("--json", type=Path, help="write the figures there too")
+    evaluation.add_argument(
+        "--report", type=Path, metavar="FOLDER|FILE.html", help="write a page about its errors there"
+    )
     evaluation.add_argument("--flip", action="store_true", help="average with the mirrored picture")
     evaluation.add_argument(
         "--scales", type=_read_scales, default=(1.0,), help="of the input size, merged by soft-NMS: 0.5,0.75,1,1.25,1.5"

@@ -210,13 +210,12 @@ def calibrate(scores: NDArray[np.float32], is_hit: NDArray[np.bool_]) -> Calibra
 
 def _take_free(overlaps: NDArray[np.float64], scores: NDArray[np.float32], matches: NDArray[np.int64]) -> None:
     """Writes into `matches` (N,) which of M objects each detection takes, by falling score; overlaps are (N, M)."""
-    reaches = (overlaps >= LEAST_OVERLAP).any(1)
-    for row in np.argsort(-scores, kind="stable"):
-        if reaches[row]:
-            best = int(overlaps[row].argmax())
-            if overlaps[row, best] >= LEAST_OVERLAP:
-                matches[row] = best
-                overlaps[:, best] = 0
+    order = np.argsort(-scores, kind="stable")
+    for row in order[overlaps[order].max(1, initial=0) >= LEAST_OVERLAP]:
+        best = int(overlaps[row].argmax())
+        if overlaps[row, best] >= LEAST_OVERLAP:
+            matches[row] = best
+            overlaps[:, best] = 0
 
 
 def _sweep(scores: NDArray[np.float32], is_hit: NDArray[np.bool_], objects: int) -> Sweep:
@@ -228,6 +227,6 @@ def _sweep(scores: NDArray[np.float32], is_hit: NDArray[np.bool_], objects: int)
 
 def _judge(photo: Photo, found: Detections, matches: NDArray[np.int64], threshold: np.float32) -> Outcome:
     keep = (found.scores >= threshold) & (matches != NOT_COUNTED)
-    is_missed = np.logical_not(photo.is_ignored)
+    is_missed = ~photo.is_ignored
     is_missed[matches[keep & (matches >= 0)]] = False
     return Outcome(found.select(keep), matches[keep], is_missed)

@@ -17,6 +17,8 @@ MISS: Colour = (250, 225, 60)
 TRUTH: Colour = (255, 255, 255)
 NOT_COUNTED: Colour = (150, 150, 150)
 
+_LEAST_TAGGED = 0.08  # of the photo's side: the tags of smaller boxes would hide more than they say
+
 
 def draw_predictions(
     photo: Photo, found: Detections, labels: tuple[str, ...], threshold: float = 0.3
@@ -27,6 +29,8 @@ def draw_predictions(
 
 def draw_outcome(photo: Photo, outcome: Outcome, labels: tuple[str, ...], longest_side: int) -> NDArray[np.uint8]:
     """The photo with hits, false alarms and misses, and thinly the true boxes of hits and what is ignored.
+
+    What was found is tagged with label and score, what was missed with its label, unless it is small.
 
     Returns: (h, w, 3), RGB, shrunk to `longest_side` pixels where it is larger.
     """
@@ -44,6 +48,8 @@ def draw_outcome(photo: Photo, outcome: Outcome, labels: tuple[str, ...], longes
     is_hit = outcome.objects >= 0
     boxes = np.concatenate([found.boxes_xyxy, photo.boxes_xyxy[outcome.is_missed]]) * np.float32(shrink)
     tags = [f"{labels[label]} {score:.0%}" for label, score in zip(found.labels, found.scores, strict=True)]
-    tags += [f"missed {labels[label]}" for label in photo.labels[outcome.is_missed]]
+    tags += [labels[label] for label in photo.labels[outcome.is_missed]]
+    sides = np.sqrt((boxes[:, 2:] - boxes[:, :2]).prod(1) / (picture.shape[0] * picture.shape[1]))
+    tags = [tag if side >= _LEAST_TAGGED else "" for tag, side in zip(tags, sides, strict=True)]
     colours = [HIT if hit else FALSE_ALARM for hit in is_hit] + [MISS] * outcome.misses
     return draw_boxes(picture, boxes, tags, colours)

@@ -12,8 +12,17 @@ import torch
 
 from model.session import count_cpus
 
-_PACKAGES = ("torch", "torchvision", "numpy", "opencv-python-headless", "onnx", "onnxruntime-gpu", "onnxruntime")
-_PACKAGES += ("faster-coco-eval", "tensorboard")
+_PACKAGES = (
+    "torch",
+    "torchvision",
+    "numpy",
+    "opencv-python-headless",
+    "onnx",
+    "onnxruntime-gpu",
+    "onnxruntime",
+    "faster-coco-eval",
+    "tensorboard",
+)
 
 
 def describe_environment(device: str) -> dict[str, str]:

@@ -1,63 +1,121 @@
-"""What a run leaves to look at: TensorBoard's events, the figures of every epoch, and their curve."""
+"""What a run leaves to look at: how it was set up, TensorBoard's events, each epoch's figures, and the report."""
 
 import json
-from pathlib import Path
+from collections import defaultdict
+from typing import Any
 
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from model.detector import Detections
+from training.charts import draw_precision
+from training.config import Config
 from training.datasets.dataset import Dataset
 from training.draw import draw_predictions
+from training.environment import describe_environment
 from training.metrics import Metrics
+from training.report import Subject, read_findings, render_findings, render_report, replace_text
 
 _PICTURES = 6  # validation photos drawn each epoch
 
 
 class Record:
-    """Writes into `run_folder`; `first_step` is where a resumed run goes on: events from there on are taken back."""
+    """Writes into `config`'s run folder; `first_step` is where a resumed run goes on: events from there are taken back.
 
-    def __init__(self, run_folder: Path, first_step: int) -> None:
-        self._folder = run_folder
-        self._writer = SummaryWriter(str(run_folder), purge_step=first_step)
+    `git_commit` is that of the code that runs.
+    """
+
+    def __init__(self, config: Config, device: torch.device, git_commit: str, first_step: int) -> None:
+        self._config = config
+        self._folder = config.run_folder
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._git_commit = git_commit
+        self._environment = describe_environment(str(device))
+        replace_text(self._folder / "config.json", config.model_dump_json(indent=2) + "\n")
+        facts = {"git_commit": git_commit} | self._environment
+        replace_text(self._folder / "environment.json", json.dumps(facts, indent=2) + "\n")
+        self._writer = SummaryWriter(str(self._folder), purge_step=first_step)
+        self._loss_sums: defaultdict[str, float] = defaultdict(float)
+        self._steps = 0  # of this epoch, and of this process: a resumed one has not seen the others
+        self._learning_rate = 0.0
+        self._findings = ""
 
     def add_step(self, step: int, terms: dict[str, Tensor], gradient_norm: Tensor, learning_rate: float) -> None:
         """The loss terms, the gradient's norm before clipping and the learning rate of one step."""
         for name, term in terms.items():
-            self._writer.add_scalar(f"loss/{name}", term.item(), step)
+            value = term.item()
+            self._writer.add_scalar(f"loss/{name}", value, step)
+            self._loss_sums[name] += value
         self._writer.add_scalar("gradient_norm", gradient_norm.item(), step)
         self._writer.add_scalar("learning_rate", learning_rate, step)
+        self._learning_rate = learning_rate
+        self._steps += 1
 
     def add_epoch(
         self, epoch: int, step: int, metrics: Metrics, seconds: float, dataset: Dataset, detections: list[Detections]
     ) -> None:
-        """The validation figures after whole epoch `epoch`, and some photos with what was found in them."""
+        """The validation figures after whole epoch `epoch`, and what the photos show; `seconds` are the training's."""
         self._writer.add_scalar("val/AP", metrics.ap, step)
         self._writer.add_scalar("val/AP50", metrics.ap50, step)
         for photo, found in zip(dataset.photos[:_PICTURES], detections, strict=False):
             picture = draw_predictions(photo, found, dataset.labels)
             self._writer.add_image(f"val/{photo.id}", picture, step, dataformats="HWC")
-        row = {"epoch": epoch, "ap": round(metrics.ap, 3), "ap50": round(metrics.ap50, 3), "seconds": round(seconds, 1)}
-        with (self._folder / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps(row) + "\n")
-        self._draw_curve()
+
+        row: dict[str, Any] = {
+            "epoch": epoch,
+            "ap": round(metrics.ap, 6),
+            "ap50": round(metrics.ap50, 6),
+            "seconds": round(seconds, 1),
+        }
+        if self._steps:
+            row["pictures_per_second"] = round(self._steps * self._config.batch_size / max(seconds, 1e-3), 1)
+            row["learning_rate"] = self._learning_rate
+            row["loss"] = {name: round(total / self._steps, 6) for name, total in self._loss_sums.items()}
+        self._loss_sums.clear()
+        self._steps = 0
+        # killed between this and its checkpoint, a run comes by here again
+        rows = [each for each in self._read_rows() if each["epoch"] < epoch] + [row]
+        replace_text(self._folder / "metrics.jsonl", "".join(json.dumps(each) + "\n" for each in rows))
+
+        best_epoch = _best(rows)["epoch"]
+        if best_epoch == epoch:
+            self._findings = render_findings(dataset, detections, metrics, f"Epoch {epoch}, the best", epoch)
+        elif not self._findings:  # resumed behind its best epoch
+            page = self._folder / "report.html"
+            self._findings = (page.exists() and read_findings(page.read_text("utf-8"), best_epoch)) or render_findings(
+                dataset, detections, metrics, f"Epoch {epoch}, the latest", epoch
+            )
+        self._write_report(rows, f"running, epoch {epoch} of {self._config.epochs} done")
+        draw_precision(rows, size=(7, 4)).savefig(self._folder / "curve.png", dpi=120)
 
     def close(self) -> None:
-        """Writes out what TensorBoard's writer still holds."""
+        """Marks the run as finished, and writes out what TensorBoard's writer still holds."""
         self._writer.close()
+        rows = self._read_rows()
+        if self._findings:  # an epoch was run
+            self._write_report(rows, f"finished after {rows[-1]['epoch']} epochs")
 
-    def _draw_curve(self) -> None:
-        rows = [json.loads(line) for line in (self._folder / "metrics.jsonl").read_text().splitlines()]
-        figure = Figure(figsize=(7, 4), layout="constrained")
-        axes = figure.subplots()
-        for key, title in (("ap50", "AP50"), ("ap", "AP")):
-            axes.plot([row["epoch"] for row in rows], [row[key] for row in rows], marker="o", label=title)
-        axes.set_xlabel("epoch")
-        axes.set_ylabel("validation, per cent")
-        axes.set_ylim(bottom=0)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.grid(alpha=0.3)
-        axes.legend()
-        figure.savefig(self._folder / "curve.png", dpi=120)
+    def _read_rows(self) -> list[dict[str, Any]]:
+        path = self._folder / "metrics.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    def _write_report(self, rows: list[dict[str, Any]], state: str) -> None:
+        best, last = _best(rows), rows[-1]
+        speed = {"an epoch's training": f"{last['seconds']:.0f} s"}
+        if "pictures_per_second" in last:
+            speed["pictures a second"] = f"{last['pictures_per_second']:.1f}"
+        subject = Subject(
+            self._config.name,
+            f"{state}; best AP {best['ap']:.1f}, AP50 {best['ap50']:.1f} at epoch {best['epoch']}",
+            self._config.dataset,
+            self._git_commit,
+            self._config.model_dump(mode="json"),
+            speed | self._environment,
+        )
+        replace_text(self._folder / "report.html", render_report(subject, rows, self._findings))
+
+
+def _best(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """The epoch whose weights are kept as the best: of equals the first."""
+    return max(rows, key=lambda row: float(row["ap"]))

@@ -75,9 +75,7 @@ def train(config: Config, resume: bool, console: Console) -> Path:
         weights = average.module.state_dict()
         return Checkpoint(config, train_set.labels, train_set.label_ids, weights, epoch, ap, ap50, commit, state)
 
-    config.run_folder.mkdir(parents=True, exist_ok=True)
-    (config.run_folder / "config.json").write_text(config.model_dump_json(indent=2) + "\n")
-    record = Record(config.run_folder, first_epoch * steps + first_step)
+    record = Record(config, device, commit, first_epoch * steps + first_step)
     for epoch in range(first_epoch, config.epochs):
         set_training_mode(network, config)
         started = time.monotonic()
