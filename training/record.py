@@ -37,9 +37,12 @@ class Record:
         self._writer.add_scalar("val/AP", metrics.ap, step)
         self._writer.add_scalar("val/AP50", metrics.ap50, step)
         for photo, found in zip(dataset.photos[:_PICTURES], detections, strict=False):
-            picture = draw_predictions(photo, found, dataset.labels)
+            picture = draw_predictions(photo, found, dataset.labels, dataset.skeleton)
             self._writer.add_image(f"val/{photo.id}", picture, step, dataformats="HWC")
         row = {"epoch": epoch, "ap": round(metrics.ap, 3), "ap50": round(metrics.ap50, 3), "seconds": round(seconds, 1)}
+        if metrics.keypoints:
+            self._writer.add_scalar("val/keypoint_AP", metrics.keypoints.ap, step)
+            row |= {"keypoint_ap": round(metrics.keypoints.ap, 3)}
         with (self._folder / "metrics.jsonl").open("a") as file:
             file.write(json.dumps(row) + "\n")
         self._draw_curve()
@@ -52,7 +55,8 @@ class Record:
         rows = [json.loads(line) for line in (self._folder / "metrics.jsonl").read_text().splitlines()]
         figure = Figure(figsize=(7, 4), layout="constrained")
         axes = figure.subplots()
-        for key, title in (("ap50", "AP50"), ("ap", "AP")):
+        titles = {"ap50": "AP50", "ap": "AP", "keypoint_ap": "keypoint AP"}
+        for key, title in ((key, title) for key, title in titles.items() if key in rows[-1]):
             axes.plot([row["epoch"] for row in rows], [row[key] for row in rows], marker="o", label=title)
         axes.set_xlabel("epoch")
         axes.set_ylabel("validation, per cent")
