@@ -8,6 +8,7 @@ from pydantic_core import to_json
 from app.models import Models, ServedModel
 from app.pipeline import Found
 from model.metadata import Metadata
+from model.skeleton import Skeleton
 
 
 class UnknownLabel(Exception):
@@ -30,6 +31,15 @@ class Box(BaseModel):
     y_max: float = Field(examples=[466.9])
 
 
+class Keypoint(BaseModel):
+    """One joint of an object, in the picture's own pixels; a low score says that it may be hidden or elsewhere."""
+
+    name: str = Field(examples=["left_shoulder"])
+    x: float = Field(examples=[201.5])
+    y: float = Field(examples=[251.12])
+    score: float = Field(ge=0, le=1, examples=[0.8012])
+
+
 class Detection(BaseModel):
     """One object."""
 
@@ -37,6 +47,9 @@ class Detection(BaseModel):
     label_id: int = Field(description="the label's id in the data set", examples=[18])
     score: float = Field(ge=0, le=1, examples=[0.9123])
     box: Box
+    keypoints: list[Keypoint] | None = Field(
+        None, description="its joints in the model's order; not there where the model knows none"
+    )
 
 
 class Timings(BaseModel):
@@ -65,7 +78,7 @@ class Label(BaseModel):
 
 
 class ModelDescription(BaseModel):
-    """The model, as its file describes it, and where it runs. `ap` and `ap50` are COCO's, in per cent."""
+    """The model, as its file describes it, and where it runs. `ap`, `ap50` and `keypoint_ap` are COCO's."""
 
     name: str = Field(examples=["resnet18-coco-512"])
     provider: str = Field(examples=["cpu"])
@@ -74,8 +87,10 @@ class ModelDescription(BaseModel):
     dataset: str = Field(examples=["COCO 2017"])
     ap: float | None
     ap50: float | None
+    keypoint_ap: float | None
     git_commit: str
     labels: list[Label]
+    skeleton: Skeleton = Field(description="the joints that it finds, and the pairs of them that a line connects")
 
 
 class Refusal(BaseModel):
@@ -140,17 +155,19 @@ def describe_model(model: ServedModel) -> ModelDescription:
         dataset=metadata.dataset,
         ap=metadata.ap,
         ap50=metadata.ap50,
+        keypoint_ap=metadata.keypoint_ap,
         git_commit=metadata.git_commit,
         labels=[
             Label(label=label, label_id=label_id)
             for label, label_id in zip(metadata.labels, metadata.label_ids, strict=True)
         ],
+        skeleton=metadata.skeleton,
     )
 
 
 def encode_answer(metadata: Metadata, found: Found, total_seconds: float) -> bytes:
     """Returns an `Answer` as JSON; built of plain values, since models would cost more than the rest of the request."""
-    detections = [
+    detections: list[dict[str, object]] = [
         {
             "label": metadata.labels[index],
             "label_id": metadata.label_ids[index],
@@ -164,6 +181,12 @@ def encode_answer(metadata: Metadata, found: Found, total_seconds: float) -> byt
             strict=True,
         )
     ]
+    if found.detections.keypoints is not None:
+        for detection, joints in zip(detections, found.detections.keypoints.tolist(), strict=True):
+            detection["keypoints"] = [
+                {"name": name, "x": round(x, 2), "y": round(y, 2), "score": round(score, 4)}
+                for name, (x, y, score) in zip(metadata.skeleton.joints, joints, strict=True)
+            ]
     timings = {
         "decode": found.decode_seconds,
         "queue": found.queue_seconds,

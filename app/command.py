@@ -243,10 +243,12 @@ async def _look(picture: Picture, finder: Finder, annotate: bool) -> Looked:
             raise picture.content
         answer = await finder.find(picture.content)
         if annotate:
-            labels = finder.labels.get(answer.model, [])
-            if not {found.label_id for found in answer.detections} <= {label.label_id for label in labels}:
+            model = finder.models.get(answer.model)
+            if model is None or not (
+                {found.label_id for found in answer.detections} <= {label.label_id for label in model.labels}
+            ):
                 raise ConnectionError(f"the server's model {answer.model} has been swapped meanwhile: start again")
-            copy = await to_thread.run_sync(draw, picture, answer, labels)
+            copy = await to_thread.run_sync(draw, picture, answer, model)
         return Looked(picture, answer, copy)
     except Refused as refused:
         if refused.reason in _REASONS_OF_ALL or refused.problem.status in _STATUSES_OF_ALL:

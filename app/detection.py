@@ -116,7 +116,13 @@ def build_detection_router(service: Service) -> APIRouter:
                     else:
                         kind = media_type.removeprefix("image/")
                         draw = functools.partial(
-                            draw_file, data, found.detections, metadata.labels, kind, settings.max_pixels
+                            draw_file,
+                            data,
+                            found.detections,
+                            metadata.labels,
+                            kind,
+                            settings.max_pixels,
+                            metadata.skeleton,
                         )
                         content = await asyncio.get_running_loop().run_in_executor(service.decoders, draw)
 

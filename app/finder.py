@@ -5,13 +5,13 @@ import contextlib
 import dataclasses
 import functools
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from app.answers import Answer, Label, Refused, describe_model, encode_answer
+from app.answers import Answer, ModelDescription, Refused, describe_model, encode_answer
 from app.body import BodyTooLarge, EmptyBody
 from app.detection import find_labels
 from app.errors import describe
@@ -33,7 +33,7 @@ class Finder:
     """
 
     find: Callable[[Path | NDArray[np.uint8]], Awaitable[Answer]]
-    labels: Mapping[str, Sequence[Label]]  # of each model by its name
+    models: Mapping[str, ModelDescription]  # by name
     in_flight: int
 
 
@@ -56,7 +56,7 @@ async def run_model(
     async with service.running():
         find = functools.partial(_find, service, model, wanted)
         # one batch is decoded while another is computed
-        yield Finder(find, {model.name: describe_model(model).labels}, min(2 * settings.max_batch, settings.max_queue))
+        yield Finder(find, {model.name: describe_model(model)}, min(2 * settings.max_batch, settings.max_queue))
 
 
 @contextlib.asynccontextmanager
@@ -67,9 +67,9 @@ async def ask_server(
     from app.client import AsyncClient
 
     async with AsyncClient(url, api_key=api_key, retries=_RETRIES) as client:
-        labels_of = {each.name: each.labels for each in await client.models()}
+        models = {each.name: each for each in await client.models()}
         find = functools.partial(client.detect, model=model, threshold=threshold, limit=limit, labels=labels)
-        yield Finder(find, labels_of, _REQUESTS_IN_FLIGHT)
+        yield Finder(find, models, _REQUESTS_IN_FLIGHT)
 
 
 async def _find(service: Service, model: ServedModel, wanted: Filter, picture: Path | NDArray[np.uint8]) -> Answer:

@@ -17,7 +17,7 @@ from app.disconnect import cancelled_on_disconnect
 from app.errors import document
 from app.pipeline import Filter, Found, admit, expect, find_objects_in_each
 from app.service import Service
-from app.tensors import DATATYPES, read_inference, write_inference
+from app.tensors import TensorDescription, describe_outputs, read_inference, write_inference
 
 PATH = "/v2"
 _TAGS: list[str | Enum] = ["Open Inference Protocol"]
@@ -48,14 +48,6 @@ class ServerDescription(BaseModel):
     name: str = Field(examples=["centernet-service"])
     version: str
     extensions: list[str] = Field(examples=[["binary_tensor_data"]])
-
-
-class TensorDescription(BaseModel):
-    """A tensor that the model takes or gives; -1 is any length."""
-
-    name: str = Field(examples=["boxes"])
-    datatype: str = Field(examples=["FP32"])
-    shape: list[int] = Field(examples=[[-1, -1, 4]])
 
 
 class TensorModel(BaseModel):
@@ -104,19 +96,16 @@ def build_inference_router(service: Service) -> APIRouter:
 
     @router.get("/v2/models/{model}", summary="What the model takes and gives", responses=unknown)
     async def describe_model(model: str) -> TensorModel:
-        shapes = {"boxes": [-1, -1, 4]}
+        metadata = service.models.get(model).detector.metadata
         return TensorModel(
-            name=service.models.get(model).name,
+            name=metadata.name,
             versions=[],
             platform="onnxruntime_onnx",
             inputs=[
                 TensorDescription(name="image", datatype="BYTES", shape=[-1]),
                 TensorDescription(name="pixels", datatype="UINT8", shape=[-1, -1, -1, 3]),
             ],
-            outputs=[
-                TensorDescription(name=name, datatype=datatype, shape=shapes.get(name, [-1, -1]))
-                for name, datatype in DATATYPES.items()
-            ],
+            outputs=list(describe_outputs(metadata).values()),
         )
 
     @router.get("/v2/models/{model}/ready", summary="Is the model warmed up?", responses=unknown | not_ready)
@@ -127,7 +116,8 @@ def build_inference_router(service: Service) -> APIRouter:
     @router.post(
         "/v2/models/{model}/infer",
         summary="Find objects in pictures",
-        response_description="`boxes` in each picture's own pixels, `scores`, `labels` and `names`, the surest first",
+        response_description="`boxes` in each picture's own pixels, `scores`, `labels` and `names`, the surest first; "
+        "`keypoints` (x, y, score) where the model knows joints",
         responses=document(400, 401, 404, 408, 413, 415, 422, 429, 500, 503, 504, shape=shape_problem),
         response_class=Response,
         openapi_extra=_BODY,
@@ -139,11 +129,12 @@ def build_inference_router(service: Service) -> APIRouter:
     ) -> Response:
         started = time.perf_counter()
         served = service.models.get(model)
+        metadata = served.detector.metadata
         loop = asyncio.get_running_loop()
         async with expect(served, timeout_seconds):
             body = await read_body(request, settings.max_request_bytes, settings.body_timeout_seconds)
             inference, pictures = await loop.run_in_executor(
-                service.decoders, read_inference, body, request.headers.get(_HEADER_LENGTH)
+                service.decoders, read_inference, body, request.headers.get(_HEADER_LENGTH), metadata
             )
             read = time.perf_counter()
             parameters = inference.parameters
@@ -158,7 +149,7 @@ def build_inference_router(service: Service) -> APIRouter:
             if isinstance(result, Exception):  # a tensor has no place for one picture's fault
                 raise result
             found.append(result)
-        content, json_length = write_inference(inference, served.name, found, served.detector.metadata.labels)
+        content, json_length = write_inference(inference, found, metadata)
 
         service.stages.note(served.name, "read", started, read)
         service.stages.note(served.name, "encode", computed, time.perf_counter())

@@ -4,7 +4,7 @@ import csv
 import dataclasses
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TextIO
 
@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from app.answers import Answer, Label, Problem
+from app.answers import Answer, ModelDescription, Problem
 from app.pictures import Picture, Source
 from model.detector import Detections
 from model.draw import draw_detections, draw_file
@@ -44,7 +44,7 @@ def write_lines(stream: TextIO) -> Write:
         line: dict[str, object] = {"file": str(looked.picture.source.path)}
         if looked.picture.frame:
             line |= {"frame": looked.picture.frame.index, "seconds": looked.picture.frame.seconds}
-        stream.write(json.dumps(line | looked.result.model_dump()) + "\n")
+        stream.write(json.dumps(line | looked.result.model_dump(exclude_unset=True)) + "\n")
         stream.flush()
 
     return write
@@ -116,21 +116,23 @@ def name_copy(source: Source) -> Path:
     return source.name if source.name.suffix.lower() in known else source.name.with_name(source.name.name + wanted)
 
 
-def draw(picture: Picture, answer: Answer, labels: Sequence[Label]) -> bytes | NDArray[np.uint8]:
-    """Returns a copy of a picture with what was found, as `Looked` has it; `labels` are all that its model knows.
+def draw(picture: Picture, answer: Answer, model: ModelDescription) -> bytes | NDArray[np.uint8]:
+    """Returns a copy of a picture with what was found by `model`, as `Looked` has it.
 
     Raises `OSError`, and what `model.image` raises.
     """
-    indices = {each.label_id: index for index, each in enumerate(labels)}
+    indices = {each.label_id: index for index, each in enumerate(model.labels)}
     boxes = [(each.box.x_min, each.box.y_min, each.box.x_max, each.box.y_max) for each in answer.detections]
+    joints = [[(at.x, at.y, at.score) for at in each.keypoints] for each in answer.detections if each.keypoints]
     found = Detections(
         np.array(boxes, np.float32).reshape(-1, 4),
         np.array([each.score for each in answer.detections], np.float32),
         np.array([indices[each.label_id] for each in answer.detections], np.int64),
+        None if not joints else np.array(joints, np.float32),
     )
-    names = [each.label for each in labels]
+    names = [each.label for each in model.labels]
     if isinstance(picture.content, np.ndarray):
-        return draw_detections(picture.content, found, names)
+        return draw_detections(picture.content, found, names, model.skeleton)
     kind = _KINDS[name_copy(picture.source).suffix.lower()]
     pixels = answer.image.width * answer.image.height
-    return draw_file(picture.source.path.read_bytes(), found, names, kind, pixels)
+    return draw_file(picture.source.path.read_bytes(), found, names, kind, pixels, model.skeleton)

@@ -11,13 +11,21 @@ from pydantic import BaseModel, Field, ValidationError
 from pydantic_core import to_json
 
 from app.pipeline import Found
+from model.metadata import Metadata
 
 Array = NDArray[Any]
-DATATYPES = {"boxes": "FP32", "scores": "FP32", "labels": "INT64", "names": "BYTES"}
 
 
 class InvalidTensor(Exception):
     """The request's tensors cannot be read, or are not what the model takes."""
+
+
+class TensorDescription(BaseModel):
+    """A tensor that the model takes or gives; -1 is any length."""
+
+    name: str = Field(examples=["boxes"])
+    datatype: str = Field(examples=["FP32"])
+    shape: list[int] = Field(examples=[[-1, -1, 4]])
 
 
 class InputParameters(BaseModel):
@@ -66,7 +74,22 @@ class Inference(BaseModel):
     parameters: RequestParameters = RequestParameters()
 
 
-def read_inference(body: bytes, header_length: str | None) -> tuple[Inference, list[bytes | NDArray[np.uint8]]]:
+def describe_outputs(metadata: Metadata) -> dict[str, TensorDescription]:
+    """Returns the tensors that a model gives, by name."""
+    outputs = [
+        TensorDescription(name="boxes", datatype="FP32", shape=[-1, -1, 4]),
+        TensorDescription(name="scores", datatype="FP32", shape=[-1, -1]),
+        TensorDescription(name="labels", datatype="INT64", shape=[-1, -1]),
+        TensorDescription(name="names", datatype="BYTES", shape=[-1, -1]),
+    ]
+    if joints := metadata.skeleton.joints:
+        outputs.append(TensorDescription(name="keypoints", datatype="FP32", shape=[-1, -1, len(joints), 3]))
+    return {output.name: output for output in outputs}
+
+
+def read_inference(
+    body: bytes, header_length: str | None, metadata: Metadata
+) -> tuple[Inference, list[bytes | NDArray[np.uint8]]]:
     """Returns the request and its pictures, image files or RGB pixels (h, w, 3); raises `InvalidTensor`.
 
     The JSON is the whole body, or its first `header_length` bytes with the binary tensor behind it.
@@ -79,22 +102,21 @@ def read_inference(body: bytes, header_length: str | None) -> tuple[Inference, l
     except ValidationError as error:
         faults = (f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
         raise InvalidTensor("; ".join(faults)) from error
-    unknown = [output.name for output in inference.outputs if output.name not in DATATYPES]
+    known = describe_outputs(metadata)
+    unknown = [output.name for output in inference.outputs if output.name not in known]
     if unknown:
-        raise InvalidTensor(f"there is no output {', '.join(unknown)}; there is {', '.join(DATATYPES)}")
+        raise InvalidTensor(f"there is no output {', '.join(unknown)}; there is {', '.join(known)}")
     if len(inference.inputs) != 1:
         raise InvalidTensor("send one input, `image` or `pixels`")
     return inference, _read_pictures(inference.inputs[0], body[end:])
 
 
-def write_inference(
-    inference: Inference, model: str, results: Sequence[Found], labels: Sequence[str]
-) -> tuple[bytes, int | None]:
+def write_inference(inference: Inference, results: Sequence[Found], metadata: Metadata) -> tuple[bytes, int | None]:
     """Returns the answer, and the length of its JSON where tensors follow behind that.
 
     Pictures with fewer detections than others are filled up with rows of score 0, label -1 and an empty name.
     """
-    arrays = _stack(results, labels)
+    arrays, known = _stack(results, metadata), describe_outputs(metadata)
     binary = inference.parameters.binary_data_output
     outputs: list[dict[str, Any]] = []
     tail: list[bytes] = []
@@ -102,7 +124,7 @@ def write_inference(
         array = arrays[wanted.name]
         output: dict[str, Any] = {
             "name": wanted.name,
-            "datatype": DATATYPES[wanted.name],
+            "datatype": known[wanted.name].datatype,
             "shape": list(array.shape),
         }
         if binary if wanted.parameters.binary_data is None else wanted.parameters.binary_data:
@@ -111,7 +133,7 @@ def write_inference(
         else:
             output["data"] = array.ravel().tolist()
         outputs.append(output)
-    answer: Mapping[str, Any] = {"model_name": model, "outputs": outputs}
+    answer: Mapping[str, Any] = {"model_name": metadata.name, "outputs": outputs}
     head = to_json(answer if inference.id is None else {"id": inference.id, **answer})
     return b"".join([head, *tail]), len(head) if tail else None
 
@@ -163,18 +185,22 @@ def _to_pixels(data: Sequence[Any]) -> NDArray[np.uint8]:
     return values.astype(np.uint8)
 
 
-def _stack(results: Sequence[Found], labels: Sequence[str]) -> dict[str, Array]:
+def _stack(results: Sequence[Found], metadata: Metadata) -> dict[str, Array]:
     pictures, rows = len(results), max(len(result.detections.scores) for result in results)
     boxes = np.zeros((pictures, rows, 4), "<f4")
     scores = np.zeros((pictures, rows), "<f4")
     indices = np.full((pictures, rows), -1, "<i8")
+    keypoints = np.zeros((pictures, rows, len(metadata.skeleton.joints), 3), "<f4")
     for picture, result in enumerate(results):
         found = result.detections
         count = len(found.scores)
         boxes[picture, :count], scores[picture, :count] = found.boxes_xyxy, found.scores
         indices[picture, :count] = found.labels
-    names = np.array([*labels, ""], object)[indices]  # -1 takes the last
-    return {"boxes": boxes, "scores": scores, "labels": indices, "names": names}
+        if found.keypoints is not None:
+            keypoints[picture, :count] = found.keypoints
+    names = np.array([*metadata.labels, ""], object)[indices]  # -1 takes the last
+    arrays = {"boxes": boxes, "scores": scores, "labels": indices, "names": names}
+    return arrays | ({"keypoints": keypoints} if metadata.skeleton.joints else {})
 
 
 def _to_bytes(array: Array) -> bytes:

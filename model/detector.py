@@ -15,19 +15,25 @@ from model.metadata import InvalidModel, Metadata
 from model.session import Provider, open_session
 
 _OUTPUTS = {"boxes": "tensor(float)", "scores": "tensor(float)", "labels": "tensor(int64)"}
+_KEYPOINTS = {"keypoints": "tensor(float)"}  # as well, where the metadata names joints
 
 
 @dataclasses.dataclass(frozen=True)
 class Detections:
-    """One photo's boxes (N, 4) in pixels, scores (N,) falling, and class indices (N,)."""
+    """One photo's boxes (N, 4) in pixels, scores (N,) falling, and class indices (N,).
+
+    `keypoints` (N, J, 3) are x and y in pixels and a score, 0 to 1, where the model knows joints.
+    """
 
     boxes_xyxy: NDArray[np.float32]
     scores: NDArray[np.float32]
     labels: NDArray[np.int64]
+    keypoints: NDArray[np.float32] | None = None
 
-    def select(self, keep: NDArray[np.bool_]) -> "Detections":
-        """Returns the rows where `keep` (N,) is true."""
-        return Detections(self.boxes_xyxy[keep], self.scores[keep], self.labels[keep])
+    def select(self, keep: NDArray[np.bool_] | NDArray[np.int64]) -> "Detections":
+        """Returns the rows where `keep` (N,) is true, or those of these indices."""
+        keypoints = None if self.keypoints is None else self.keypoints[keep]
+        return Detections(self.boxes_xyxy[keep], self.scores[keep], self.labels[keep], keypoints)
 
 
 class Detector:
@@ -54,19 +60,31 @@ class Detector:
 
     def infer(self, canvases: Sequence[NDArray[np.uint8]]) -> list[Detections]:
         """Runs canvases as one batch; the boxes are still in input pixels. A score of 0 marks an unused row."""
-        outputs = self._session.run(list(_OUTPUTS), {"images": np.stack(canvases)})
+        outputs = self._session.run(list(_agreed_outputs(self.metadata)), {"images": np.stack(canvases)})
         found = [Detections(*rows) for rows in zip(*outputs, strict=True)]
         return [rows.select(rows.scores > 0) for rows in found]
 
     def finish(self, found: Detections, placed: Letterbox) -> Detections:
-        """Moves boxes from input pixels to the photo's, clipped to it."""
-        return dataclasses.replace(found, boxes_xyxy=placed.to_photo(found.boxes_xyxy))
+        """Moves boxes and joints from input pixels to the photo's, the boxes clipped to it."""
+        return move_to_photo(found, placed)
 
     def detect(self, files: Sequence[bytes], max_pixels: int = image.MAX_PIXELS) -> list[Detections]:
         """Finds objects in image files, run as one batch: no threshold, in photo pixels."""
         prepared = [self.prepare(data, max_pixels) for data in files]
         found = self.infer([one.pixels for one in prepared])
         return [self.finish(rows, one.letterbox) for rows, one in zip(found, prepared, strict=True)]
+
+
+def move_to_photo(found: Detections, placed: Letterbox) -> Detections:
+    """Moves boxes and joints from input pixels to the photo's; boxes are clipped to it, joints may lie outside."""
+    keypoints = found.keypoints
+    if keypoints is not None:
+        keypoints = np.concatenate([placed.points_to_photo(keypoints[..., :2]), keypoints[..., 2:]], axis=-1)
+    return dataclasses.replace(found, boxes_xyxy=placed.to_photo(found.boxes_xyxy), keypoints=keypoints)
+
+
+def _agreed_outputs(metadata: Metadata) -> dict[str, str]:
+    return _OUTPUTS | (_KEYPOINTS if metadata.skeleton.joints else {})
 
 
 def _check_graph(session: ort.InferenceSession, metadata: Metadata) -> int:
@@ -82,11 +100,17 @@ def _check_graph(session: ort.InferenceSession, metadata: Metadata) -> int:
         )
     if isinstance(batch, int):
         raise InvalidModel(f"it takes batches of {batch} alone: export it with a dynamic batch")
-    if {name: each.type for name, each in outputs.items()} != _OUTPUTS:
-        raise InvalidModel(f"its outputs are {_describe(outputs)}, not {_OUTPUTS}")
+    agreed = _agreed_outputs(metadata)
+    if {name: each.type for name, each in outputs.items()} != agreed:
+        raise InvalidModel(f"its outputs are {_describe(outputs)}, not {agreed}")
     rows = outputs["scores"].shape[1]
     if not isinstance(rows, int) or outputs["boxes"].shape[1:] != [rows, 4] or outputs["labels"].shape[1:] != [rows]:
         raise InvalidModel("its outputs do not give the same fixed number of boxes, scores and labels")
+    if "keypoints" in outputs and outputs["keypoints"].shape[1:] != [rows, len(metadata.skeleton.joints), 3]:
+        raise InvalidModel(
+            f"its keypoints are {outputs['keypoints'].shape[1:]} for each photo, not {rows} times the"
+            f" {len(metadata.skeleton.joints)} joints that its metadata names"
+        )
     return rows
 
 

@@ -10,36 +10,57 @@ from numpy.typing import NDArray
 
 from model import image
 from model.detector import Detections
+from model.skeleton import NO_JOINTS, Skeleton
 
 _GOLDEN_RATIO = 0.618034  # steps of it around the colour wheel keep classes of near indices far apart
+_LEAST_JOINT_SCORE = 0.2  # below it a joint is more likely hidden than where it is said to be
 _WEIGHT = 500  # of the font, a little heavier than regular: it is light or dark on a strong colour
 
 Colour = tuple[int, int, int]
 Spot = tuple[int, int, int, int]  # left, top, right, bottom
 
 
-def draw_detections(photo: NDArray[np.uint8], found: Detections, labels: Sequence[str]) -> NDArray[np.uint8]:
-    """Returns a copy of a photo (h, w, 3), RGB, with each box, its label and score in per cent.
+def draw_detections(
+    photo: NDArray[np.uint8],
+    found: Detections,
+    labels: Sequence[str],
+    skeleton: Skeleton = NO_JOINTS,
+) -> NDArray[np.uint8]:
+    """Returns a copy of a photo (h, w, 3), RGB, with each box, its label and score in per cent, and its joints.
 
     A class has the same colour in every photo. Labels keep off each other where there is room.
     """
     indices, scores = found.labels.tolist(), found.scores.tolist()
     tags = [f"{labels[index]} {score:.0%}" for index, score in zip(indices, scores, strict=True)]
-    return draw_boxes(photo, found.boxes_xyxy, tags, [choose_colour(index) for index in indices])
+    colours = [choose_colour(index) for index in indices]
+    return draw_boxes(photo, found.boxes_xyxy, tags, colours, found.keypoints, skeleton)
 
 
 def draw_boxes(
-    photo: NDArray[np.uint8], boxes_xyxy: NDArray[np.float32], tags: Sequence[str], colours: Sequence[Colour]
+    photo: NDArray[np.uint8],
+    boxes_xyxy: NDArray[np.float32],
+    tags: Sequence[str],
+    colours: Sequence[Colour],
+    keypoints: NDArray[np.float32] | None = None,
+    skeleton: Skeleton = NO_JOINTS,
 ) -> NDArray[np.uint8]:
-    """Returns a copy of a photo (h, w, 3), RGB, with boxes (N, 4), the first on top, and their tags; "" is none."""
+    """Returns a copy of a photo (h, w, 3), RGB, with boxes (N, 4) and their joints (N, J, 3), the first on top.
+
+    Tags keep off each other where there is room; "" is none.
+    """
     picture = photo.copy()
     scale = (picture.shape[0] * picture.shape[1]) ** 0.5
     line, letter = max(1, round(scale / 300)), max(10, round(scale / 38))
     boxes: list[list[int]] = boxes_xyxy.round().astype(int).tolist()
-    for (left, top, right, bottom), colour in reversed(list(zip(boxes, colours, strict=True))):
-        edges: list[tuple[int, Colour]] = [(2 * (line // 3), _contrast(colour)), (0, colour)]
-        for rim, ink in edges:  # the rim shows the box where the photo has its colour
-            cv2.rectangle(picture, (left, top), (right - 1, bottom - 1), ink, line + rim)
+    for row in reversed(range(len(boxes))):
+        left, top, right, bottom = boxes[row]
+        rim = 2 * max(1, line // 3)
+        # the rim shows the box where the photo has its colour
+        inks: list[tuple[int, Colour]] = [(line + 2 * (line // 3), _contrast(colours[row])), (line, colours[row])]
+        for thickness, ink in inks:
+            cv2.rectangle(picture, (left, top), (right - 1, bottom - 1), ink, thickness)
+        if keypoints is not None:
+            _draw_joints(picture, keypoints[row], skeleton, colours[row], line, rim)
 
     font = cv2.FontFace("sans")
     taken: list[Spot] = []
@@ -55,16 +76,38 @@ def draw_boxes(
     return picture
 
 
-def draw_file(data: bytes, found: Detections, labels: Sequence[str], kind: str, max_pixels: int) -> bytes:
+def draw_file(
+    data: bytes,
+    found: Detections,
+    labels: Sequence[str],
+    kind: str,
+    max_pixels: int,
+    skeleton: Skeleton = NO_JOINTS,
+) -> bytes:
     """Draws over an image file at its full size, upright; returns a file of `kind` jpeg or png.
 
     Raises what `model.image` raises.
     """
     photo = image.decode(data, image.read_header(data, max_pixels))
-    picture = cv2.cvtColor(draw_detections(photo, found, labels), cv2.COLOR_RGB2BGR)
+    picture = cv2.cvtColor(draw_detections(photo, found, labels, skeleton), cv2.COLOR_RGB2BGR)
     done, file = cv2.imencode(f".{kind}", picture, [cv2.IMWRITE_JPEG_QUALITY, 90] if kind == "jpeg" else [])
     assert done
     return file.tobytes()
+
+
+def _draw_joints(
+    picture: NDArray[np.uint8], joints: NDArray[np.float32], skeleton: Skeleton, colour: Colour, line: int, rim: int
+) -> None:
+    """Draws the joints (J, 3) that are sure enough, and the lines between them."""
+    places = [(round(x), round(y)) for x, y, _ in joints.tolist()]
+    is_sure = (joints[:, 2] >= _LEAST_JOINT_SCORE).tolist()
+    edges = [edge for edge in skeleton.edges if is_sure[edge[0]] and is_sure[edge[1]]]
+    for thickness, ink in ((line + rim, _contrast(colour)), (line, colour)):
+        for one, other in edges:
+            cv2.line(picture, places[one], places[other], ink, thickness, cv2.LINE_AA)
+    for place in (place for place, sure in zip(places, is_sure, strict=True) if sure):
+        cv2.circle(picture, place, line + rim, _contrast(colour), cv2.FILLED, cv2.LINE_AA)
+        cv2.circle(picture, place, line + rim // 2, colour, cv2.FILLED, cv2.LINE_AA)
 
 
 def choose_colour(index: int) -> Colour:

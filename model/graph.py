@@ -19,7 +19,8 @@ class DetectionGraph(nn.Module):
     """The network and its decoding as one function.
 
     Shapes: images (B, H, W, 3), uint8, RGB → boxes (B, K, 4), float32, xyxy, input pixels; scores (B, K), float32,
-    falling; labels (B, K), int64.
+    falling; labels (B, K), int64; where the network knows joints also keypoints (B, K, J, 3), float32, x and y in input
+    pixels and a score.
     """
 
     def __init__(self, network: CenterNet, limit: int = 100) -> None:
@@ -27,10 +28,9 @@ class DetectionGraph(nn.Module):
         self.network = network
         self.limit = limit
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Finds the objects."""
-        boxes, scores, labels = decode(self.network(images), self.limit)
-        return boxes, scores, labels
+        return tuple(each for each in decode(self.network(images), self.limit) if each is not None)
 
 
 def build_onnx(network: CenterNet, height: int, width: int) -> onnx.ModelProto:
@@ -44,7 +44,7 @@ def build_onnx(network: CenterNet, height: int, width: int) -> onnx.ModelProto:
             graph,
             (torch.zeros(2, height, width, 3, dtype=torch.uint8),),
             input_names=["images"],
-            output_names=["boxes", "scores", "labels"],
+            output_names=["boxes", "scores", "labels", *(["keypoints"] if network.joint_count else [])],
             dynamic_shapes=({0: torch.export.Dim("batch")},),
             dynamo=True,
             external_data=False,

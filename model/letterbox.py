@@ -29,6 +29,12 @@ class Letterbox:
         clipped: NDArray[np.float32] = np.clip(boxes, 0, limits).astype(np.float32)
         return clipped
 
+    def points_to_photo(self, points: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Points (..., 2), x and y in input pixels → in the photo's pixels, not clipped."""
+        scale = (self.photo_width / self.width, self.photo_height / self.height)
+        moved: NDArray[np.float32] = ((points - (self.left, self.top)) * scale).astype(np.float32)
+        return moved
+
     def from_photo(self, boxes_xyxy: NDArray[np.float32]) -> NDArray[np.float32]:
         """Boxes (N, 4) in the photo's pixels → boxes (N, 4) in input pixels."""
         scale_x, scale_y = self.width / self.photo_width, self.height / self.photo_height

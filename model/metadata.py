@@ -4,6 +4,8 @@ import dataclasses
 import json
 from collections.abc import Mapping
 
+from model.skeleton import NO_JOINTS, Skeleton
+
 FORMAT_VERSION = 1
 _KEY = "centernet"  # one JSON object under one key: other tools' properties stay out of its way
 
@@ -18,7 +20,8 @@ class Metadata:
 
     `labels[i]` names the class that the graph calls i, and `label_ids[i]` is its category id in the data set that it
     was trained on. `input_height` and `input_width` are pixels, `stride` is input pixels per cell. `ap` and `ap50` are
-    COCO's figures in per cent on the validation split of `dataset`, or None where none was measured.
+    COCO's figures in per cent on the validation split of `dataset`, or None where none was measured; `keypoint_ap` is
+    that of the joints that `skeleton` names, by object keypoint similarity.
     """
 
     name: str
@@ -32,6 +35,8 @@ class Metadata:
     ap: float | None
     ap50: float | None
     git_commit: str
+    keypoint_ap: float | None = None
+    skeleton: Skeleton = NO_JOINTS
     format_version: int = FORMAT_VERSION
 
     def to_properties(self) -> dict[str, str]:
@@ -50,7 +55,8 @@ class Metadata:
                 raise InvalidModel(
                     f"its format_version is {version!r} and this release reads {FORMAT_VERSION}: export it anew"
                 )
-            metadata = cls(**facts | {"labels": tuple(facts["labels"]), "label_ids": tuple(facts["label_ids"])})
+            lists = {"labels": tuple(facts["labels"]), "label_ids": tuple(facts["label_ids"])}
+            metadata = cls(**facts | lists | {"skeleton": Skeleton.from_json(facts.get("skeleton", {}))})
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise InvalidModel(f"its metadata cannot be read ({error}): export it anew") from error
         if len(metadata.labels) != len(metadata.label_ids) or not metadata.labels:

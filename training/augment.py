@@ -23,6 +23,8 @@ class Example(NamedTuple):
     boxes_xyxy: NDArray[np.float32]  # (N, 4), pixels
     labels: NDArray[np.int64]  # (N,)
     is_ignored: NDArray[np.bool_]  # (N,), what is neither an object to learn nor none
+    keypoints: NDArray[np.float32]  # (N, J, 3), x and y in pixels and a visibility
+    mirrored: tuple[int, ...] = ()  # (J,), the joint that takes each one's place in a mirrored picture
 
 
 def random_view(example: Example, size: int, config: Config, random: np.random.Generator) -> Example:
@@ -47,9 +49,17 @@ def random_mosaic(examples: Sequence[Example], size: int, config: Config, random
     for example, (x0, y0, x1, y1) in zip(examples, corners, strict=True):
         tile = _view(example, size, (x1 - x0, y1 - y0), config.mosaic_scale_range, config, random)
         pixels[y0:y1, x0:x1] = tile.pixels
-        tiles.append(tile._replace(boxes_xyxy=tile.boxes_xyxy + np.array([x0, y0, x0, y0], np.float32)))
-    _, boxes, labels, is_ignored = zip(*tiles, strict=True)
-    return Example(pixels, np.concatenate(boxes), np.concatenate(labels), np.concatenate(is_ignored))
+        corner = np.array([x0, y0, x0, y0], np.float32)
+        keypoints = tile.keypoints + np.array([x0, y0, 0], np.float32)
+        tiles.append(tile._replace(boxes_xyxy=tile.boxes_xyxy + corner, keypoints=keypoints))
+    return Example(
+        pixels,
+        np.concatenate([tile.boxes_xyxy for tile in tiles]),
+        np.concatenate([tile.labels for tile in tiles]),
+        np.concatenate([tile.is_ignored for tile in tiles]),
+        np.concatenate([tile.keypoints for tile in tiles]),
+        examples[0].mirrored,
+    )
 
 
 def _view(
@@ -72,7 +82,9 @@ def _view(
     )
     pixels = cv2.transform(pixels, _random_colors(config.color_jitter, random))
     boxes, kept = _warp_boxes(example.boxes_xyxy, matrix, canvas)
-    return Example(np.asarray(pixels, np.uint8), boxes, example.labels[kept], example.is_ignored[kept])
+    keypoints = _warp_keypoints(example.keypoints[kept], matrix, canvas, example.mirrored)
+    objects = (boxes, example.labels[kept], example.is_ignored[kept], keypoints)
+    return Example(np.asarray(pixels, np.uint8), *objects, example.mirrored)
 
 
 def _random_warp(
@@ -110,6 +122,19 @@ def _warp_boxes(
     visible = sides.prod(1) / (boxes[:, 2:] - boxes[:, :2]).prod(1)
     kept = (sides.min(1) >= _MIN_SIDE) & (visible >= _MIN_VISIBLE)
     return clipped[kept].astype(np.float32), kept
+
+
+def _warp_keypoints(
+    keypoints: NDArray[np.float32], matrix: NDArray[np.float64], canvas: tuple[int, int], mirrored: tuple[int, ...]
+) -> NDArray[np.float32]:
+    """Joints (N, J, 3) after the warp; those that the crop leaves out have no place any more."""
+    if matrix[0, 0] < 0 and keypoints.size:
+        keypoints = keypoints[:, list(mirrored)]
+    x = keypoints[..., 0] * matrix[0, 0] + matrix[0, 2]
+    y = keypoints[..., 1] * matrix[1, 1] + matrix[1, 2]
+    is_out = (x < 0) | (y < 0) | (x >= canvas[0]) | (y >= canvas[1])
+    visibility = np.where(is_out, np.minimum(keypoints[..., 2], 0), keypoints[..., 2])  # what is unknown stays so
+    return np.stack([x, y, visibility], axis=-1).astype(np.float32)
 
 
 def _random_colors(jitter: float, random: np.random.Generator) -> NDArray[np.float64]:

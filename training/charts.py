@@ -42,10 +42,11 @@ Row = Mapping[str, Any]  # of metrics.jsonl
 
 
 def draw_precision(rows: Sequence[Row], size: tuple[float, float] = (4.6, 2.9)) -> Figure:
-    """AP and AP50 by epoch; `size` is in inches."""
+    """AP, AP50 and where there are joints theirs, by epoch; `size` is in inches."""
     with matplotlib.rc_context(_STYLE):
         figure, axes = _start(size)
-        for key, title in (("ap50", "AP50"), ("ap", "AP")):
+        titles = {"ap50": "AP50", "ap": "AP", "keypoint_ap": "keypoint AP"}
+        for key, title in ((key, title) for key, title in titles.items() if key in rows[-1]):
             axes.plot([row["epoch"] for row in rows], [row[key] for row in rows], marker="o", label=title)
         _label(axes, "epoch", "validation, per cent")
         axes.set_ylim(bottom=0)

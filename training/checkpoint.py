@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from model.network import CenterNet
+from model.skeleton import NO_JOINTS, Skeleton
 from training.config import Config
 from training.pretrained import load_strictly
 
@@ -27,15 +28,18 @@ class Checkpoint:
     label_ids: tuple[int, ...]
     weights: dict[str, torch.Tensor]
     epoch: int  # whole epochs behind these weights
-    ap: float | None  # on validation, per cent; None where not yet measured
-    ap50: float | None
     git_commit: str
+    ap: float | None = None  # on validation, per cent; None where not yet measured
+    ap50: float | None = None
+    keypoint_ap: float | None = None  # of the joints
+    skeleton: Skeleton = NO_JOINTS
     progress: dict[str, Any] | None = None  # the optimiser's and the average's state: in `last` alone
 
     def save(self, path: Path) -> None:
         """Writes the file whole or not at all."""
         content = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         content |= {"config": self.config.model_dump(mode="json"), "format_version": FORMAT_VERSION}
+        content |= {"skeleton": dataclasses.asdict(self.skeleton)}
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(".tmp")
         torch.save(content, temporary)
@@ -43,7 +47,7 @@ class Checkpoint:
 
     def build_network(self) -> CenterNet:
         """The network with these weights, ready for inference on the CPU."""
-        network = build_network(self.config, len(self.labels))
+        network = build_network(self.config, len(self.labels), len(self.skeleton.joints))
         load_strictly(network, self.weights, Path(self.config.name))
         return network.eval()
 
@@ -59,12 +63,13 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise InvalidCheckpoint(f"{path}: not a checkpoint of this package ({type(error).__name__})") from error
     if version != FORMAT_VERSION:
         raise InvalidCheckpoint(f"{path}: format_version {version}, this release reads {FORMAT_VERSION}")
-    return Checkpoint(**content | {"config": Config.model_validate(content["config"])})
+    skeleton = Skeleton.from_json(content.get("skeleton", {}))
+    return Checkpoint(**content | {"config": Config.model_validate(content["config"]), "skeleton": skeleton})
 
 
-def build_network(config: Config, class_count: int) -> CenterNet:
+def build_network(config: Config, class_count: int, joint_count: int = 0) -> CenterNet:
     """The network that a configuration describes, with random weights."""
-    return CenterNet(config.backbone, class_count, config.neck_width, config.head_width, config.neck)
+    return CenterNet(config.backbone, class_count, config.neck_width, config.head_width, config.neck, joint_count)
 
 
 def git_commit() -> str:

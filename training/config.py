@@ -52,6 +52,9 @@ class Config(BaseModel):
     size_weight: float = Field(0.1, ge=0)
     giou_weight: float = Field(2.0, ge=0, description="of the whole box, beside the size's L1")
     dense_boxes: bool = Field(True, description="every cell under a Gaussian learns the box, not the centre alone")
+    keypoint_weight: float = Field(0.1, gt=0, description="where an object's joints are, from its centre; the paper: 1")
+    keypoint_heatmap_weight: float = Field(1.0, gt=0)
+    keypoint_offset_weight: float = Field(1.0, gt=0)
 
     # schedule
     epochs: int = Field(ge=1)

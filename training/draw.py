@@ -6,7 +6,8 @@ from numpy.typing import NDArray
 
 from model.detector import Detections
 from model.draw import Colour, draw_boxes, draw_detections
-from training.datasets.dataset import Photo
+from model.skeleton import NO_JOINTS, Skeleton
+from training.datasets.dataset import Dataset, Photo
 from training.diagnosis import Outcome
 from training.loader import read_photo
 
@@ -21,16 +22,21 @@ _LEAST_TAGGED = 0.08  # of the photo's side: the tags of smaller boxes would hid
 
 
 def draw_predictions(
-    photo: Photo, found: Detections, labels: tuple[str, ...], threshold: float = 0.3
+    photo: Photo,
+    found: Detections,
+    labels: tuple[str, ...],
+    skeleton: Skeleton = NO_JOINTS,
+    threshold: float = 0.3,
 ) -> NDArray[np.uint8]:
     """The photo (h, w, 3), RGB, with what was found above `threshold`."""
-    return draw_detections(read_photo(photo), found.select(found.scores >= threshold), labels)
+    return draw_detections(read_photo(photo), found.select(found.scores >= threshold), labels, skeleton)
 
 
-def draw_outcome(photo: Photo, outcome: Outcome, labels: tuple[str, ...], longest_side: int) -> NDArray[np.uint8]:
-    """The photo with hits, false alarms and misses, and thinly the true boxes of hits and what is ignored.
+def draw_outcome(photo: Photo, outcome: Outcome, dataset: Dataset, longest_side: int) -> NDArray[np.uint8]:
+    """A photo of `dataset` with hits, false alarms and misses, and thinly the true boxes of hits and what is ignored.
 
-    What was found is tagged with label and score, what was missed with its label, unless it is small.
+    What was found is tagged with label and score, what was missed with its label, unless it is small; joints are drawn
+    where there are any, those of what was missed as they were annotated.
 
     Returns: (h, w, 3), RGB, shrunk to `longest_side` pixels where it is larger.
     """
@@ -47,9 +53,13 @@ def draw_outcome(photo: Photo, outcome: Outcome, labels: tuple[str, ...], longes
     found = outcome.found
     is_hit = outcome.objects >= 0
     boxes = np.concatenate([found.boxes_xyxy, photo.boxes_xyxy[outcome.is_missed]]) * np.float32(shrink)
-    tags = [f"{labels[label]} {score:.0%}" for label, score in zip(found.labels, found.scores, strict=True)]
-    tags += [labels[label] for label in photo.labels[outcome.is_missed]]
+    tags = [f"{dataset.labels[label]} {score:.0%}" for label, score in zip(found.labels, found.scores, strict=True)]
+    tags += [dataset.labels[label] for label in photo.labels[outcome.is_missed]]
     sides = np.sqrt((boxes[:, 2:] - boxes[:, :2]).prod(1) / (picture.shape[0] * picture.shape[1]))
     tags = [tag if side >= _LEAST_TAGGED else "" for tag, side in zip(tags, sides, strict=True)]
     colours = [HIT if hit else FALSE_ALARM for hit in is_hit] + [MISS] * outcome.misses
-    return draw_boxes(picture, boxes, tags, colours)
+    joints = None
+    if found.keypoints is not None:
+        scale = np.array([shrink, shrink, 1], np.float32)
+        joints = np.concatenate([found.keypoints, photo.keypoints[outcome.is_missed]]) * scale
+    return draw_boxes(picture, boxes, tags, colours, joints, dataset.skeleton)

@@ -13,9 +13,9 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from model.codec import decode
-from model.detector import Detections, Detector
+from model.detector import Detections, Detector, move_to_photo
 from model.letterbox import place
-from model.network import COARSEST_STRIDE, HeadMaps
+from model.network import COARSEST_STRIDE, HeadMaps, KeypointMaps
 from training.datasets.dataset import Dataset, InvalidDataset
 from training.loader import evaluation_batches
 from training.metrics import Metrics
@@ -58,20 +58,29 @@ def soft_nms(several: Sequence[Detections]) -> Detections:
 
     Source: arXiv 1704.04503, Gaussian with sigma 0.5.
     """
-    boxes = np.concatenate([found.boxes_xyxy for found in several])
-    scores = np.concatenate([found.scores for found in several])
-    labels = np.concatenate([found.labels for found in several])
+    every = _concatenate(several)
     merged = []
-    for label in np.unique(labels):
-        rows = np.flatnonzero(labels == label)
-        corners = (boxes[rows] * _SUBPIXELS).round().astype(int)
+    for label in np.unique(every.labels):
+        rows = np.flatnonzero(every.labels == label)
+        corners = (every.boxes_xyxy[rows] * _SUBPIXELS).round().astype(int)
         rectangles = np.hstack([corners[:, :2], corners[:, 2:] - corners[:, :2]]).tolist()
-        lowered, kept = cv2.dnn.softNMSBoxes(rectangles, scores[rows].tolist(), _LEAST_SCORE, _LEAST_SCORE, 0, 0.5)
-        rows = rows[np.asarray(kept, np.int64).reshape(-1)]
-        merged.append(Detections(boxes[rows], np.asarray(lowered, np.float32).reshape(-1), labels[rows]))
-    whole = Detections(*(np.concatenate(rows) for rows in zip(*map(dataclasses.astuple, merged), strict=True)))
+        scores = every.scores[rows].tolist()
+        lowered, kept = cv2.dnn.softNMSBoxes(rectangles, scores, _LEAST_SCORE, _LEAST_SCORE, 0, 0.5)
+        chosen = every.select(rows[np.asarray(kept, np.int64).reshape(-1)])
+        merged.append(dataclasses.replace(chosen, scores=np.asarray(lowered, np.float32).reshape(-1)))
+    whole = _concatenate(merged)
     best = whole.scores.argsort()[::-1][: max(len(found.scores) for found in several)]
-    return Detections(whole.boxes_xyxy[best], whole.scores[best], whole.labels[best])
+    return whole.select(best)
+
+
+def _concatenate(several: Sequence[Detections]) -> Detections:
+    keypoints = [found.keypoints for found in several if found.keypoints is not None]
+    return Detections(
+        np.concatenate([found.boxes_xyxy for found in several]),
+        np.concatenate([found.scores for found in several]),
+        np.concatenate([found.labels for found in several]),
+        np.concatenate(keypoints) if keypoints else None,
+    )
 
 
 @torch.inference_mode()
@@ -79,36 +88,54 @@ def _detect_at(
     network: nn.Module, dataset: Dataset, size: int, workers: int, console: Console, flip: bool
 ) -> list[Detections]:
     network.eval()
+    mirrored = dataset.skeleton.mirrored
     device = next(network.parameters()).device
     photos = iter(dataset.photos)
     results = []
     with progress_bar(console, "evaluate", len(dataset.photos)) as advance:
         for images in evaluation_batches(dataset, size, _BATCH, workers):
             images = images.to(device)
-            maps = _average_mirrored(network, images) if flip else network(images)
-            boxes, scores, labels = (t.cpu().numpy() for t in decode(maps))
+            maps = _average_mirrored(network, images, mirrored) if flip else network(images)
+            outputs = [each.cpu().numpy() for each in decode(maps) if each is not None]
             # photos come last, so that none is taken from the iterator when the batch is at its end
-            for image_boxes, image_scores, image_labels, photo in zip(boxes, scores, labels, photos, strict=False):
-                letterbox = place(photo.width, photo.height, size, size)
-                results.append(Detections(letterbox.to_photo(image_boxes), image_scores, image_labels))
+            for *rows, photo in zip(*outputs, photos, strict=False):
+                found = Detections(*rows)
+                results.append(move_to_photo(found, place(photo.width, photo.height, size, size)))
                 advance(pictures=1)
     return results
 
 
-def _average_mirrored(network: nn.Module, images: Tensor) -> HeadMaps:
+def _average_mirrored(network: nn.Module, images: Tensor, mirrored: Sequence[int]) -> HeadMaps:
     one, other = network(images), network(images.flip(2))
-    heatmap = (one.heatmap.sigmoid() + other.heatmap.sigmoid().flip(3)) / 2
-    return HeadMaps(torch.logit(heatmap, eps=1e-6), (one.size + other.size.flip(3)) / 2, one.offset)
+    heatmap, size = _average_logits(one.heatmap, other.heatmap.flip(3)), (one.size + other.size.flip(3)) / 2
+    keypoints = None
+    if one.keypoints is not None:
+        order = list(mirrored)
+        there = other.keypoints.places.flip(3).unflatten(1, (-1, 2))[:, order]
+        # a joint as far left of its cell's right edge as it is right of the left one here
+        there = torch.stack([1 - there[:, :, 0], there[:, :, 1]], dim=2).flatten(1, 2)
+        keypoints = KeypointMaps(
+            (one.keypoints.places + there) / 2,
+            _average_logits(one.keypoints.heatmap, other.keypoints.heatmap.flip(3)[:, order]),
+            one.keypoints.offset,
+        )
+    return HeadMaps(heatmap, size, one.offset, keypoints)
+
+
+def _average_logits(one: Tensor, other: Tensor) -> Tensor:
+    return torch.logit((one.sigmoid() + other.sigmoid()) / 2, eps=1e-6)
 
 
 def detect_with_model(detector: Detector, dataset: Dataset, console: Console) -> list[Detections]:
     """Finds the objects of every photo by an exported model, from the files' bytes: the way that serves.
 
-    Raises `InvalidDataset` where the model knows a label that the data does not have.
+    Raises `InvalidDataset` where the model knows a label that the data does not have, or other joints.
     """
     unknown = [label for label in detector.metadata.labels if label not in dataset.labels]
     if unknown:
         raise InvalidDataset(f"{dataset.annotations_path}: has no category {', '.join(unknown)}, which the model finds")
+    if detector.metadata.skeleton.joints != dataset.skeleton.joints and dataset.skeleton.joints:
+        raise InvalidDataset(f"{dataset.annotations_path}: names other joints than the model finds")
     label_of = np.array([dataset.labels.index(label) for label in detector.metadata.labels], np.int64)
     results = []
     with progress_bar(console, f"evaluate {detector.metadata.name}", len(dataset.photos)) as advance:
@@ -128,6 +155,9 @@ def print_metrics(metrics: Metrics, console: Console) -> None:
     for label, (ap, ap50) in metrics.by_class.items():
         table.add_row(label, f"{ap:.1f}", f"{ap50:.1f}")
     console.print(table)
+    if metrics.keypoints:
+        joints = metrics.keypoints
+        console.print(f"keypoints: AP {joints.ap:.1f}, AP50 {joints.ap50:.1f}, AP75 {joints.ap75:.1f}")
 
 
 def write_metrics(metrics: Metrics, path: Path) -> None:

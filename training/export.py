@@ -23,6 +23,7 @@ _PHOTOS = 32
 _LEAST_SCORE = 0.05  # below it a detection means nothing, and which ones make the top k is a matter of rounding
 _SCORE_TOLERANCE = 1e-3
 _BOX_TOLERANCE = 0.25  # input pixels
+_SHARE_OF_JOINTS = 0.9
 
 
 class ParityFailure(Exception):
@@ -48,6 +49,7 @@ def export(checkpoint: Checkpoint, dataset: Dataset, path: Path, console: Consol
         ap=None,
         ap50=None,
         git_commit=checkpoint.git_commit,
+        skeleton=checkpoint.skeleton,
     )
     proto = build_onnx(network, size, size)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -58,7 +60,9 @@ def export(checkpoint: Checkpoint, dataset: Dataset, path: Path, console: Consol
         checked = check_parity(network, detector, dataset)
         console.print(f"the graph finds what the network finds in {checked} photos")
         metrics = measure(dataset, detect_with_model(detector, dataset, console))
-        metadata = dataclasses.replace(metadata, ap=round(metrics.ap, 2), ap50=round(metrics.ap50, 2))
+        keypoint_ap = round(metrics.keypoints.ap, 2) if metrics.keypoints else None
+        ap, ap50 = round(metrics.ap, 2), round(metrics.ap50, 2)
+        metadata = dataclasses.replace(metadata, ap=ap, ap50=ap50, keypoint_ap=keypoint_ap)
         save_onnx(proto, metadata, temporary)
         temporary.replace(path)
     finally:
@@ -79,8 +83,8 @@ def check_parity(network: CenterNet, detector: Detector, dataset: Dataset) -> in
     count = min(_PHOTOS, len(photos))
     for index in range(count):
         canvas = photos[index]
-        [boxes], [scores], [labels] = (t.numpy() for t in decode(network(torch.from_numpy(canvas[None]))))
-        expected = Detections(boxes, scores, labels)
+        outputs = decode(network(torch.from_numpy(canvas[None])))
+        expected = Detections(*(each[0].numpy() for each in outputs if each is not None))
         [found] = detector.infer([canvas])
         for one, other, verb in ((expected, found, "misses"), (found, expected, "invents")):
             lonely = _without_partner(one, other)
@@ -98,5 +102,10 @@ def _without_partner(one: Detections, other: Detections) -> NDArray[np.bool_]:
     same_label = one.labels[:, None] == other.labels
     same_score = np.abs(one.scores[:, None] - other.scores) <= _SCORE_TOLERANCE
     same_box = np.abs(one.boxes_xyxy[:, None] - other.boxes_xyxy).max(-1) <= _BOX_TOLERANCE
-    has_partner = (same_label & same_score & same_box).any(1)
+    is_same = same_label & same_score & same_box
+    if one.keypoints is not None and other.keypoints is not None:
+        # a joint between two peaks may go to either; what counts is where most of them are
+        apart = np.abs(one.keypoints[:, None] - other.keypoints)[..., :2].max(-1)  # (N, M, J)
+        is_same &= (apart <= _BOX_TOLERANCE).mean(-1) >= _SHARE_OF_JOINTS
+    has_partner = is_same.any(1)
     return np.asarray((one.scores > _LEAST_SCORE) & ~has_partner, np.bool_)

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from model.codec import IGNORED
 from model.detector import Detections
 from model.draw import draw_detections
+from model.gaussian import IGNORED
 from model.letterbox import place
 from model.network import STRIDE
 from training.config import Config
@@ -78,13 +79,14 @@ def draw_views(dataset: Dataset, config: Config) -> NDArray[np.uint8]:
     for position in range(min(_VIEWS, len(views))):
         view, targets = views.view(position)
         objects = ~view.is_ignored
-        boxes = Detections(view.boxes_xyxy[objects], np.ones(objects.sum(), np.float32), view.labels[objects])
-        heatmap = targets.heatmap.numpy()
+        joints = view.keypoints[objects].clip(max=1)  # as sure as they are there
+        boxes = Detections(view.boxes_xyxy[objects], np.ones(objects.sum(), np.float32), view.labels[objects], joints)
+        heatmap = torch.cat([targets.heatmap, targets.keypoints.heatmap]).numpy()
         glow = np.repeat((heatmap.max(0).clip(min=0) * 255).astype(np.uint8)[:, :, None], 3, axis=2)
         glow[(heatmap == IGNORED).any(0) & (heatmap.max(0) <= 0)] = 110
         glow = cv2.resize(glow, None, fx=STRIDE, fy=STRIDE, interpolation=cv2.INTER_NEAREST)
         blend = cv2.addWeighted(view.pixels, 0.4, glow, 0.8, 0)
-        cells.append(np.hstack([draw_detections(view.pixels, boxes, dataset.labels), blend]))
+        cells.append(np.hstack([draw_detections(view.pixels, boxes, dataset.labels, dataset.skeleton), blend]))
     blank = [np.zeros_like(cells[0])] * (-len(cells) % _COLUMNS)
     rows = [np.hstack((cells + blank)[at : at + _COLUMNS]) for at in range(0, len(cells), _COLUMNS)]
     return np.asarray(np.vstack(rows), np.uint8)

@@ -11,7 +11,8 @@ from torch.utils.data import DataLoader
 
 from model import image
 from model.canvas import prepare
-from model.codec import Radius, Targets, encode, gaussian_radius, published_radius
+from model.codec import Targets, encode
+from model.gaussian import Radius, gaussian_radius, published_radius
 from model.network import STRIDE
 from training.augment import Example, random_mosaic, random_view
 from training.config import Config
@@ -57,6 +58,7 @@ class TrainingViews(torch.utils.data.Dataset[tuple[NDArray[np.uint8], Targets]])
             torch.from_numpy(view.boxes_xyxy),
             torch.from_numpy(view.labels),
             torch.from_numpy(view.is_ignored),
+            torch.from_numpy(view.keypoints),
             len(self.dataset.labels),
             (cells, cells),
             self.config.radius_iou,
@@ -66,7 +68,8 @@ class TrainingViews(torch.utils.data.Dataset[tuple[NDArray[np.uint8], Targets]])
 
     def _read(self, position: int) -> Example:
         photo = self.dataset.photos[self.order[position]]
-        return Example(read_photo(photo), photo.boxes_xyxy, photo.labels, photo.is_ignored)
+        objects = (photo.boxes_xyxy, photo.labels, photo.is_ignored, photo.keypoints)
+        return Example(read_photo(photo), *objects, self.dataset.skeleton.mirrored)
 
 
 def repeat_factors(dataset: Dataset, threshold: float) -> NDArray[np.float64]:

@@ -6,8 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.codec import IGNORED, Targets, boxes_of_maps
-from model.network import HeadMaps
+from model.codec import Targets, boxes_of_maps
+from model.gaussian import IGNORED
+from model.keypoints import KeypointTargets
+from model.network import HeadMaps, KeypointMaps
 from training.config import Config
 
 
@@ -23,7 +25,28 @@ def detection_losses(maps: HeadMaps, targets: Targets, config: Config) -> dict[s
     if config.giou_weight:
         weight = targets.weight if config.dense_boxes else targets.mask.float()
         terms["giou"] = config.giou_weight * giou_loss(maps, targets, weight) / object_count
+    if maps.keypoints is not None:
+        weight = targets.weight if config.dense_boxes else targets.mask.float()
+        terms |= keypoint_losses(maps.keypoints, targets.keypoints, weight, config)
     return terms
+
+
+def keypoint_losses(maps: KeypointMaps, targets: KeypointTargets, weight: Tensor, config: Config) -> dict[str, Tensor]:
+    """The terms of the joints, already weighted, each the mean over those that have a place (section 4.2 of the paper).
+
+    `weight` (B, h, w) is how much each cell teaches of where its object's joints are.
+    """
+    known = targets.is_known * weight[:, None]  # (B, J, h, w)
+    distance = (maps.places - targets.places).abs() * known.repeat_interleave(2, dim=1)
+    places = distance.sum() / (2 * known.sum()).clamp(min=1)
+    heatmap_loss = HEATMAP_LOSSES[config.heatmap_loss]
+    heatmap = heatmap_loss(maps.heatmap, targets.heatmap) / (targets.heatmap == 1).sum().clamp(min=1)
+    offset = centre_l1(maps.offset, targets.offset, targets.mask) / targets.mask.sum().clamp(min=1)
+    return {
+        "keypoint_places": config.keypoint_weight * places,
+        "keypoint_heatmap": config.keypoint_heatmap_weight * heatmap,
+        "keypoint_offset": config.keypoint_offset_weight * offset,
+    }
 
 
 def focal_loss(logits: Tensor, target: Tensor, alpha: float = 2.0, beta: float = 4.0) -> Tensor:

@@ -1,14 +1,15 @@
 """COCO average precision, by the library that everybody compares with."""
 
 import dataclasses
-from typing import Any
 
 import numpy as np
 from faster_coco_eval import COCO, COCOeval_faster
 from numpy.typing import NDArray
 
 from model.detector import Detections
+from training.coco_content import to_coco
 from training.datasets.dataset import Dataset
+from training.keypoint_metrics import KeypointMetrics, measure_keypoints
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,11 +23,21 @@ class Metrics:
     ap_medium: float | None
     ap_large: float | None  # area above 96 x 96 pixels
     by_class: dict[str, tuple[float, float]]  # label → AP and AP50
+    keypoints: KeypointMetrics | None = None  # where the data names joints
+
+    @property
+    def task_ap(self) -> float:
+        """What the best weights are chosen by: the joints' AP where there are joints, and else the boxes'."""
+        return self.keypoints.ap if self.keypoints else self.ap
+
+    def __str__(self) -> str:
+        boxes = f"AP {self.ap:.2f}, AP50 {self.ap50:.2f}"
+        return f"{boxes}, keypoint AP {self.keypoints.ap:.2f}" if self.keypoints else boxes
 
 
 def measure(dataset: Dataset, detections: list[Detections]) -> Metrics:
     """Scores `detections`, one for each photo of `dataset` in its order, at most 100 a photo as COCO counts."""
-    truth = COCO(_as_coco(dataset))
+    truth = COCO(to_coco(dataset))
     rows = [
         {
             "image_id": photo.id,
@@ -37,8 +48,9 @@ def measure(dataset: Dataset, detections: list[Detections]) -> Metrics:
         for photo, found in zip(dataset.photos, detections, strict=True)
         for (x0, y0, x1, y1), score, label in zip(found.boxes_xyxy, found.scores, found.labels, strict=True)
     ]
+    keypoints = measure_keypoints(dataset, detections) if dataset.skeleton.joints else None
     if not rows:
-        return Metrics(0.0, 0.0, 0.0, None, None, None, dict.fromkeys(dataset.labels, (0.0, 0.0)))
+        return Metrics(0.0, 0.0, 0.0, None, None, None, dict.fromkeys(dataset.labels, (0.0, 0.0)), keypoints)
     evaluation = COCOeval_faster(truth, truth.loadRes(rows), "bbox", print_function=_silent)
     evaluation.run()
     ap, ap50, ap75, small, medium, large = evaluation.stats[:6]
@@ -49,33 +61,7 @@ def measure(dataset: Dataset, detections: list[Detections]) -> Metrics:
         if (precision[0, :, index] >= 0).any()
     }
     by_size = (_per_cent(small), _per_cent(medium), _per_cent(large))
-    return Metrics(float(ap) * 100, float(ap50) * 100, float(ap75) * 100, *by_size, by_class)
-
-
-def _as_coco(dataset: Dataset) -> dict[str, Any]:
-    annotations = [
-        {
-            "id": 0,
-            "image_id": photo.id,
-            "category_id": dataset.label_ids[label],
-            "bbox": [float(x0), float(y0), float(x1 - x0), float(y1 - y0)],
-            "area": float(area),
-            "iscrowd": int(is_ignored),
-        }
-        for photo in dataset.photos
-        for (x0, y0, x1, y1), label, is_ignored, area in zip(
-            photo.boxes_xyxy, photo.labels, photo.is_ignored, photo.areas, strict=True
-        )
-    ]
-    for number, annotation in enumerate(annotations, start=1):
-        annotation["id"] = number
-    return {
-        "images": [{"id": photo.id, "width": photo.width, "height": photo.height} for photo in dataset.photos],
-        "annotations": annotations,
-        "categories": [
-            {"id": label_id, "name": label} for label_id, label in zip(dataset.label_ids, dataset.labels, strict=True)
-        ],
-    }
+    return Metrics(float(ap) * 100, float(ap50) * 100, float(ap75) * 100, *by_size, by_class, keypoints)
 
 
 def _mean(precision: NDArray[np.float64]) -> float:

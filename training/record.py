@@ -59,7 +59,7 @@ class Record:
         self._writer.add_scalar("val/AP", metrics.ap, step)
         self._writer.add_scalar("val/AP50", metrics.ap50, step)
         for photo, found in zip(dataset.photos[:_PICTURES], detections, strict=False):
-            picture = draw_predictions(photo, found, dataset.labels)
+            picture = draw_predictions(photo, found, dataset.labels, dataset.skeleton)
             self._writer.add_image(f"val/{photo.id}", picture, step, dataformats="HWC")
 
         row: dict[str, Any] = {
@@ -72,6 +72,9 @@ class Record:
             row["pictures_per_second"] = round(self._steps * self._config.batch_size / max(seconds, 1e-3), 1)
             row["learning_rate"] = self._learning_rate
             row["loss"] = {name: round(total / self._steps, 6) for name, total in self._loss_sums.items()}
+        if metrics.keypoints:
+            self._writer.add_scalar("val/keypoint_AP", metrics.keypoints.ap, step)
+            row["keypoint_ap"] = round(metrics.keypoints.ap, 6)
         self._loss_sums.clear()
         self._steps = 0
         # killed between this and its checkpoint, a run comes by here again
@@ -105,9 +108,11 @@ class Record:
         speed = {"an epoch's training": f"{last['seconds']:.0f} s"}
         if "pictures_per_second" in last:
             speed["pictures a second"] = f"{last['pictures_per_second']:.1f}"
+        figures = {"AP": "ap", "AP50": "ap50", "keypoint AP": "keypoint_ap"}
+        reached = ", ".join(f"{title} {best[key]:.1f}" for title, key in figures.items() if key in best)
         subject = Subject(
             self._config.name,
-            f"{state}; best AP {best['ap']:.1f}, AP50 {best['ap50']:.1f} at epoch {best['epoch']}",
+            f"{state}; best {reached} at epoch {best['epoch']}",
             self._config.dataset,
             self._git_commit,
             self._config.model_dump(mode="json"),
@@ -117,5 +122,5 @@ class Record:
 
 
 def _best(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """The epoch whose weights are kept as the best: of equals the first."""
-    return max(rows, key=lambda row: float(row["ap"]))
+    """The epoch whose weights are kept as the best, as `Metrics.task_ap` has it: of equals the first."""
+    return max(rows, key=lambda row: float(row.get("keypoint_ap", row["ap"])))

@@ -177,7 +177,7 @@ def _shade(confusion: NDArray[np.int64]) -> list[list[float]]:
 
 def _show(dataset: Dataset, diagnosis: Diagnosis, index: int) -> dict[str, Any]:
     photo, outcome = dataset.photos[index], diagnosis.outcomes[index]
-    picture = draw_outcome(photo, outcome, dataset.labels, _LONGEST_SIDE)
+    picture = draw_outcome(photo, outcome, dataset, _LONGEST_SIDE)
     done, file = cv2.imencode(".jpg", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, _QUALITY])
     assert done
     address = "data:image/jpeg;base64," + base64.b64encode(file.tobytes()).decode()

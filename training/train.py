@@ -17,7 +17,7 @@ from training.evaluate import detect_with_network
 from training.generate import generate_pictures
 from training.loader import steps_per_epoch, training_batches
 from training.losses import detection_losses
-from training.metrics import measure
+from training.metrics import Metrics, measure
 from training.optimizer import build_average, build_optimizer, freeze_stages, learning_rate_curve, set_training_mode
 from training.pretrained import load_pretrained
 from training.progress import progress_bar
@@ -38,9 +38,9 @@ def train(config: Config, resume: bool, console: Console) -> Path:
 
     torch.manual_seed(config.seed)
     device = _choose_device(config.device)
-    network = build_network(config, len(train_set.labels))
+    network = build_network(config, len(train_set.labels), len(train_set.skeleton.joints))
     if config.pretrained:
-        console.print(load_pretrained(network, config.pretrained, train_set.labels))
+        console.print(load_pretrained(network, config.pretrained, train_set.labels, train_set.skeleton.joints))
     freeze_stages(network, config.frozen_stages)
     network.to(device)
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # PyTorch's stubs miss this one
@@ -69,11 +69,15 @@ def train(config: Config, resume: bool, console: Console) -> Path:
 
     commit = git_commit()
 
-    def checkpoint(epoch: int, step: int, ap: float | None = None, ap50: float | None = None) -> Checkpoint:
+    def checkpoint(epoch: int, step: int, metrics: Metrics | None = None) -> Checkpoint:
         state = {name: part.state_dict() for name, part in parts.items()}
         state |= {"epoch": epoch, "step": step, "best_ap": best_ap}
         weights = average.module.state_dict()
-        return Checkpoint(config, train_set.labels, train_set.label_ids, weights, epoch, ap, ap50, commit, state)
+        facts = (config, train_set.labels, train_set.label_ids, weights, epoch, commit)
+        if metrics is None:
+            return Checkpoint(*facts, skeleton=train_set.skeleton, progress=state)
+        keypoint_ap = metrics.keypoints.ap if metrics.keypoints else None
+        return Checkpoint(*facts, metrics.ap, metrics.ap50, keypoint_ap, train_set.skeleton, state)
 
     record = Record(config, device, commit, first_epoch * steps + first_step)
     for epoch in range(first_epoch, config.epochs):
@@ -84,7 +88,7 @@ def train(config: Config, resume: bool, console: Console) -> Path:
             batches = training_batches(train_set, config, epoch, first_step, pin_memory=device.type == "cuda")
             for step, (images, targets) in enumerate(batches, start=first_step):
                 images = images.to(device, non_blocking=True)
-                targets = type(targets)(*(target.to(device, non_blocking=True) for target in targets))
+                targets = targets.to(device)
                 with torch.autocast(device.type, _dtype(config), enabled=config.precision != "fp32"):
                     maps = network(images)
                 terms = detection_losses(maps, targets, config)
@@ -108,15 +112,14 @@ def train(config: Config, resume: bool, console: Console) -> Path:
         detections = detect_with_network(average, val_set, config.input_size, config.workers, console)
         metrics = measure(val_set, detections)
         record.add_epoch(epoch + 1, (epoch + 1) * steps, metrics, seconds, val_set, detections)
-        is_best = metrics.ap > best_ap
-        best_ap = max(best_ap, metrics.ap)
-        ended = checkpoint(epoch + 1, 0, metrics.ap, metrics.ap50)
+        is_best = metrics.task_ap > best_ap
+        best_ap = max(best_ap, metrics.task_ap)
+        ended = checkpoint(epoch + 1, 0, metrics)
         ended.save(last_path)
         if is_best:
             dataclasses.replace(ended, progress=None).save(best_path)
         console.print(
-            f"epoch {epoch + 1}/{config.epochs}: AP {metrics.ap:.2f}, AP50 {metrics.ap50:.2f}"
-            f"{' (best)' if is_best else ''}, {seconds:.0f} s of training"
+            f"epoch {epoch + 1}/{config.epochs}: {metrics}{' (best)' if is_best else ''}, {seconds:.0f} s of training"
         )
     record.close()
     return best_path
@@ -129,6 +132,8 @@ def _load_data(config: Config) -> tuple[Dataset, Dataset]:
     val_set = load_dataset(config.data_root / config.val_annotations, config.data_root / config.val_images)
     if val_set.labels != train_set.labels:
         raise InvalidConfig(f"{val_set.annotations_path} and {train_set.annotations_path} name different categories")
+    if val_set.skeleton.joints != train_set.skeleton.joints:
+        raise InvalidConfig(f"{val_set.annotations_path} and {train_set.annotations_path} name different keypoints")
     return train_set, val_set
 
 

@@ -53,7 +53,7 @@ def ask(request: pytest.FixtureRequest) -> Ask:
 
 def list_found(answer: Answer) -> list[Any]:
     assert isinstance(answer, Answer)
-    return [each.model_dump() for each in answer.detections]
+    return [each.model_dump(exclude_unset=True) for each in answer.detections]
 
 
 async def test_bytes_a_file_and_pixels_are_answered_alike(ask: Ask, url: str, tmp_path: Path) -> None:

@@ -1,13 +1,25 @@
+from typing import Any
+
 import pytest
 import torch
 
-from model.codec import IGNORED, Targets, decode, gaussian_radius, published_radius
+from model.codec import Targets, decode
 from model.codec import encode as encode_all
+from model.gaussian import IGNORED, gaussian_radius, published_radius
 from model.network import HeadMaps
 
 
-def encode(boxes: torch.Tensor, labels: torch.Tensor, class_count: int, grid: tuple[int, int]) -> Targets:
-    return encode_all(boxes, labels, torch.zeros(len(boxes), dtype=torch.bool), class_count, grid)
+def encode(
+    boxes: torch.Tensor,
+    labels: torch.Tensor,
+    class_count: int,
+    grid: tuple[int, int],
+    is_ignored: torch.Tensor | None = None,
+    **radius: Any,
+) -> Targets:
+    if is_ignored is None:
+        is_ignored = torch.zeros(len(boxes), dtype=torch.bool)
+    return encode_all(boxes, labels, is_ignored, torch.zeros(len(boxes), 0, 3), class_count, grid, **radius)
 
 
 def as_maps(targets: Targets) -> HeadMaps:
@@ -25,8 +37,7 @@ def test_the_papers_code_has_a_larger_radius() -> None:
     ten = torch.tensor([10.0])
     assert published_radius(ten, ten, 0.7).item() == pytest.approx(2.733, abs=1e-3)
     boxes, one_class = torch.tensor([[20.0, 20.0, 60.0, 60.0]]), torch.zeros(1, dtype=torch.int64)
-    nothing_ignored = torch.tensor([False])
-    heatmap = encode_all(boxes, one_class, nothing_ignored, 1, (20, 20), 0.7, published_radius).heatmap
+    heatmap = encode(boxes, one_class, 1, (20, 20), radius_iou=0.7, radius_of=published_radius).heatmap
     assert (heatmap > 0).sum() == 5 * 5
 
 
@@ -104,7 +115,7 @@ def test_ignored_regions_are_marked_where_no_object_reaches(objects: int) -> Non
     boxes = torch.tensor([[8.0, 8.0, 33.0, 24.0], [0.0, 0.0, 40.0, 40.0]])
     is_ignored = torch.tensor([True, False])
     chosen = slice(0, 1 + objects)
-    targets = encode_all(boxes[chosen], torch.tensor([1, 0])[chosen], is_ignored[chosen], 2, (16, 16))
+    targets = encode(boxes[chosen], torch.tensor([1, 0])[chosen], 2, (16, 16), is_ignored[chosen])
     marked = (targets.heatmap[1] == IGNORED).nonzero()
     assert marked.amin(0).tolist() == [2, 2]
     assert marked.amax(0).tolist() == [5, 8]
@@ -112,7 +123,7 @@ def test_ignored_regions_are_marked_where_no_object_reaches(objects: int) -> Non
     assert (targets.heatmap[0] >= 0).all()
     assert targets.mask.sum() == objects
 
-    same_class = encode_all(boxes, torch.zeros(2, dtype=torch.int64), is_ignored, 1, (16, 16)).heatmap[0]
+    same_class = encode(boxes, torch.zeros(2, dtype=torch.int64), 1, (16, 16), is_ignored).heatmap[0]
     alone = encode(boxes[1:], torch.zeros(1, dtype=torch.int64), 1, (16, 16)).heatmap[0]
     torch.testing.assert_close(same_class.clamp(min=0), alone)
 

@@ -2,12 +2,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from tests.training.configs import small_config
 from training.augment import Example, random_mosaic, random_view
 from training.config import Config
 
-OBJECT = np.array([False])  # is it ignored?
+
+def example_of(
+    pixels: NDArray[np.uint8], boxes: NDArray[np.float32], labels: list[int], is_ignored: list[bool] | None = None
+) -> Example:
+    ignored = np.array(is_ignored or [False] * len(labels), np.bool_)
+    return Example(pixels, boxes, np.array(labels, np.int64), ignored, np.zeros((len(labels), 0, 3), np.float32))
 
 
 @pytest.fixture
@@ -21,8 +27,8 @@ def test_boxes_follow_the_pixels(config: Config) -> None:
     box = np.array([[50, 30, 130, 70]], np.float32)
     seen = 0
     for seed in range(40):
-        example = Example(image, box, np.array([7]), OBJECT)
-        view, boxes, labels, _ = random_view(example, 160, config, np.random.default_rng(seed))
+        example = example_of(image, box, [7])
+        view, boxes, labels, *_ = random_view(example, 160, config, np.random.default_rng(seed))
         rows, columns = np.nonzero((view[:, :, 0] > 180) & (view[:, :, 1] < 60))
         if len(boxes) == 0:
             continue
@@ -38,8 +44,8 @@ def test_objects_that_the_crop_leaves_out_are_dropped(config: Config) -> None:
     boxes = np.array([[0, 0, 100, 100], [0, 0, 6, 6]], np.float32)
     kept = set()
     for seed in range(40):
-        example = Example(image, boxes, np.array([0, 1]), np.repeat(OBJECT, 2))
-        _, left, labels, _ = random_view(example, 64, config, np.random.default_rng(seed))
+        example = example_of(image, boxes, [0, 1])
+        _, left, labels, *_ = random_view(example, 64, config, np.random.default_rng(seed))
         assert ((left >= 0) & (left <= 64)).all()
         assert (left[:, 2:] - left[:, :2] >= 2).all()
         kept.add(tuple(labels.tolist()))
@@ -48,7 +54,7 @@ def test_objects_that_the_crop_leaves_out_are_dropped(config: Config) -> None:
 
 def test_colors_change_only_where_they_may(config: Config) -> None:
     image = np.full((64, 64, 3), (200, 100, 50), np.uint8)
-    example = Example(image, np.zeros((0, 4), np.float32), np.zeros(0, np.int64), OBJECT[:0])
+    example = example_of(image, np.zeros((0, 4), np.float32), [])
     still = config.model_copy(update={"scale_range": (1.0, 1.0), "aspect_jitter": 0.0})
     plain, *_ = random_view(example, 64, still, np.random.default_rng(0))
     assert (plain == image).all()
@@ -59,7 +65,7 @@ def test_colors_change_only_where_they_may(config: Config) -> None:
 
 def test_a_view_depends_on_its_seed_alone(config: Config) -> None:
     image = np.random.default_rng(0).integers(0, 256, (50, 80, 3), np.uint8)
-    example = Example(image, np.array([[5, 5, 40, 40]], np.float32), np.array([0]), OBJECT)
+    example = example_of(image, np.array([[5, 5, 40, 40]], np.float32), [0])
     first = random_view(example, 64, config, np.random.default_rng((1, 2, 3)))
     again = random_view(example, 64, config, np.random.default_rng((1, 2, 3)))
     other = random_view(example, 64, config, np.random.default_rng((1, 2, 4)))
@@ -73,7 +79,7 @@ def test_boxes_of_a_mosaic_follow_the_pixels_of_their_tile(config: Config) -> No
     for label, color in enumerate(colors):
         image = np.zeros((120, 160, 3), np.uint8)
         image[40:80, 40:120] = color
-        examples.append(Example(image, np.array([[40, 40, 120, 80]], np.float32), np.array([label]), OBJECT))
+        examples.append(example_of(image, np.array([[40, 40, 120, 80]], np.float32), [label]))
     seen = set()
     for seed in range(20):
         view = random_mosaic(examples, 192, config, np.random.default_rng(seed))
@@ -89,7 +95,7 @@ def test_boxes_of_a_mosaic_follow_the_pixels_of_their_tile(config: Config) -> No
 def test_what_is_ignored_stays_so(config: Config) -> None:
     image = np.zeros((100, 100, 3), np.uint8)
     boxes = np.array([[0, 0, 6, 6], [10, 10, 100, 100]], np.float32)
-    example = Example(image, boxes, np.array([0, 1]), np.array([False, True]))
+    example = example_of(image, boxes, [0, 1], [False, True])
     for seed in range(20):
         random = np.random.default_rng(seed)
         for view in (random_view(example, 64, config, random), random_mosaic([example] * 4, 64, config, random)):

@@ -38,7 +38,7 @@ class Oracle(nn.Module):
         self.first = images
         left, half_height = (0.49, 0.125) if is_mirrored else (0.26, 0.25)
         box = torch.tensor([[left, 0.5 - half_height, left + 0.25, 0.5 + half_height]]) * side
-        targets = encode(box, torch.tensor([1]), torch.tensor([False]), 3, (side // 4, side // 4))
+        targets = encode(box, torch.tensor([1]), torch.tensor([False]), torch.zeros(1, 0, 3), 3, (side // 4, side // 4))
         logits = torch.logit(targets.heatmap.clamp(1e-4, 1 - 1e-4))
         maps = (each.expand(len(images), *each.shape) for each in (logits, targets.size, targets.offset))
         return HeadMaps(*maps)
@@ -82,7 +82,7 @@ def test_command_measures_a_checkpoint_so_and_no_model(
     config = small_config(shapes, tmp_path)
     path = tmp_path / "random.pt"
     weights = build_network(config, 3).state_dict()
-    Checkpoint(config, dataset.labels, dataset.label_ids, weights, 0, None, None, "0").save(path)
+    Checkpoint(config, dataset.labels, dataset.label_ids, weights, 0, "0").save(path)
     main(["evaluate", str(path), "--flip", "--scales", "0.5,1"])
     assert "circle" in capsys.readouterr().out
     with pytest.raises(SystemExit):

@@ -36,7 +36,7 @@ def checkpoint(shapes: Path, tmp_path: Path, dataset: Dataset) -> Checkpoint:
     torch.manual_seed(0)
     config = small_config(shapes, tmp_path)
     weights = build_network(config, 3).state_dict()
-    return Checkpoint(config, dataset.labels, dataset.label_ids, weights, 0, None, None, "0123abc")
+    return Checkpoint(config, dataset.labels, dataset.label_ids, weights, 0, "0123abc")
 
 
 @pytest.mark.parametrize("neck", NECKS)

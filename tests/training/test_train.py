@@ -195,7 +195,7 @@ def test_a_checkpoint_starts_a_run_and_other_labels_get_a_new_head(
     trained = training.build_network(small_config(shapes, tmp_path), 3)
     labels = ("circle", "square", "triangle")
     config = small_config(shapes, tmp_path)
-    checkpoint = Checkpoint(config, labels, (1, 2, 3), trained.state_dict(), 1, 5.0, 9.0, "0")
+    checkpoint = Checkpoint(config, labels, (1, 2, 3), trained.state_dict(), 1, "0", 5.0, 9.0)
     path = tmp_path / "trained.pt"
     checkpoint.save(path)
 
@@ -203,7 +203,7 @@ def test_a_checkpoint_starts_a_run_and_other_labels_get_a_new_head(
     same, other = (training.build_network(small_config(shapes, tmp_path), count) for count in (3, 2))
     fresh_head = other.heatmap_head[2].weight.clone()
     assert "everything" in load_pretrained(same, str(path), checkpoint.labels)
-    assert "all but the heatmap head" in load_pretrained(other, str(path), ("disc", "box"))
+    assert "but heatmap_head: begun anew" in load_pretrained(other, str(path), ("disc", "box"))
     assert all(torch.equal(value, trained.state_dict()[key]) for key, value in same.state_dict().items())
     assert torch.equal(other.heatmap_head[2].weight, fresh_head)
     assert torch.equal(other.size_head[2].weight, trained.size_head[2].weight)

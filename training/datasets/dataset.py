@@ -7,7 +7,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-_SLACK = 1.0  # pixels that a box may stick out of its picture: annotators round
+from model.skeleton import NO_JOINTS, Skeleton
+
+_SLACK = 1.0  # pixels that a box or a joint may stick out of its picture: annotators round
+ABSENT, HIDDEN, VISIBLE = 0, 1, 2  # COCO's marks of a joint: it has no place, or one that may be seen or not
+UNKNOWN = -1  # nobody annotated this object's joints
 
 Report = Callable[[str], None]  # told of each fault; where it returns, the entry at fault is left out
 
@@ -18,6 +22,10 @@ class InvalidDataset(Exception):
 
 class InvalidBox(Exception):
     """A box has no size, or lies outside its picture."""
+
+
+class InvalidJoint(Exception):
+    """A joint has a mark of its own, or lies outside its picture."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +44,7 @@ class Photo:
     labels: NDArray[np.int64]  # (N,), index into `Dataset.labels`
     is_ignored: NDArray[np.bool_]  # (N,)
     areas: NDArray[np.float32]  # (N,), pixels: the object's own where it is known, and else its box's
+    keypoints: NDArray[np.float32]  # (N, J, 3), x and y in pixels and COCO's visibility, or `UNKNOWN` of all joints
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +55,7 @@ class Dataset:
     labels: tuple[str, ...]
     label_ids: tuple[int, ...]  # the format's category ids, in the order of `labels`
     photos: tuple[Photo, ...]
+    skeleton: Skeleton = NO_JOINTS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +66,7 @@ class Object:
     label: int
     is_ignored: bool = False
     area: float | None = None
+    keypoints: Sequence[Sequence[float]] | None = None  # x, y and visibility of each joint; None where there are none
 
 
 def raise_fault(fault: str) -> None:
@@ -63,10 +74,15 @@ def raise_fault(fault: str) -> None:
     raise InvalidDataset(fault)
 
 
-def make_photo(photo_id: int, path: Path, width: int, height: int, objects: Sequence[Object]) -> Photo:
+def make_photo(
+    photo_id: int, path: Path, width: int, height: int, objects: Sequence[Object], joint_count: int = 0
+) -> Photo:
     """Lays out what was read."""
     boxes = np.array([each.box_xyxy for each in objects], np.float32).reshape(-1, 4)
     box_areas = (boxes[:, 2:] - boxes[:, :2]).prod(1).tolist()
+    keypoints = np.zeros((len(objects), joint_count, 3), np.float32)
+    for row, each in zip(keypoints, objects, strict=True):
+        row[:] = (0, 0, ABSENT) if each.keypoints is None else each.keypoints
     areas = [box_area if each.area is None else each.area for each, box_area in zip(objects, box_areas, strict=True)]
     return Photo(
         photo_id,
@@ -77,16 +93,22 @@ def make_photo(photo_id: int, path: Path, width: int, height: int, objects: Sequ
         np.array([each.label for each in objects], np.int64),
         np.array([each.is_ignored for each in objects], np.bool_),
         np.array(areas, np.float32),
+        keypoints,
     )
 
 
 def make_dataset(
-    annotations_path: Path, labels: Sequence[str], label_ids: Sequence[int], photos: Sequence[Photo], report: Report
+    annotations_path: Path,
+    labels: Sequence[str],
+    label_ids: Sequence[int],
+    photos: Sequence[Photo],
+    report: Report,
+    skeleton: Skeleton = NO_JOINTS,
 ) -> Dataset:
     """Lays out what was read; reports where there is nothing to learn."""
     if all(photo.is_ignored.all() for photo in photos):
         report(f"{annotations_path}: not one box: nothing can be learned from it")
-    return Dataset(annotations_path, tuple(labels), tuple(label_ids), tuple(photos))
+    return Dataset(annotations_path, tuple(labels), tuple(label_ids), tuple(photos), skeleton)
 
 
 def clip_box(box_xyxy: Sequence[float], width: int, height: int, hint: str) -> list[float]:
@@ -97,3 +119,15 @@ def clip_box(box_xyxy: Sequence[float], width: int, height: int, hint: str) -> l
     if x0 < -_SLACK or y0 < -_SLACK or x1 > width + _SLACK or y1 > height + _SLACK:
         raise InvalidBox(f"reaches outside its {width}x{height} picture: {hint}")
     return [max(0.0, x0), max(0.0, y0), min(float(width), x1), min(float(height), y1)]
+
+
+def check_joint(joint: Sequence[float], width: int, height: int) -> Sequence[float]:
+    """Returns x, y and visibility with the place within its picture; raises `InvalidJoint`."""
+    x, y, visibility = joint
+    if visibility not in (ABSENT, HIDDEN, VISIBLE):
+        raise InvalidJoint(f"has the visibility {visibility:g}, not 0 (no place), 1 (hidden) or 2 (visible)")
+    if visibility == ABSENT:
+        return (0.0, 0.0, ABSENT)
+    if not -_SLACK <= x <= width + _SLACK or not -_SLACK <= y <= height + _SLACK:
+        raise InvalidJoint(f"is at {x:g}, {y:g}, outside its {width}x{height} picture")
+    return (min(max(x, 0.0), float(width)), min(max(y, 0.0), float(height)), visibility)

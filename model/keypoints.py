@@ -1,0 +1,101 @@
+"""Joints → keypoint maps (`encode_keypoints`) and back (`decode_keypoints`): arXiv 1904.07850, section 4.2."""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from model.gaussian import gaussian, ignore
+from model.network import KeypointMaps
+
+_MOST_PEAKS = 100  # of each joint in a picture
+_LEAST_SCORE = 0.1  # of a peak that a joint may be moved to
+_REACH = 0.3  # how far it may be moved, in the longer side of its object's box
+
+
+class KeypointTargets(NamedTuple):
+    """What the keypoint maps should be; a leading batch dimension may be stacked in front."""
+
+    places: Tensor  # (2 * J, h, w), from the cell's corner to the joints (x, y) of its object, in output pixels
+    is_known: Tensor  # (J, h, w), bool, whether that joint of that object has a place
+    heatmap: Tensor  # (J, h, w), 1 at joints, Gaussians around them; `IGNORED` where nothing is to be learned
+    offset: Tensor  # (2, h, w), from the corner of a joint's cell to the joint, in output pixels
+    mask: Tensor  # (h, w), bool, true at joints' cells
+
+
+def encode_keypoints(
+    keypoints: Tensor, radius: Tensor, owner: Tensor, unknown_xyxy: Tensor, joint_count: int
+) -> KeypointTargets:
+    """Turns one image's joints into targets.
+
+    Shapes: keypoints (N, J, 3), x and y in output pixels and a visibility: above 0 where the joint has a place; radius
+    (N,), of each object's Gaussian, which is that of its joints too; owner (h, w), int64, index of the object that a
+    cell belongs to, -1 for none; unknown_xyxy (M, 4), boxes in output pixels in which there may be joints that nobody
+    annotated: nothing is learned there where no joint reaches.
+    """
+    height, width = owner.shape
+    columns, rows = torch.arange(width), torch.arange(height)
+    cells = keypoints[..., :2].floor()  # (N, J, 2)
+    inside = ((cells >= 0) & (cells < torch.tensor([width, height]))).all(-1)
+    has_place = (keypoints[..., 2] > 0) & inside  # (N, J)
+
+    heatmap = torch.zeros(joint_count, height, width)
+    offset = torch.zeros(2, height, width)
+    mask = torch.zeros(height, width, dtype=torch.bool)
+    objects, joints = has_place.nonzero(as_tuple=True)
+    if len(objects):
+        at, within = cells[objects, joints], keypoints[objects, joints, :2] - cells[objects, joints]
+        spread = radius[objects, None]
+        gaussians = gaussian(rows - at[:, 1:], spread)[:, :, None] * gaussian(columns - at[:, :1], spread)[:, None, :]
+        planes = joints[:, None].expand(-1, height * width)
+        heatmap.flatten(1).scatter_reduce_(0, planes, gaussians.flatten(1), "amax")
+        x, y = at.long().unbind(1)
+        offset[:, y, x] = within.T
+        mask[y, x] = True
+    for joint in range(joint_count):
+        ignore(heatmap[joint], unknown_xyxy)
+
+    if len(keypoints) == 0:
+        places = torch.zeros(2 * joint_count, height, width)
+        return KeypointTargets(places, torch.zeros(joint_count, height, width, dtype=torch.bool), heatmap, offset, mask)
+    owned = owner.clamp(min=0)
+    is_known = (has_place[owned] & (owner >= 0)[..., None]).permute(2, 0, 1)
+    corners = torch.stack([columns.expand(height, width), rows[:, None].expand(height, width)], dim=-1)
+    places = (keypoints[owned][..., :2] - corners[:, :, None]).flatten(2).permute(2, 0, 1)
+    places = places * is_known.repeat_interleave(2, dim=0)
+    return KeypointTargets(places, is_known, heatmap, offset, mask)
+
+
+def decode_keypoints(maps: KeypointMaps, cells: Tensor, boxes: Tensor) -> Tensor:
+    """Reads the joints of objects at flat cells (B, K) with boxes (B, K, 4), xyxy, output pixels.
+
+    Each joint is where its object's cell says, or at the nearest peak of the joint's heatmap, if one is near enough and
+    in the box. Returns (B, K, J, 3): x and y in output pixels, and the score of the heatmap there, 0 to 1.
+    """
+    joint_count, height, width = maps.heatmap.shape[1:]
+    index = cells[:, None].expand(-1, 2 * joint_count, -1)
+    places = maps.places.flatten(2).gather(2, index).transpose(1, 2)  # (B, K, 2 * J)
+    x, y = places[..., 0::2] + (cells % width)[..., None], places[..., 1::2] + (cells // width)[..., None]
+    flat = x.floor().clamp(0, width - 1).long() + width * y.floor().clamp(0, height - 1).long()
+    scores = maps.heatmap.flatten(2).gather(2, flat.transpose(1, 2)).transpose(1, 2).sigmoid()
+
+    is_peak = maps.heatmap >= F.max_pool2d(maps.heatmap, 3, stride=1, padding=1)
+    logits, peaks = maps.heatmap.masked_fill(~is_peak, -torch.inf).flatten(2).topk(min(_MOST_PEAKS, height * width))
+    peak_scores = logits.sigmoid()  # (B, J, P)
+    within = maps.offset.flatten(2).gather(2, peaks.flatten(1)[:, None].expand(-1, 2, -1))
+    peak_x = peaks % width + within[:, 0].view_as(logits)
+    peak_y = peaks // width + within[:, 1].view_as(logits)
+
+    all_x, all_y = peak_x[:, None], peak_y[:, None]  # (B, 1, J, P), to be compared with (B, K, J, 1)
+    distance = ((x[..., None] - all_x) ** 2 + (y[..., None] - all_y) ** 2).sqrt()
+    left, top, right, bottom = boxes[..., None, None].unbind(2)  # (B, K, 1, 1)
+    in_box = (all_x >= left) & (all_x <= right) & (all_y >= top) & (all_y <= bottom)
+    reach = _REACH * torch.maximum(right - left, bottom - top)
+    eligible = in_box & (peak_scores[:, None] > _LEAST_SCORE) & (distance <= reach)
+    nearest = distance.masked_fill(~eligible, torch.inf).argmin(-1)  # (B, K, J)
+    moves = eligible.gather(3, nearest[..., None]).squeeze(3)
+    of_joint = nearest.transpose(1, 2)  # (B, J, K), as the peaks are laid out
+    moved = (each.gather(2, of_joint).transpose(1, 2) for each in (peak_x, peak_y, peak_scores))
+    said = (x, y, scores)
+    return torch.stack([torch.where(moves, there, here) for there, here in zip(moved, said, strict=True)], dim=-1)
