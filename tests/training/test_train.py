@@ -119,6 +119,7 @@ def test_a_run_leaves_curves_pictures_and_checkpoints(shapes: Path, tmp_path: Pa
     rows = [json.loads(line) for line in (best.parent / "metrics.jsonl").read_text().splitlines()]
     assert [row["epoch"] for row in rows] == [1, 2]
     assert (best.parent / "curve.png").read_bytes().startswith(b"\x89PNG")
+    assert "finished after 2 epochs" in (best.parent / "report.html").read_text()
     checkpoint = load_checkpoint(best)
     assert checkpoint.labels == ("circle", "square", "triangle")
     assert checkpoint.config.name == "test"

@@ -1,0 +1,246 @@
+import dataclasses
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from model.detector import Detections
+from tests.training.configs import small_config
+from training import draw
+from training.__main__ import main
+from training.checkpoint import Checkpoint, build_network
+from training.datasets.dataset import Dataset, Object, make_photo
+from training.datasets.load import load_dataset
+from training.diagnosis import diagnose
+from training.metrics import Metrics, measure
+from training.record import Record
+from training.report import Subject, render_findings, render_report
+
+
+@pytest.fixture(scope="module")
+def dataset(shapes: Path) -> Dataset:
+    return load_dataset(shapes / "val.json", shapes / "images")
+
+
+class Page(HTMLParser):
+    """What a page refers to, and its text."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.sources: list[str] = []
+        self.tags: list[str] = []
+        self.pieces: list[str] = []
+        self.feed(page)
+        self.text = re.sub(r"\s+", " ", " ".join(self.pieces))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.sources += [value or "" for name, value in attrs if name in ("src", "href", "xlink:href", "srcset")]
+
+    def handle_data(self, data: str) -> None:
+        self.pieces.append(data)
+
+
+def perfect(dataset: Dataset) -> list[Detections]:
+    return [Detections(p.boxes_xyxy, np.full(len(p.labels), 0.9, np.float32), p.labels) for p in dataset.photos]
+
+
+def nothing(dataset: Dataset) -> list[Detections]:
+    return [found.select(np.zeros(len(found.scores), bool)) for found in perfect(dataset)]
+
+
+def render(dataset: Dataset, detections: list[Detections]) -> str:
+    metrics = measure(dataset, detections)
+    subject = Subject("a name", "measured", "the data", "abc123", {"backbone": "resnet18"}, {"python": "3.11"})
+    return render_report(subject, (), render_findings(dataset, detections, metrics, "Figures", 0))
+
+
+def with_labels(dataset: Dataset, count: int) -> Dataset:
+    """The same photos, their objects spread over `count` classes."""
+    photos = tuple(dataclasses.replace(each, labels=each.labels % count) for each in dataset.photos)
+    labels = tuple(f"class {index}" for index in range(count))
+    return dataclasses.replace(dataset, labels=labels, label_ids=tuple(range(count)), photos=photos)
+
+
+def test_a_page_needs_no_other_file_and_runs_no_code(dataset: Dataset) -> None:
+    page = render(dataset, perfect(dataset))
+    parsed = Page(page)
+    pictures = [source for source in parsed.sources if source.startswith("data:image/jpeg;base64,")]
+    assert len(pictures) == len(dataset.photos)
+    assert all(source.startswith(("#", "data:image/jpeg")) for source in parsed.sources)
+    assert not {"script", "link", "iframe"} & set(parsed.tags)
+    assert "url(http" not in page
+    assert "@import" not in page
+
+
+def test_a_page_says_how_good_and_where(dataset: Dataset) -> None:
+    found = perfect(dataset)
+    labels = found[0].labels.copy()
+    true, mistaken = labels[0], (labels[0] + 1) % 3
+    objects = sum(int((photo.labels == true).sum()) for photo in dataset.photos)
+    labels[0] = mistaken
+    found[0] = dataclasses.replace(found[0], labels=labels)
+    text = Page(render(dataset, found)).text
+    assert f"{dataset.labels[true]} found as {dataset.labels[mistaken]} : 1 of {objects}" in text
+    total = sum(len(photo.labels) for photo in dataset.photos)
+    share = (total - 1) / total
+    assert f"precision {100 * share:.1f} %" in text
+    assert f"recall {100 * share:.1f} %" in text
+    assert f"F1 {share:.3f}" in text
+    for fact in ("a name", "abc123", "resnet18", "the data"):
+        assert fact in text
+
+
+def test_the_worst_photo_comes_first_and_is_not_among_the_best(dataset: Dataset) -> None:
+    found = perfect(dataset)
+    found[2] = found[2].select(np.zeros(len(found[2].scores), bool))
+    page = render(dataset, found)
+    worst, best = page[page.index('id="worst"') : page.index('id="best"')], page[page.index('id="best"') :]
+    shown = [re.findall(r"<small>(.*?)</small>", part) for part in (worst, best)]
+    name = dataset.photos[2].path.name
+    assert shown[0][0] == name
+    assert sorted(shown[0] + shown[1]) == sorted(photo.path.name for photo in dataset.photos)
+    assert f"F1 0.00: 0 found, {len(dataset.photos[2].labels)} missed, 0 false" in worst
+
+
+@pytest.mark.parametrize("count", [1, 80])
+def test_few_and_many_classes_have_a_page(dataset: Dataset, count: int) -> None:
+    data = with_labels(dataset, count)
+    page = render(data, perfect(data))
+    matrix = page[page.index('class="matrix"') :]
+    matrix = matrix[: matrix.index("</table>")]
+    assert matrix.count("<td") == (count + 1) ** 2
+    classes = page[page.index('class="figures"') : page.index('id="precision-recall"')]
+    assert classes.count("<tr>") == count + 1
+    with_objects = len({label for photo in data.photos for label in photo.labels.tolist()})
+    assert page.count("<polyline") == with_objects
+
+
+def test_nothing_found_has_a_page(dataset: Dataset) -> None:
+    text = Page(render(dataset, nothing(dataset))).text
+    assert "No detection has a score of 0.1 or more." in text
+    assert "No class was taken for another." in text
+    assert "0.0 AP" in text
+
+
+def test_labels_are_text_and_not_markup(dataset: Dataset) -> None:
+    data = dataclasses.replace(dataset, labels=("<img src=x onerror=alert(1)>", "a & b", "$x$"))
+    page = render(data, perfect(data))
+    assert "<img src=x" not in page
+    assert {"<img src=x onerror=alert(1)>", "a & b", "$x$"} <= set(Page(page).pieces)
+
+
+def test_hits_false_alarms_and_misses_are_drawn_apart(tmp_path: Path) -> None:
+    path = tmp_path / "grey.png"
+    cv2.imwrite(str(path), np.full((200, 400, 3), 90, np.uint8))
+    hit, alarm, missed, crowd = (20, 50, 80, 150), (120, 50, 180, 150), (220, 50, 280, 150), (320, 50, 380, 150)
+    objects = [Object(hit, 0), Object(missed, 0), Object(crowd, 0, is_ignored=True)]
+    photo = make_photo(1, path, 400, 200, objects)
+    data = Dataset(Path("x.json"), ("cat",), (1,), (photo,))
+    boxes = np.array([hit, alarm, crowd], np.float32)
+    [outcome] = diagnose(data, [Detections(boxes, np.full(3, 0.9, np.float32), np.zeros(3, np.int64))]).outcomes
+    picture = draw.draw_outcome(photo, outcome, data, 400)
+    edges = [tuple(picture[100, box[0]].tolist()) for box in (hit, alarm, missed, crowd)]
+    assert edges == [draw.HIT, draw.FALSE_ALARM, draw.MISS, draw.NOT_COUNTED]
+    assert draw.draw_outcome(photo, outcome, data, 100).shape == (50, 100, 3)
+
+
+def score(dataset: Dataset, ap: float) -> Metrics:
+    return dataclasses.replace(measure(dataset, perfect(dataset)), ap=ap, ap50=2 * ap)
+
+
+def make_record(shapes: Path, output: Path) -> Record:
+    return Record(small_config(shapes, output, epochs=3), torch.device("cpu"), "abc123", 0)
+
+
+def add_epoch(record: Record, epoch: int, ap: float, dataset: Dataset, loss: float = 2.0) -> None:
+    for step in range(2):
+        terms = {"heatmap": torch.tensor(loss + step), "giou": torch.tensor(0.5)}
+        record.add_step(step, terms, torch.tensor(1.0), 1e-3 / epoch)
+    record.add_epoch(epoch, 2 * epoch, score(dataset, ap), 4.0, dataset, perfect(dataset))
+
+
+def read_rows(folder: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_run_keeps_the_figures_of_each_epoch_and_reports_the_best(
+    shapes: Path, tmp_path: Path, dataset: Dataset
+) -> None:
+    record = make_record(shapes, tmp_path)
+    folder = tmp_path / "test"
+    for epoch, ap in ((1, 10.0), (2, 30.0), (3, 20.0)):
+        add_epoch(record, epoch, ap, dataset)
+        text = Page((folder / "report.html").read_text()).text
+        assert f"running, epoch {epoch} of 3 done" in text
+        assert f"Epoch {min(epoch, 2)}, the best" in text
+    record.close()
+    text = Page((folder / "report.html").read_text()).text
+    assert "finished after 3 epochs; best AP 30.0, AP50 60.0 at epoch 2" in text
+    assert "30.0 AP 60.0 AP50" in re.sub(r"\s+", " ", text)
+    rows = read_rows(folder)
+    assert [row["ap"] for row in rows] == [10, 30, 20]
+    assert rows[2]["loss"] == {"heatmap": 2.5, "giou": 0.5}
+    assert rows[2]["pictures_per_second"] == 4  # two steps of 8 pictures in 4 seconds
+    assert rows[1]["learning_rate"] == 5e-4
+    environment = json.loads((folder / "environment.json").read_text())
+    assert environment["git_commit"] == "abc123"
+    assert environment["torch"] == torch.__version__
+    assert json.loads((folder / "config.json").read_text())["epochs"] == 3
+    assert not list(folder.glob("*.tmp"))
+
+
+def test_a_resumed_run_repeats_no_row_and_keeps_what_the_best_epoch_found(
+    shapes: Path, tmp_path: Path, dataset: Dataset
+) -> None:
+    folder = tmp_path / "test"
+    record = make_record(shapes, tmp_path)
+    add_epoch(record, 1, 30.0, dataset)
+    add_epoch(record, 2, 20.0, dataset)  # and killed before its checkpoint is written
+    resumed = make_record(shapes, tmp_path)
+    add_epoch(resumed, 2, 25.0, dataset)
+    resumed.close()
+    assert [(row["epoch"], row["ap"]) for row in read_rows(folder)] == [(1, 30), (2, 25)]
+    page = (folder / "report.html").read_text()
+    assert "Epoch 1, the best" in page
+    assert page.count("<!-- findings of epoch 1 -->") == 1
+
+    (folder / "report.html").unlink()
+    lost = make_record(shapes, tmp_path)
+    add_epoch(lost, 3, 20.0, dataset)
+    lost.close()
+    page = (folder / "report.html").read_text()
+    assert "Epoch 3, the latest" in page
+    assert "best AP 30.0, AP50 60.0 at epoch 1" in page
+
+
+def test_rows_of_older_runs_have_a_page_too(shapes: Path, tmp_path: Path, dataset: Dataset) -> None:
+    record = make_record(shapes, tmp_path)
+    old = {"epoch": 1, "ap": 5.0, "ap50": 10.0, "seconds": 3.0}
+    (tmp_path / "test" / "metrics.jsonl").write_text(json.dumps(old) + "\n")
+    add_epoch(record, 2, 20.0, dataset)
+    record.close()
+    assert read_rows(tmp_path / "test")[0] == old
+    assert "Loss terms" in (tmp_path / "test" / "report.html").read_text()
+
+
+@pytest.mark.parametrize("target", ["folder", "folder/page.html"])
+def test_evaluate_writes_a_report(
+    shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], target: str
+) -> None:
+    config = small_config(shapes, tmp_path)
+    weights = build_network(config, 3).state_dict()
+    path = tmp_path / "random.pt"
+    Checkpoint(config, ("circle", "square", "triangle"), (1, 2, 3), weights, 0, None, None, "abc123").save(path)
+    main(["evaluate", str(path), "--report", str(tmp_path / target)])
+    page = tmp_path / (target if target.endswith(".html") else f"{target}/report.html")
+    assert "wrote" in capsys.readouterr().out
+    text = Page(page.read_text()).text
+    assert "random.pt, measured" in text
+    assert "Learning rate" not in text
+    assert str(shapes / "val.json") in text
