@@ -48,7 +48,7 @@ def draw_precision(rows: Sequence[Row], size: tuple[float, float] = (4.6, 2.9)) 
         titles = {"ap50": "AP50", "ap": "AP", "keypoint_ap": "keypoint AP"}
         for key, title in ((key, title) for key, title in titles.items() if key in rows[-1]):
             axes.plot([row["epoch"] for row in rows], [row[key] for row in rows], marker="o", label=title)
-        _label(axes, "epoch", "validation, per cent")
+        _label_epochs(axes, rows, "validation, per cent")
         axes.set_ylim(bottom=0)
         return figure
 
@@ -63,7 +63,7 @@ def draw_losses(rows: Sequence[Row]) -> Figure | None:
         for term in terms:
             own = [row for row in rows if row.get("loss", {}).get(term, 0) > 0]
             axes.plot([row["epoch"] for row in own], [row["loss"][term] for row in own], marker="o", label=term)
-        _label(axes, "epoch", "loss, weighted")
+        _label_epochs(axes, rows, "loss, weighted")
         axes.set_yscale("log")
         return figure
 
@@ -76,7 +76,7 @@ def draw_learning_rate(rows: Sequence[Row]) -> Figure | None:
     with matplotlib.rc_context(_STYLE):
         figure, axes = _start()
         axes.plot([row["epoch"] for row in own], [row["learning_rate"] for row in own], marker="o")
-        _label(axes, "epoch", "learning rate")
+        _label_epochs(axes, rows, "learning rate")
         axes.set_ylim(bottom=0)
         axes.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
         return figure
@@ -133,10 +133,14 @@ def _start(size: tuple[float, float] = (4.6, 2.9)) -> tuple[Figure, Axes]:
     return figure, figure.subplots()
 
 
+def _label_epochs(axes: Axes, rows: Sequence[Row], y: str) -> None:
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    axes.set_xlim(rows[0]["epoch"] - 0.5, rows[-1]["epoch"] + 0.5)
+    _label(axes, "epoch", y)
+
+
 def _label(axes: Axes, x: str, y: str) -> None:
     axes.set_xlabel(x)
     axes.set_ylabel(y)
-    if x == "epoch":
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if axes.get_legend_handles_labels()[0]:
         axes.legend()

@@ -84,10 +84,10 @@ class Record:
         best_epoch = _best(rows)["epoch"]
         if best_epoch == epoch:
             self._findings = render_findings(dataset, detections, metrics, f"Epoch {epoch}, the best", epoch)
-        elif not self._findings:  # resumed behind its best epoch
+        elif not self._findings:  # resumed behind the best epoch, whose findings the page before still has
             page = self._folder / "report.html"
             self._findings = (page.exists() and read_findings(page.read_text("utf-8"), best_epoch)) or render_findings(
-                dataset, detections, metrics, f"Epoch {epoch}, the latest", epoch
+                dataset, detections, metrics, f"Epoch {epoch}", epoch
             )
         self._write_report(rows, f"running, epoch {epoch} of {self._config.epochs} done")
         draw_precision(rows, size=(7, 4)).savefig(self._folder / "curve.png", dpi=120)

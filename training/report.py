@@ -34,7 +34,13 @@ _PHOTOS = 8  # at each end of the ranking
 _LONGEST_SIDE = 480  # pixels
 _QUALITY = 80  # of JPEG
 _CONFUSIONS = 10  # put in words
-
+_LEGEND = {
+    "hit": draw.HIT,
+    "false alarm": draw.FALSE_ALARM,
+    "missed": draw.MISS,
+    "true box of a hit": draw.TRUTH,
+    "not counted": draw.NOT_COUNTED,
+}
 _FOLDER = Path(__file__).parent / "page"
 
 
@@ -57,7 +63,7 @@ def render_findings(dataset: Dataset, detections: list[Detections], metrics: Met
     """
     diagnosis = diagnose(dataset, detections)
     ranking = diagnosis.rank_photos()
-    count = min(_PHOTOS, len(ranking) // 2) or len(ranking)
+    count = min(_PHOTOS, len(ranking) // 2)
     return _render(
         "findings.html",
         title=title,
@@ -76,15 +82,6 @@ def render_findings(dataset: Dataset, detections: list[Detections], metrics: Met
         best=[_show(dataset, diagnosis, index) for index in ranking[:count]],
         worst=[_show(dataset, diagnosis, index) for index in reversed(ranking[count:][-_PHOTOS:])],
     )
-
-
-_LEGEND = {
-    "hit": draw.HIT,
-    "false alarm": draw.FALSE_ALARM,
-    "missed": draw.MISS,
-    "true box of a hit": draw.TRUTH,
-    "not counted": draw.NOT_COUNTED,
-}
 
 
 def render_report(subject: Subject, rows: Sequence[Row], findings: str) -> str:
