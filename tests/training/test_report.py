@@ -17,6 +17,7 @@ from training.checkpoint import Checkpoint, build_network
 from training.datasets.dataset import Dataset, Object, make_photo
 from training.datasets.load import load_dataset
 from training.diagnosis import diagnose
+from training.keypoint_metrics import KeypointMetrics
 from training.metrics import Metrics, measure
 from training.record import Record
 from training.report import Subject, render_findings, render_report
@@ -217,6 +218,18 @@ def test_a_resumed_run_repeats_no_row_and_keeps_what_the_best_epoch_found(
     page = (folder / "report.html").read_text()
     assert "<h2>Epoch 3</h2>" in page
     assert "best AP 30.0, AP50 60.0 at epoch 1" in page
+
+
+def test_where_there_are_joints_the_best_epoch_is_theirs(shapes: Path, tmp_path: Path, dataset: Dataset) -> None:
+    record = make_record(shapes, tmp_path)
+    for epoch, ap, keypoint_ap in ((1, 10.0, 40.0), (2, 20.0, 30.0)):
+        joints = KeypointMetrics(keypoint_ap, 90.0, 30.0)
+        metrics = dataclasses.replace(score(dataset, ap), keypoints=joints)
+        record.add_epoch(epoch, epoch, metrics, 4.0, dataset, perfect(dataset))
+    record.close()
+    text = Page((tmp_path / "test" / "report.html").read_text()).text
+    assert "best AP 10.0, AP50 20.0, keypoint AP 40.0 at epoch 1" in text
+    assert "40.0 keypoint AP" in text
 
 
 def test_rows_of_older_runs_have_a_page_too(shapes: Path, tmp_path: Path, dataset: Dataset) -> None:
