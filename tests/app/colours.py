@@ -11,6 +11,7 @@ from onnx import TensorProto, helper
 from PIL import Image
 
 from model.metadata import Metadata
+from model.skeleton import Skeleton
 
 WIDTH, HEIGHT = 96, 64
 SCORES = {"red": 0.9, "green": 0.6, "blue": 0.2}
@@ -35,8 +36,16 @@ def describe(**changes: Any) -> Metadata:
     return Metadata(**facts | changes)
 
 
-def save_model(path: Path, properties: dict[str, str] | None = None, batch: int | str = "batch") -> Path:
-    """Writes the model; its image size is always `WIDTH` x `HEIGHT`, whatever `properties` say."""
+CORNERS = Skeleton(("upper_left", "lower_right"), ((0, 1),))
+
+
+def save_model(
+    path: Path, properties: dict[str, str] | None = None, batch: int | str = "batch", with_corners: bool = False
+) -> Path:
+    """Writes the model; its image size is always `WIDTH` x `HEIGHT`, whatever `properties` say.
+
+    `with_corners` it finds joints too: two corners of the box, as sure as that.
+    """
     constants: list[onnx.TensorProto] = []
 
     def constant(name: str, values: Any, kind: type) -> str:
@@ -72,19 +81,29 @@ def save_model(path: Path, properties: dict[str, str] | None = None, batch: int 
         helper.make_node("Expand", ["order_one", constant("four", [1, 1, 4], np.int64)], ["order"]),
         helper.make_node("GatherElements", ["unsorted", "order"], ["boxes"], axis=1),
     ]
+    outputs = [
+        helper.make_tensor_value_info("boxes", TensorProto.FLOAT, [batch, 3, 4]),
+        helper.make_tensor_value_info("scores", TensorProto.FLOAT, [batch, 3]),
+        helper.make_tensor_value_info("labels", TensorProto.INT64, [batch, 3]),
+    ]
+    if with_corners:
+        nodes += [
+            helper.make_node("Reshape", ["boxes", constant("two_corners", [0, 3, 2, 2], np.int64)], ["corners"]),
+            helper.make_node("Unsqueeze", ["scores", constant("behind", [2, 3], np.int64)], ["of_box"]),
+            helper.make_node("Expand", ["of_box", constant("of_both", [1, 1, 2, 1], np.int64)], ["of_corners"]),
+            helper.make_node("Concat", ["corners", "of_corners"], ["keypoints"], axis=3),
+        ]
+        outputs.append(helper.make_tensor_value_info("keypoints", TensorProto.FLOAT, [batch, 3, 2, 3]))
     graph = helper.make_graph(
         nodes,
         "colours",
         [helper.make_tensor_value_info("images", TensorProto.UINT8, [batch, HEIGHT, WIDTH, 3])],
-        [
-            helper.make_tensor_value_info("boxes", TensorProto.FLOAT, [batch, 3, 4]),
-            helper.make_tensor_value_info("scores", TensorProto.FLOAT, [batch, 3]),
-            helper.make_tensor_value_info("labels", TensorProto.INT64, [batch, 3]),
-        ],
+        outputs,
         constants,
     )
     proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
-    helper.set_model_props(proto, describe().to_properties() if properties is None else properties)
+    own = describe(skeleton=CORNERS, keypoint_ap=7.5) if with_corners else describe()
+    helper.set_model_props(proto, own.to_properties() if properties is None else properties)
     onnx.save(proto, path)
     return path
 

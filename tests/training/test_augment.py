@@ -100,3 +100,40 @@ def test_what_is_ignored_stays_so(config: Config) -> None:
         random = np.random.default_rng(seed)
         for view in (random_view(example, 64, config, random), random_mosaic([example] * 4, 64, config, random)):
             assert (view.is_ignored == (view.labels == 1)).all()
+
+
+def test_joints_follow_the_pixels_and_swap_in_the_mirror(config: Config) -> None:
+    image = np.zeros((120, 200, 3), np.uint8)
+    image[30:34, 50:54] = (255, 0, 0)  # a left one
+    image[80:84, 150:154] = (0, 255, 0)  # a right one
+    joints = np.array([[[52, 32, 2], [152, 82, 1], [0, 0, 0]]], np.float32)
+    boxes = np.array([[40, 20, 170, 100]], np.float32)
+    example = Example(image, boxes, np.array([0]), np.array([False]), joints, (1, 0, 2))
+    seen = {False: 0, True: 0}
+    for seed in range(60):
+        view = random_view(example, 160, config, np.random.default_rng(seed))
+        if len(view.labels) == 0:
+            continue
+        places = []
+        for channel in (0, 1):
+            rows, columns = np.nonzero(view.pixels[:, :, channel] > 150)
+            places.append((columns.mean() + 0.5, rows.mean() + 0.5, 2 - channel) if len(rows) >= 6 else (0, 0, 0))
+        left, right, absent = view.keypoints[0]
+        if left[2] > 0 and right[2] > 0 and all(place[2] for place in places):
+            is_mirrored = places[0][0] > places[1][0]
+            seen[is_mirrored] += 1
+            np.testing.assert_allclose([left, right], places[::-1] if is_mirrored else places, atol=1.5)
+        assert absent[2] == 0
+        inside = ((view.keypoints[0, :, :2] >= 0) & (view.keypoints[0, :, :2] < 160)).all(1)
+        assert not (~inside & (view.keypoints[0, :, 2] > 0)).any()
+    assert min(seen.values()) >= 5
+
+
+def test_joints_that_nobody_annotated_stay_unknown(config: Config) -> None:
+    image = np.zeros((100, 100, 3), np.uint8)
+    joints = np.full((1, 2, 3), (0, 0, -1), np.float32)
+    example = Example(image, np.array([[0, 0, 100, 100]], np.float32), np.array([0]), np.array([False]), joints, (1, 0))
+    for seed in range(20):
+        random = np.random.default_rng(seed)
+        for view in (random_view(example, 64, config, random), random_mosaic([example] * 4, 64, config, random)):
+            assert (view.keypoints[..., 2] == -1).all()

@@ -1,5 +1,6 @@
 import copy
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
+from model.skeleton import Skeleton
 from training.datasets.dataset import InvalidDataset
 from training.datasets.load import load_dataset
 
@@ -52,6 +54,61 @@ def test_crowd_regions_are_ignored(write: Callable[[Any], Path]) -> None:
     path = write(CONTENT)
     photos = load_dataset(path, path.parent).photos
     assert [photo.is_ignored.tolist() for photo in photos] == [[False, False], [True]]
+
+
+def with_joints(*objects: dict[str, Any], **category: Any) -> dict[str, Any]:
+    content = copy.deepcopy(CONTENT)
+    content["categories"][0] |= {"keypoints": ["nose", "tail"], "skeleton": [[1, 2]]} | category
+    for annotation, changes in zip(content["annotations"], objects, strict=False):
+        annotation |= changes
+    return content
+
+
+def test_joints_are_those_that_a_category_names(write: Callable[[Any], Path]) -> None:
+    path = write(with_joints({"keypoints": [12, 6, 2, 99, 99, 0]}))
+    dataset = load_dataset(path, path.parent)
+    assert dataset.skeleton == Skeleton(("nose", "tail"), ((0, 1),))
+    dog, cat = dataset.photos[0].keypoints.tolist()
+    assert dog == [[12, 6, 2], [0, 0, 0]]
+    assert cat == [[0, 0, 0], [0, 0, 0]]  # its category has none
+    assert dataset.photos[1].keypoints.shape == (1, 2, 3)
+
+
+@pytest.mark.parametrize("changes", [{}, {"keypoints": [0] * 6, "num_keypoints": 0}, {"keypoints": []}])
+def test_joints_that_nobody_annotated_are_unknown(write: Callable[[Any], Path], changes: dict[str, Any]) -> None:
+    path = write(with_joints(changes))
+    assert (load_dataset(path, path.parent).photos[0].keypoints[0, :, 2] == -1).all()
+
+
+@pytest.mark.parametrize(
+    ("keypoints", "words"),
+    [
+        ([12, 6, 2], "annotation 1: keypoints are 3 numbers, not 3 (x, y, visibility) for each of 2 joints"),
+        ([12, 6, 2, 45, 6, 1], "annotation 1: the joint 'tail' is at 45, 6, outside its 40x30 picture"),
+        ([12, 6, 3, 0, 0, 0], "annotation 1: the joint 'nose' has the visibility 3"),
+        (["12", 6, 2, 0, 0, 0], "annotation 1: keypoints are not a list of numbers"),
+    ],
+)
+def test_joint_that_cannot_be_is_named(write: Callable[[Any], Path], keypoints: list[Any], words: str) -> None:
+    path = write(with_joints({"keypoints": keypoints}))
+    with pytest.raises(InvalidDataset, match=re.escape(words)):
+        load_dataset(path, path.parent)
+
+
+@pytest.mark.parametrize(
+    ("second", "words"),
+    [
+        ({"keypoints": ["nose", "ear"]}, "name different keypoints"),
+        ({"keypoints": ["nose", "nose"]}, "names a keypoint twice"),
+        ({"keypoints": ["nose", "tail"], "skeleton": [[0, 1], [1, 2]]}, "they count from 1"),
+    ],
+)
+def test_categories_agree_on_their_joints(write: Callable[[Any], Path], second: dict[str, Any], words: str) -> None:
+    content = with_joints(**({"keypoints": second["keypoints"]} if "twice" in words else {}))
+    content["categories"][1] |= second
+    path = write(content)
+    with pytest.raises(InvalidDataset, match=words):
+        load_dataset(path, path.parent)
 
 
 def test_areas_are_the_objects_own_where_they_are_known(write: Callable[[Any], Path]) -> None:

@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 from model.codec import encode
 from model.detector import Detections
-from model.network import HeadMaps
+from model.network import HeadMaps, KeypointMaps
 from tests.training.configs import small_config
+from tests.training.joints import add_joints
 from training.__main__ import main
 from training.checkpoint import Checkpoint, build_network
 from training.datasets.dataset import Dataset
@@ -64,6 +65,41 @@ def test_flip_averages_heatmap_and_size(dataset: Dataset) -> None:
         expected = np.array([0.26, 0.5 - 0.1875, 0.51, 0.5 + 0.1875]) * photo.width
         np.testing.assert_allclose(each.boxes_xyxy[0], expected, atol=0.1)
         assert each.scores[0] > 0.99
+
+
+class JointOracle(nn.Module):
+    """Finds one box and its two joints in every picture, and their mirror image in a mirrored one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unused = nn.Parameter(torch.zeros(1))
+        self.first: Tensor | None = None
+
+    def forward(self, images: Tensor) -> HeadMaps:
+        is_mirrored = self.first is not None and torch.equal(images, self.first.flip(2))
+        self.first = images
+        box = torch.tensor([[18.0, 18.0, 98.0, 82.0]])
+        joints = torch.tensor([[[26.0, 30.0, 2.0], [90.0, 42.0, 2.0]]])
+        if is_mirrored:
+            box = torch.stack([128 - box[:, 2], box[:, 1], 128 - box[:, 0], box[:, 3]], dim=1)
+            joints = joints[:, [1, 0]] * torch.tensor([-1.0, 1.0, 1.0]) + torch.tensor([128.0, 0.0, 0.0])
+        targets = encode(box, torch.tensor([1]), torch.tensor([False]), joints, 3, (32, 32))
+        found = targets.keypoints
+        logits = [torch.logit(each.clamp(1e-4, 1 - 1e-4)) for each in (targets.heatmap, found.heatmap)]
+        boxes = [each.expand(len(images), *each.shape) for each in (logits[0], targets.size, targets.offset)]
+        keypoints = [each.expand(len(images), *each.shape) for each in (found.places, logits[1], found.offset)]
+        return HeadMaps(*boxes, keypoints=KeypointMaps(*keypoints))
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_flip_swaps_the_sides_of_joints(shapes: Path, tmp_path: Path, flip: bool) -> None:
+    dataset = load_dataset(add_joints(shapes / "val.json", tmp_path / "joints.json"), shapes / "images")
+    found = detect_with_network(JointOracle(), dataset, 128, 0, Console(quiet=True), TestTime(flip=flip))
+    for photo, each in zip(dataset.photos, found, strict=True):
+        assert each.keypoints is not None
+        expected = np.array([[26, 30], [90, 42]]) / 128 * photo.width
+        np.testing.assert_allclose(each.keypoints[0, :, :2], expected, atol=0.1)
+        assert each.keypoints[0, :, 2].min() > 0.99
 
 
 def test_soft_nms_lowers_what_overlaps_within_a_class() -> None:

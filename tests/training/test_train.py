@@ -10,6 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from model.network import CenterNet
 from tests.training.configs import small_config
+from tests.training.joints import add_joints
 from training import train as training
 from training.checkpoint import Checkpoint, load_checkpoint
 from training.config import InvalidConfig
@@ -31,20 +32,36 @@ def same_weights(one: Path, other: Path) -> bool:
     return all(torch.equal(first[key], second[key]) for key in first)
 
 
-def test_a_tiny_network_overfits_one_picture(shapes: Path, tmp_path: Path, console: Console) -> None:
-    content = json.loads((shapes / "train.json").read_text())
+OVERFIT: dict[str, Any] = {
+    "flip": 0.0,
+    "color_jitter": 0.0,
+    "scale_range": (1.0, 1.0),
+    "aspect_jitter": 0.0,
+    "input_size": 160,
+}
+OVERFIT |= {"epochs": 4, "batch_size": 1, "learning_rate": 2e-3, "ema_decay": 0.9, "precision": "fp32"}
+
+
+def repeat_one_picture(source: Path, target: Path) -> Path:
+    """Writes a data set whose epoch is 20 times the first picture of another."""
+    content = json.loads(source.read_text())
     image = content["images"][0]
     objects = [annotation for annotation in content["annotations"] if annotation["image_id"] == image["id"]]
-    content["images"] = [image | {"id": copy} for copy in range(20)]  # an epoch is 20 steps on the one picture
+    content["images"] = [image | {"id": copy} for copy in range(20)]
     content["annotations"] = [
         one | {"id": 100 * copy + one["id"], "image_id": copy} for copy in range(20) for one in objects
     ]
-    one = tmp_path / "one.json"
-    one.write_text(json.dumps(content))
-    plain = {"flip": 0.0, "color_jitter": 0.0, "scale_range": (1.0, 1.0), "aspect_jitter": 0.0}
-    schedule = {"epochs": 4, "batch_size": 1, "learning_rate": 2e-3, "ema_decay": 0.9, "precision": "fp32"}
-    files = {"train_annotations": one, "val_annotations": one, "input_size": 160}
-    best = train(small_config(shapes, tmp_path, **plain, **schedule, **files), False, console)
+    target.write_text(json.dumps(content))
+    return target
+
+
+def validate_on(annotations: Path) -> dict[str, Path]:
+    return {"train_annotations": annotations, "val_annotations": annotations}
+
+
+def test_a_tiny_network_overfits_one_picture(shapes: Path, tmp_path: Path, console: Console) -> None:
+    one = repeat_one_picture(shapes / "train.json", tmp_path / "one.json")
+    best = train(small_config(shapes, tmp_path, **OVERFIT, **validate_on(one)), False, console)
     dataset = load_dataset(one, shapes / "images")
     found = detect_with_network(load_checkpoint(best).build_network(), dataset, 160, 0, console)
     assert measure(dataset, found).ap >= 90
@@ -204,9 +221,11 @@ def test_a_checkpoint_starts_a_run_and_other_labels_get_a_new_head(
     same, other = (training.build_network(small_config(shapes, tmp_path), count) for count in (3, 2))
     fresh_head = other.heatmap_head[2].weight.clone()
     assert "everything" in load_pretrained(same, str(path), checkpoint.labels)
-    assert "but heatmap_head: begun anew" in load_pretrained(other, str(path), ("disc", "box"))
+    message = load_pretrained(other, str(path), ("disc", "circle"))
+    assert message == f"all from {path} but heatmap_head: begun anew, apart from circle"
     assert all(torch.equal(value, trained.state_dict()[key]) for key, value in same.state_dict().items())
-    assert torch.equal(other.heatmap_head[2].weight, fresh_head)
+    assert torch.equal(other.heatmap_head[2].weight[0], fresh_head[0])
+    assert torch.equal(other.heatmap_head[2].weight[1], trained.heatmap_head[2].weight[0])
     assert torch.equal(other.size_head[2].weight, trained.size_head[2].weight)
 
 
@@ -225,3 +244,17 @@ def test_photos_come_out_in_order_whatever_the_batch(shapes: Path, tmp_path: Pat
     assert len(found) == 24
     last = detect_with_network(network, type(dataset)(*vars(dataset).values()), 64, 1, console)[-1]
     np.testing.assert_allclose(found[-1].scores, last.scores)
+
+
+def test_a_tiny_network_learns_the_joints_of_one_picture(shapes: Path, tmp_path: Path, console: Console) -> None:
+    one = repeat_one_picture(add_joints(shapes / "train.json", tmp_path / "joints.json"), tmp_path / "one.json")
+    best = train(small_config(shapes, tmp_path, **OVERFIT | {"epochs": 8}, **validate_on(one)), False, console)
+    dataset = load_dataset(one, shapes / "images")
+    checkpoint = load_checkpoint(best)
+    assert checkpoint.skeleton.joints == ("left_corner", "right_corner")
+    assert checkpoint.skeleton.edges == ((0, 1),)
+    found = detect_with_network(checkpoint.build_network(), dataset, 160, 0, console)
+    metrics = measure(dataset, found)
+    assert metrics.keypoints is not None
+    assert metrics.keypoints.ap >= 90
+    assert checkpoint.keypoint_ap == pytest.approx(metrics.keypoints.ap)
