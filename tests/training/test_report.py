@@ -1,5 +1,4 @@
 import dataclasses
-import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -7,7 +6,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-import torch
 
 from model.detector import Detections
 from tests.training.configs import small_config
@@ -17,9 +15,7 @@ from training.checkpoint import Checkpoint, build_network
 from training.datasets.dataset import Dataset, Object, make_photo
 from training.datasets.load import load_dataset
 from training.diagnosis import diagnose
-from training.keypoint_metrics import KeypointMetrics
-from training.metrics import Metrics, measure
-from training.record import Record
+from training.metrics import measure
 from training.report import Subject, render_findings, render_report
 
 
@@ -149,97 +145,6 @@ def test_hits_false_alarms_and_misses_are_drawn_apart(tmp_path: Path) -> None:
     edges = [tuple(picture[100, box[0]].tolist()) for box in (hit, alarm, missed, crowd)]
     assert edges == [draw.HIT, draw.FALSE_ALARM, draw.MISS, draw.NOT_COUNTED]
     assert draw.draw_outcome(photo, outcome, data, 100).shape == (50, 100, 3)
-
-
-def score(dataset: Dataset, ap: float) -> Metrics:
-    return dataclasses.replace(measure(dataset, perfect(dataset)), ap=ap, ap50=2 * ap)
-
-
-def make_record(shapes: Path, output: Path) -> Record:
-    return Record(small_config(shapes, output, epochs=3), torch.device("cpu"), "abc123", 0)
-
-
-def add_epoch(record: Record, epoch: int, ap: float, dataset: Dataset, loss: float = 2.0) -> None:
-    for step in range(2):
-        terms = {"heatmap": torch.tensor(loss + step), "giou": torch.tensor(0.5)}
-        record.add_step(step, terms, torch.tensor(1.0), 1e-3 / epoch)
-    record.add_epoch(epoch, 2 * epoch, score(dataset, ap), 4.0, dataset, perfect(dataset))
-
-
-def read_rows(folder: Path) -> list[dict[str, object]]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
-def test_a_run_keeps_the_figures_of_each_epoch_and_reports_the_best(
-    shapes: Path, tmp_path: Path, dataset: Dataset
-) -> None:
-    record = make_record(shapes, tmp_path)
-    folder = tmp_path / "test"
-    for epoch, ap in ((1, 10.0), (2, 30.0), (3, 20.0)):
-        add_epoch(record, epoch, ap, dataset)
-        text = Page((folder / "report.html").read_text()).text
-        assert f"running, epoch {epoch} of 3 done" in text
-        assert f"Epoch {min(epoch, 2)}, the best" in text
-    record.close()
-    text = Page((folder / "report.html").read_text()).text
-    assert "finished after 3 epochs; best AP 30.0, AP50 60.0 at epoch 2" in text
-    assert "30.0 AP 60.0 AP50" in re.sub(r"\s+", " ", text)
-    rows = read_rows(folder)
-    assert [row["ap"] for row in rows] == [10, 30, 20]
-    assert rows[2]["loss"] == {"heatmap": 2.5, "giou": 0.5}
-    assert rows[2]["pictures_per_second"] == 4  # two steps of 8 pictures in 4 seconds
-    assert rows[1]["learning_rate"] == 5e-4
-    environment = json.loads((folder / "environment.json").read_text())
-    assert environment["git_commit"] == "abc123"
-    assert environment["torch"] == torch.__version__
-    assert json.loads((folder / "config.json").read_text())["epochs"] == 3
-    assert not list(folder.glob("*.tmp"))
-
-
-def test_a_resumed_run_repeats_no_row_and_keeps_what_the_best_epoch_found(
-    shapes: Path, tmp_path: Path, dataset: Dataset
-) -> None:
-    folder = tmp_path / "test"
-    record = make_record(shapes, tmp_path)
-    add_epoch(record, 1, 30.0, dataset)
-    add_epoch(record, 2, 20.0, dataset)  # and killed before its checkpoint is written
-    resumed = make_record(shapes, tmp_path)
-    add_epoch(resumed, 2, 25.0, dataset)
-    resumed.close()
-    assert [(row["epoch"], row["ap"]) for row in read_rows(folder)] == [(1, 30), (2, 25)]
-    page = (folder / "report.html").read_text()
-    assert "Epoch 1, the best" in page
-    assert page.count("<!-- findings of epoch 1 -->") == 1
-
-    (folder / "report.html").unlink()
-    lost = make_record(shapes, tmp_path)
-    add_epoch(lost, 3, 20.0, dataset)
-    lost.close()
-    page = (folder / "report.html").read_text()
-    assert "<h2>Epoch 3</h2>" in page
-    assert "best AP 30.0, AP50 60.0 at epoch 1" in page
-
-
-def test_where_there_are_joints_the_best_epoch_is_theirs(shapes: Path, tmp_path: Path, dataset: Dataset) -> None:
-    record = make_record(shapes, tmp_path)
-    for epoch, ap, keypoint_ap in ((1, 10.0, 40.0), (2, 20.0, 30.0)):
-        joints = KeypointMetrics(keypoint_ap, 90.0, 30.0)
-        metrics = dataclasses.replace(score(dataset, ap), keypoints=joints)
-        record.add_epoch(epoch, epoch, metrics, 4.0, dataset, perfect(dataset))
-    record.close()
-    text = Page((tmp_path / "test" / "report.html").read_text()).text
-    assert "best AP 10.0, AP50 20.0, keypoint AP 40.0 at epoch 1" in text
-    assert "40.0 keypoint AP" in text
-
-
-def test_rows_of_older_runs_have_a_page_too(shapes: Path, tmp_path: Path, dataset: Dataset) -> None:
-    record = make_record(shapes, tmp_path)
-    old = {"epoch": 1, "ap": 5.0, "ap50": 10.0, "seconds": 3.0}
-    (tmp_path / "test" / "metrics.jsonl").write_text(json.dumps(old) + "\n")
-    add_epoch(record, 2, 20.0, dataset)
-    record.close()
-    assert read_rows(tmp_path / "test")[0] == old
-    assert "Loss terms" in (tmp_path / "test" / "report.html").read_text()
 
 
 @pytest.mark.parametrize("target", ["folder", "folder/page.html"])
