@@ -43,7 +43,8 @@ class Checkpoint:
 
     def build_network(self) -> CenterNet:
         """The network with these weights, ready for inference on the CPU."""
-        network = build_network(self.config, len(self.labels))
+        joint_count = len(self.weights.get("keypoint_heatmap_head.2.bias", ()))
+        network = build_network(self.config, len(self.labels), joint_count)
         load_strictly(network, self.weights, Path(self.config.name))
         return network.eval()
 
@@ -62,9 +63,18 @@ def load_checkpoint(path: Path) -> Checkpoint:
     return Checkpoint(**content | {"config": Config.model_validate(content["config"])})
 
 
-def build_network(config: Config, class_count: int) -> CenterNet:
+def build_network(config: Config, class_count: int, joint_count: int = 0) -> CenterNet:
     """The network that a configuration describes, with random weights."""
-    return CenterNet(config.backbone, class_count, config.neck_width, config.head_width, config.neck)
+    return CenterNet(
+        config.backbone,
+        class_count,
+        config.neck_width,
+        config.head_width,
+        config.neck,
+        joint_count,
+        config.mean,
+        config.std,
+    )
 
 
 def git_commit() -> str:

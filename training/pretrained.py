@@ -1,11 +1,13 @@
 """Starts a network from what was trained before: ImageNet weights, or a checkpoint of our own."""
 
 import importlib
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from model.backbones.backbone import Backbone
 from model.network import CenterNet
@@ -23,16 +25,12 @@ def load_pretrained(network: CenterNet, source: str, labels: Sequence[str]) -> s
     its labels are others; raises `InvalidWeights` if anything else is missing or too much. Returns what was loaded.
     """
     path = _find_wheels_file(network.backbone) if source == "imagenet" else Path(source)
-    if not path.is_file():
-        raise InvalidWeights(f"{path}: no such file of pretrained weights")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises whatever its unpickler met
-        raise InvalidWeights(f"{path}: not a file of PyTorch weights ({type(error).__name__})") from error
+    content = read_weights(path)
     if "format_version" not in content:
         unused = network.backbone.unused_keys
         load_strictly(network.backbone, {k: v for k, v in content.items() if not k.startswith(unused)}, path)
         return f"backbone from {path.name}"
+    _check_statistics(network, content["config"], path)
     weights = content["weights"]
     if tuple(content["labels"]) == tuple(labels):
         load_strictly(network, weights, path)
@@ -42,19 +40,55 @@ def load_pretrained(network: CenterNet, source: str, labels: Sequence[str]) -> s
     return f"all but the heatmap head, which has other labels, from {path}"
 
 
-def load_strictly(module: nn.Module, weights: dict[str, torch.Tensor], path: Path) -> None:
+def read_weights(path: Path) -> dict[str, Any]:
+    """What a file of PyTorch weights holds; raises `InvalidWeights`, also where reading it could run code."""
+    if not path.is_file():
+        raise InvalidWeights(f"{path}: no such file of weights")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load raises whatever its unpickler met
+        if found := re.search(r"GLOBAL ([\w.]+)", str(error)):
+            raise InvalidWeights(
+                f"{path}: holds Python objects ({found[1]}) beside its weights, and reading them can run code. If you"
+                " trust it, save its weights alone, where what wrote it is installed: torch.save({'state_dict':"
+                " torch.load(FILE, weights_only=False)['state_dict']}, OTHER)"
+            ) from error
+        raise InvalidWeights(f"{path}: not a file of PyTorch weights ({type(error).__name__})") from error
+    if not isinstance(content, dict):
+        raise InvalidWeights(f"{path}: holds no weights by name but a {type(content).__name__}")
+    return content
+
+
+def load_strictly(module: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
     """Loads `weights` if they fit `module` exactly; raises `InvalidWeights` with every key that does not."""
-    own = module.state_dict()
-    faults = [f"missing {key}" for key in own if key not in weights]
-    faults += [f"unknown {key}" for key in weights if key not in own]
+    module.load_state_dict(fit(module.state_dict(), weights, path))
+
+
+def fit(own: Mapping[str, Tensor], weights: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """Returns `weights` if they have `own`'s keys and shapes; raises `InvalidWeights` with every key that does not fit.
+
+    Batch norms' counts of batches may be missing: old files have none, and only a norm without momentum reads them.
+    """
+    counts = {key: torch.tensor(0) for key in own if key.endswith(".num_batches_tracked")}
+    whole = counts | dict(weights)
+    faults = [f"missing {key}" for key in own if key not in whole]
+    faults += [f"unknown {key}" for key in whole if key not in own]
     faults += [
-        f"{key} is {tuple(weights[key].shape)} instead of {tuple(value.shape)}"
+        f"{key} is {tuple(whole[key].shape)} instead of {tuple(value.shape)}"
         for key, value in own.items()
-        if key in weights and weights[key].shape != value.shape
+        if key in whole and whole[key].shape != value.shape
     ]
     if faults:
         raise InvalidWeights(f"{path} does not fit this network: {', '.join(faults)}")
-    module.load_state_dict(weights)
+    return whole
+
+
+def _check_statistics(network: CenterNet, config: Mapping[str, Any], path: Path) -> None:
+    """Raises `InvalidWeights` where the checkpoint's network was fed pixels of another scale."""
+    for name, own in (("mean", network.mean), ("std", network.std)):
+        theirs = config.get(name) or getattr(network.backbone, name)  # older checkpoints have none of their own
+        if not torch.allclose(own.flatten().cpu(), torch.tensor(theirs)):
+            raise InvalidWeights(f"{path} was trained with --{name} {','.join(map(str, theirs))}: give that too")
 
 
 def _find_wheels_file(backbone: Backbone) -> Path:

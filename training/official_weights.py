@@ -1,0 +1,195 @@
+"""Published weights of CenterNet, by the paper's authors or by mmdetection, as a checkpoint of this package."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from model.network import SIZE_UNIT, CenterNet
+from training.categories import COCO, COCO_JOINTS, COCO_PEOPLE, VOC, Categories
+from training.checkpoint import Checkpoint, git_commit
+from training.config import make_config
+from training.pretrained import InvalidWeights, fit, read_weights
+
+_CATEGORIES = {80: COCO, 20: VOC, 1: COCO_PEOPLE}  # by classes of the heatmap
+# the authors' statistics, as they write them: for the channels in the order blue, green, red, and in 0..1
+_COCO_STATISTICS = {"mean": (0.40789654, 0.44719302, 0.47026115), "std": (0.28863828, 0.27408164, 0.27809835)}
+_VOC_STATISTICS = {
+    "mean": (0.485, 0.456, 0.406),
+    "std": (0.229, 0.224, 0.225),
+}  # ImageNet's, meant for red, green, blue
+
+# whether the blocks have a third convolution, and how many there are in the third layer
+_RESNETS = {(False, 2): "resnet18", (False, 6): "resnet34", (True, 6): "resnet50", (True, 23): "resnet101"}
+
+_AUTHORS_HEADS = {
+    "heatmap_head": "hm",
+    "size_head": "wh",
+    "offset_head": "reg",
+    "keypoint_head": "hps",
+    "keypoint_heatmap_head": "hm_hp",
+    "keypoint_offset_head": "hp_offset",
+}
+_MMDETECTION_HEADS = {"heatmap_head": "heatmap_head", "size_head": "wh_head", "offset_head": "offset_head"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """Which network a file is of, and what the file calls its parts."""
+
+    publisher: str
+    backbone: str
+    neck: str
+    name_of: Callable[[str], str]  # our key → the file's
+
+
+@dataclasses.dataclass(frozen=True)
+class OfficialWeights:
+    """A published file's weights under our names, doing in our network what they did in theirs."""
+
+    publisher: str
+    categories: Categories
+    joints: tuple[str, ...]
+    network_settings: dict[str, Any]  # those of `Config` that describe the network
+    weights: dict[str, Tensor]
+
+
+def import_weights(path: Path, name: str, input_size: int) -> tuple[Checkpoint, OfficialWeights]:
+    """Returns `path`'s weights as a checkpoint called `name`, and what was recognised.
+
+    Raises `InvalidWeights` as `read_official_weights` does, `InvalidConfig` for a bad name or size.
+    """
+    official = read_official_weights(path)
+    categories = official.categories
+    run = {"name": name, "dataset": categories.dataset, "data_root": ".", "epochs": 1, "input_size": input_size}
+    config = make_config(run | official.network_settings)
+    return (
+        Checkpoint(config, categories.labels, categories.ids, official.weights, 0, None, None, git_commit()),
+        official,
+    )
+
+
+def read_official_weights(path: Path) -> OfficialWeights:
+    """Recognises the network by its keys, and takes over every one of them.
+
+    Raises `InvalidWeights` where it is none of those that were published, or with every key that is missing, unknown or
+    of a wrong shape.
+    """
+    content = read_weights(path)
+    weights = content.get("state_dict", content)
+    weights = {key.removeprefix("module."): value for key, value in weights.items() if isinstance(value, Tensor)}
+    layout = _recognise(weights, path)
+    name_of = layout.name_of
+
+    def shape_of(key: str) -> torch.Size:
+        if name_of(key) not in weights:
+            raise InvalidWeights(f"{path}: missing {name_of(key)}")
+        shape: torch.Size = weights[name_of(key)].shape
+        return shape
+
+    class_count, joint_count = shape_of("heatmap_head.2.weight")[0], 0
+    if layout.publisher == "authors" and any(key.startswith("hps.") for key in weights):
+        joint_count = shape_of("keypoint_heatmap_head.2.weight")[0]
+    if class_count not in _CATEGORIES or joint_count not in (0, len(COCO_JOINTS)):
+        raise InvalidWeights(
+            f"{path}: finds {class_count} classes with {joint_count} joints; published are 80 of COCO, 20 of Pascal"
+            f" VOC, and people with {len(COCO_JOINTS)} joints"
+        )
+    head_width, neck_width = shape_of("heatmap_head.0.weight")[:2]
+    with torch.device("meta"):
+        network = CenterNet(layout.backbone, class_count, neck_width, head_width, layout.neck, joint_count)
+
+    unused = tuple(name_of(f"backbone.{key}") for key in network.backbone.unused_keys)
+    used = {key: value for key, value in weights.items() if not key.startswith(unused)} if unused else weights
+    own = network.state_dict()
+    theirs = fit({name_of(key): value for key, value in own.items()}, _absent(layout, own) | used, path)
+    ours = {key: theirs[name_of(key)].to(value.dtype) for key, value in own.items()}
+    for key in ours:
+        if key.endswith(("size_head.2.weight", "size_head.2.bias", "keypoint_head.2.weight", "keypoint_head.2.bias")):
+            ours[key] = ours[key] / SIZE_UNIT
+    settings: dict[str, Any] = {
+        "backbone": layout.backbone,
+        "neck": layout.neck,
+        "neck_width": neck_width,
+        "head_width": head_width,
+    }
+    if layout.publisher == "authors":
+        first = f"backbone.{next(iter(network.backbone.state_dict()))}"
+        ours[first] = ours[first].flip(1)  # they feed blue, green, red
+        statistics = _VOC_STATISTICS if class_count == len(VOC.labels) else _COCO_STATISTICS
+        settings |= {key: tuple(255 * value for value in reversed(values)) for key, values in statistics.items()}
+    return OfficialWeights(layout.publisher, _CATEGORIES[class_count], COCO_JOINTS[:joint_count], settings, ours)
+
+
+def _recognise(weights: Mapping[str, Tensor], path: Path) -> Layout:
+    is_deformable = any(".conv_offset" in key for key in weights)
+    if any(key.startswith("bbox_head.") for key in weights):
+        backbone = _find_resnet(weights, "backbone.", path)
+        neck = "deformable" if is_deformable else "convolutional"
+        return Layout("mmdetection", backbone, neck, _name_in_mmdetection)
+    if any(key.startswith("kps.") for key in weights):
+        return Layout("authors", "hourglass104", "none", _name_in_hourglass)
+    if any(key.startswith("base.") for key in weights):
+        return Layout("authors", "dla34", "aggregation", _name_in_dla)
+    if any(key.startswith("deconv_layers.") for key in weights):
+        neck = "deformable" if is_deformable else "transposed"
+        return Layout("authors", _find_resnet(weights, "", path), neck, _name_in_resnet)
+    raise InvalidWeights(
+        f"{path}: its keys are none of CenterNet's as its authors (ResNet, DLA-34, Hourglass-104) or mmdetection"
+        " (ResNet) publish them"
+    )
+
+
+def _find_resnet(weights: Mapping[str, Tensor], prefix: str, path: Path) -> str:
+    layer = f"{prefix}layer3."
+    keys = [key.removeprefix(layer) for key in weights if key.startswith(layer)]
+    blocks = len({key.split(".")[0] for key in keys})
+    is_bottleneck = any(".conv3." in key for key in keys)
+    if (is_bottleneck, blocks) not in _RESNETS:
+        raise InvalidWeights(f"{path}: a ResNet of {blocks} blocks in its third layer is none of the backbones here")
+    return _RESNETS[is_bottleneck, blocks]
+
+
+def _name_in_resnet(key: str) -> str:
+    part, rest = key.split(".", 1)
+    return rest if part in ("backbone", "neck") else f"{_AUTHORS_HEADS[part]}.{rest}"
+
+
+def _name_in_dla(key: str) -> str:
+    return key.replace("backbone.", "base.", 1) if key.startswith("backbone.") else _name_in_resnet(key)
+
+
+def _name_in_hourglass(key: str) -> str:
+    part, rest = key.split(".", 1)
+    if part == "backbone":
+        return rest
+    stack = "1"
+    if part == "earlier_heads":
+        stack, part, rest = rest.split(".", 2)
+    layer, kind = rest.split(".")
+    return f"{_AUTHORS_HEADS[part]}.{stack}.{'0.conv' if layer == '0' else '1'}.{kind}"
+
+
+def _name_in_mmdetection(key: str) -> str:
+    part, rest = key.split(".", 1)
+    if part == "backbone":
+        return key
+    if part != "neck":
+        return f"bbox_head.{_MMDETECTION_HEADS[part]}.{rest}"
+    # we have convolution, norm and ReLU in a row, and they a module of the three
+    layers, index, rest = rest.split(".", 2)
+    step, place = divmod(int(index), 3)
+    rest = rest.replace("conv_offset_mask", "conv_offset")
+    return f"neck.{layers}.{step}.{'bn' if place == 1 else 'conv'}.{rest}"
+
+
+def _absent(layout: Layout, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The biases that mmdetection's deformable convolutions do without, under its names."""
+    if layout.publisher != "mmdetection":
+        return {}
+    biases = {key: value for key, value in own.items() if key.startswith("neck.") and key.endswith(".bias")}
+    names = {layout.name_of(key): value for key, value in biases.items()}
+    return {name: torch.zeros(value.shape) for name, value in names.items() if name.endswith(".conv.bias")}
