@@ -37,8 +37,8 @@ BACKBONES: dict[str, Callable[[], Backbone]] = {
 NECKS: dict[str, type[Neck]] = {
     "top_down": TopDownNeck,
     "transposed": TransposedNeck,
-    "convolutional": ConvolutionalNeck,
     "deformable": DeformableNeck,
+    "convolutional": ConvolutionalNeck,
     "aggregation": AggregationNeck,
     "none": NoNeck,
 }

@@ -75,7 +75,7 @@ def count_parameters(module: nn.Module) -> int:
 
 
 def _make_table(title: str, headings: tuple[str, ...]) -> Table:
-    table = Table(title=title)
+    table = Table(title=title, caption="n x 128: takes such sizes alone")
     table.add_column("backbone", no_wrap=True)
     for heading in headings:
         table.add_column(heading, justify="left" if heading == "neck" else "right")
@@ -88,4 +88,4 @@ def _millions(module: nn.Module) -> str:
 
 def _gmacs(network: CenterNet, size: int) -> str:
     coarsest = network.backbone.coarsest_stride
-    return f"multiples of {coarsest}" if size % coarsest else f"{count_macs(network, size) / 1e9:.2f}"
+    return f"n x {coarsest}" if size % coarsest else f"{count_macs(network, size) / 1e9:.2f}"
