@@ -161,6 +161,7 @@ def test_train_evaluate_export_evaluate_in_a_row(
         (["evaluate", "none.pt"], "none.pt: no such checkpoint"),
         (["evaluate", "none.onnx"], "none.onnx"),
         (["export", __file__, "out.onnx"], "not a checkpoint of this package"),
+        (["import", "none.pth", "out.pt"], "none.pth: no such file of weights"),
         (["train", "none.toml"], "none.toml: no such configuration file"),
         (["evaluate", "none.pt", "--threshold", "3"], "unknown argument --threshold"),
     ],

@@ -159,6 +159,16 @@ def test_other_numbers_of_classes_and_other_networks_are_refused(tmp_path: Path)
         read_official_weights(save(tmp_path / "b.pth", {"conv1.weight": torch.zeros(1)}))
 
 
+def test_a_size_that_the_backbone_cannot_take_is_refused_before_anything_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = save(tmp_path / "hg.pth", published.empty_weights(PUBLISHED["ctdet_coco_hg"][0]))
+    with pytest.raises(SystemExit):
+        main(["import", str(path), str(tmp_path / "hg.pt"), "--input-size", "320"])
+    assert "input_size: Value error, must be a multiple of 128" in capsys.readouterr().err
+    assert not (tmp_path / "hg.pt").exists()
+
+
 def test_python_objects_beside_the_weights_are_named_with_a_way_out(tmp_path: Path) -> None:
     path = save(tmp_path / "log.pth", {"w": torch.zeros(1)}, meta={"time": datetime.timedelta(seconds=1)})
     with pytest.raises(InvalidWeights, match=r"Python objects \(datetime.timedelta\).*save its weights alone"):
