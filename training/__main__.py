@@ -110,7 +110,7 @@ def _import(parsed: argparse.Namespace, console: Console) -> None:
     config = checkpoint.config
     joints = f" with {len(official.joints)} joints" if official.joints else ""
     console.print(
-        f"{config.backbone} with neck {config.neck} by {official.publisher}: {len(checkpoint.labels)} classes{joints}"
+        f"{config.backbone} with neck {config.neck}, by {official.publisher}: {len(checkpoint.labels)} classes{joints}"
         f" of {config.dataset}"
     )
     console.print(f"wrote {parsed.output}, {parsed.output.stat().st_size / 1e6:.1f} MB")

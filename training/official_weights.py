@@ -14,13 +14,11 @@ from training.checkpoint import Checkpoint, git_commit
 from training.config import make_config
 from training.pretrained import InvalidWeights, fit, read_weights
 
-_CATEGORIES = {80: COCO, 20: VOC, 1: COCO_PEOPLE}  # by classes of the heatmap
-# the authors' statistics, as they write them: for the channels in the order blue, green, red, and in 0..1
+_AUTHORS, _MMDETECTION = "its authors", "mmdetection"
+_CATEGORIES = {(80, 0): COCO, (20, 0): VOC, (1, len(COCO_JOINTS)): COCO_PEOPLE}  # by numbers of classes and joints
+# the authors' statistics as they apply them: to the channels in the order blue, green, red, and in 0..1
 _COCO_STATISTICS = {"mean": (0.40789654, 0.44719302, 0.47026115), "std": (0.28863828, 0.27408164, 0.27809835)}
-_VOC_STATISTICS = {
-    "mean": (0.485, 0.456, 0.406),
-    "std": (0.229, 0.224, 0.225),
-}  # ImageNet's, meant for red, green, blue
+_VOC_STATISTICS = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}  # ImageNet's of red, green, blue
 
 # whether the blocks have a third convolution, and how many there are in the third layer
 _RESNETS = {(False, 2): "resnet18", (False, 6): "resnet34", (True, 6): "resnet50", (True, 23): "resnet101"}
@@ -66,10 +64,8 @@ def import_weights(path: Path, name: str, input_size: int) -> tuple[Checkpoint, 
     categories = official.categories
     run = {"name": name, "dataset": categories.dataset, "data_root": ".", "epochs": 1, "input_size": input_size}
     config = make_config(run | official.network_settings)
-    return (
-        Checkpoint(config, categories.labels, categories.ids, official.weights, 0, None, None, git_commit()),
-        official,
-    )
+    checkpoint = Checkpoint(config, categories.labels, categories.ids, official.weights, 0, None, None, git_commit())
+    return checkpoint, official
 
 
 def read_official_weights(path: Path) -> OfficialWeights:
@@ -82,46 +78,59 @@ def read_official_weights(path: Path) -> OfficialWeights:
     weights = content.get("state_dict", content)
     weights = {key.removeprefix("module."): value for key, value in weights.items() if isinstance(value, Tensor)}
     layout = _recognise(weights, path)
-    name_of = layout.name_of
-
-    def shape_of(key: str) -> torch.Size:
-        if name_of(key) not in weights:
-            raise InvalidWeights(f"{path}: missing {name_of(key)}")
-        shape: torch.Size = weights[name_of(key)].shape
-        return shape
-
-    class_count, joint_count = shape_of("heatmap_head.2.weight")[0], 0
-    if layout.publisher == "authors" and any(key.startswith("hps.") for key in weights):
-        joint_count = shape_of("keypoint_heatmap_head.2.weight")[0]
-    if class_count not in _CATEGORIES or joint_count not in (0, len(COCO_JOINTS)):
+    class_count, head_width, *_ = _shape(weights, layout.name_of("heatmap_head.2.weight"), path)
+    _, neck_width, *_ = _shape(weights, layout.name_of("heatmap_head.0.weight"), path)
+    joint_count = 0
+    if any(key.startswith("hps.") for key in weights):
+        joint_count = _shape(weights, layout.name_of("keypoint_heatmap_head.2.weight"), path)[0]
+    if (class_count, joint_count) not in _CATEGORIES:
         raise InvalidWeights(
-            f"{path}: finds {class_count} classes with {joint_count} joints; published are 80 of COCO, 20 of Pascal"
-            f" VOC, and people with {len(COCO_JOINTS)} joints"
+            f"{path}: finds {class_count} classes with {joint_count} joints; published are 80 of COCO and 20 of Pascal"
+            f" VOC without any, and people with {len(COCO_JOINTS)}"
         )
-    head_width, neck_width = shape_of("heatmap_head.0.weight")[:2]
     with torch.device("meta"):
         network = CenterNet(layout.backbone, class_count, neck_width, head_width, layout.neck, joint_count)
-
-    unused = tuple(name_of(f"backbone.{key}") for key in network.backbone.unused_keys)
-    used = {key: value for key, value in weights.items() if not key.startswith(unused)} if unused else weights
-    own = network.state_dict()
-    theirs = fit({name_of(key): value for key, value in own.items()}, _absent(layout, own) | used, path)
-    ours = {key: theirs[name_of(key)].to(value.dtype) for key, value in own.items()}
-    for key in ours:
-        if key.endswith(("size_head.2.weight", "size_head.2.bias", "keypoint_head.2.weight", "keypoint_head.2.bias")):
-            ours[key] = ours[key] / SIZE_UNIT
     settings: dict[str, Any] = {
         "backbone": layout.backbone,
         "neck": layout.neck,
         "neck_width": neck_width,
         "head_width": head_width,
     }
-    if layout.publisher == "authors":
+    ours = _translate(network, layout, weights, path)
+    if layout.publisher == _AUTHORS:
         first = f"backbone.{next(iter(network.backbone.state_dict()))}"
         ours[first] = ours[first].flip(1)  # they feed blue, green, red
         statistics = _VOC_STATISTICS if class_count == len(VOC.labels) else _COCO_STATISTICS
         settings |= {key: tuple(255 * value for value in reversed(values)) for key, values in statistics.items()}
-    return OfficialWeights(layout.publisher, _CATEGORIES[class_count], COCO_JOINTS[:joint_count], settings, ours)
+    categories = _CATEGORIES[class_count, joint_count]
+    return OfficialWeights(layout.publisher, categories, COCO_JOINTS[:joint_count], settings, ours)
+
+
+def _translate(network: CenterNet, layout: Layout, weights: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """The weights under our names, in our units."""
+    own, name_of = network.state_dict(), layout.name_of
+    unused = tuple(name_of(f"backbone.{key}") for key in network.backbone.unused_keys)
+    theirs = {key: value for key, value in weights.items() if not key.startswith(unused)}
+    if layout.publisher == _MMDETECTION:  # its deformable convolutions do without a bias
+        biases = {name_of(key): value for key, value in own.items() if key.endswith(".bias")}
+        zeros = {key: torch.zeros(value.shape) for key, value in biases.items() if key.endswith(".conv.bias")}
+        theirs = zeros | theirs
+    theirs = fit({name_of(key): value for key, value in own.items()}, theirs, path)
+    ours = {key: theirs[name_of(key)].to(value.dtype) for key, value in own.items()}
+    for key in ours:
+        if key.endswith(("size_head.2.weight", "size_head.2.bias", "keypoint_head.2.weight", "keypoint_head.2.bias")):
+            ours[key] = ours[key] / SIZE_UNIT
+    return ours
+
+
+def _shape(weights: Mapping[str, Tensor], name: str, path: Path) -> torch.Size:
+    """That of a convolution's weight; raises `InvalidWeights` where it is missing or no such thing."""
+    if name not in weights:
+        raise InvalidWeights(f"{path}: missing {name}")
+    shape = weights[name].shape
+    if len(shape) != 4:
+        raise InvalidWeights(f"{path}: {name} is {tuple(shape)}, which is no convolution's")
+    return shape
 
 
 def _recognise(weights: Mapping[str, Tensor], path: Path) -> Layout:
@@ -129,14 +138,14 @@ def _recognise(weights: Mapping[str, Tensor], path: Path) -> Layout:
     if any(key.startswith("bbox_head.") for key in weights):
         backbone = _find_resnet(weights, "backbone.", path)
         neck = "deformable" if is_deformable else "convolutional"
-        return Layout("mmdetection", backbone, neck, _name_in_mmdetection)
+        return Layout(_MMDETECTION, backbone, neck, _name_in_mmdetection)
     if any(key.startswith("kps.") for key in weights):
-        return Layout("authors", "hourglass104", "none", _name_in_hourglass)
+        return Layout(_AUTHORS, "hourglass104", "none", _name_in_hourglass)
     if any(key.startswith("base.") for key in weights):
-        return Layout("authors", "dla34", "aggregation", _name_in_dla)
+        return Layout(_AUTHORS, "dla34", "aggregation", _name_in_dla)
     if any(key.startswith("deconv_layers.") for key in weights):
         neck = "deformable" if is_deformable else "transposed"
-        return Layout("authors", _find_resnet(weights, "", path), neck, _name_in_resnet)
+        return Layout(_AUTHORS, _find_resnet(weights, "", path), neck, _name_in_resnet)
     raise InvalidWeights(
         f"{path}: its keys are none of CenterNet's as its authors (ResNet, DLA-34, Hourglass-104) or mmdetection"
         " (ResNet) publish them"
@@ -184,12 +193,3 @@ def _name_in_mmdetection(key: str) -> str:
     step, place = divmod(int(index), 3)
     rest = rest.replace("conv_offset_mask", "conv_offset")
     return f"neck.{layers}.{step}.{'bn' if place == 1 else 'conv'}.{rest}"
-
-
-def _absent(layout: Layout, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The biases that mmdetection's deformable convolutions do without, under its names."""
-    if layout.publisher != "mmdetection":
-        return {}
-    biases = {key: value for key, value in own.items() if key.startswith("neck.") and key.endswith(".bias")}
-    names = {layout.name_of(key): value for key, value in biases.items()}
-    return {name: torch.zeros(value.shape) for name, value in names.items() if name.endswith(".conv.bias")}
