@@ -25,8 +25,8 @@ class DeformableConv(nn.Module):
         """Convolves."""
         rows_first, columns_first, mask = self.conv_offset_mask(x).chunk(3, dim=1)
         offset = torch.cat([rows_first, columns_first], dim=1)
-        # bfloat16 has too few digits for places
-        with torch.autocast(x.device.type, enabled=False):
+        # bfloat16 has too few digits for places; a tensor without values has no kind of device that autocast knows
+        with torch.autocast("cpu" if x.is_meta else x.device.type, enabled=False):
             inputs = (x.float(), self.weight, offset.float(), self.bias, mask.float().sigmoid())
             if torch.compiler.is_exporting():
                 y: Tensor = torch.ops.centernet.deform_conv(*inputs)

@@ -1,8 +1,9 @@
 """The CenterNet network: backbone, neck and the three heads (Zhou et al., arXiv 1904.07850)."""
 
+import functools
 import math
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -10,13 +11,15 @@ from torch import Tensor, nn
 from model.backbones.backbone import Backbone
 from model.backbones.dla import dla34
 from model.backbones.efficientnet_lite import efficientnet_lite0, efficientnet_lite1, efficientnet_lite2
+from model.backbones.hourglass import hourglass104
 from model.backbones.resnet import resnet18, resnet34, resnet50, resnet101
+from model.necks.aggregation import AggregationNeck
 from model.necks.neck import Neck
+from model.necks.none import NoNeck
 from model.necks.top_down import TopDownNeck
-from model.necks.transposed import DeformableNeck, TransposedNeck
+from model.necks.transposed import ConvolutionalNeck, DeformableNeck, TransposedNeck
 
 STRIDE = 4
-COARSEST_STRIDE = 32  # inputs are multiples of it
 SIZE_UNIT = 16.0  # output pixels: the size head's raw 1.0, so that its weights need not grow to reach whole photos
 
 BACKBONES: dict[str, Callable[[], Backbone]] = {
@@ -28,13 +31,30 @@ BACKBONES: dict[str, Callable[[], Backbone]] = {
     "resnet50": resnet50,
     "resnet101": resnet101,
     "dla34": dla34,
+    "hourglass104": hourglass104,
 }
 
 NECKS: dict[str, type[Neck]] = {
     "top_down": TopDownNeck,
     "transposed": TransposedNeck,
     "deformable": DeformableNeck,
+    "convolutional": ConvolutionalNeck,
+    "aggregation": AggregationNeck,
+    "none": NoNeck,
 }
+
+
+@functools.cache
+def describe_backbone(name: str) -> Backbone:
+    """The backbone without values, for what it says of itself."""
+    with torch.device("meta"):
+        return BACKBONES[name]()
+
+
+def fitting_necks(backbone: str) -> list[str]:
+    """The names of the necks that bring the backbone's maps to stride 4."""
+    comes_back_to_it = set(describe_backbone(backbone).strides) == {STRIDE}
+    return [name for name, neck in NECKS.items() if (neck is NoNeck) == comes_back_to_it]
 
 
 class KeypointMaps(NamedTuple):
@@ -52,51 +72,35 @@ class HeadMaps(NamedTuple):
     size: Tensor  # (B, 2, H/4, W/4), width and height in output pixels
     offset: Tensor  # (B, 2, H/4, W/4), from the cell's corner to the centre (x, y), in output pixels
     keypoints: KeypointMaps | None = None  # where the network knows joints
+    earlier: tuple["HeadMaps", ...] = ()  # what a stacked backbone's earlier maps say, to learn from alone
 
 
-class CenterNet(nn.Module):
-    """Photos in, head maps out; `model.codec.decode` turns those into boxes.
+class Heads(nn.Module):
+    """What reads the head maps off one map at stride 4."""
 
-    Shapes: images (B, H, W, 3), uint8, RGB, H and W multiples of 32 → `HeadMaps`.
-    """
+    def add_heads(self, in_channels: int, width: int, class_count: int, joint_count: int) -> Self:
+        """Makes the heads, of a hidden layer of `width` each; those of keypoints where there are joints.
 
-    mean: Tensor
-    std: Tensor
-
-    def __init__(
-        self,
-        backbone: str,
-        class_count: int,
-        neck_width: int = 64,
-        head_width: int = 64,
-        neck: str = "top_down",
-        joint_count: int = 0,
-    ) -> None:
-        super().__init__()
-        self.backbone = BACKBONES[backbone]()
-        self.neck = NECKS[neck](self.backbone.channels, neck_width)
-        self.heatmap_head = _head(neck_width, head_width, class_count)
-        self.size_head = _head(neck_width, head_width, 2)
-        self.offset_head = _head(neck_width, head_width, 2)
+        Not the constructor, so that the network can have its own behind the neck: optimisers know parameters by place.
+        """
+        self.heatmap_head = _head(in_channels, width, class_count)
+        self.size_head = _head(in_channels, width, 2)
+        self.offset_head = _head(in_channels, width, 2)
         self.joint_count = joint_count
         if joint_count:
-            self.keypoint_head = _head(neck_width, head_width, 2 * joint_count)
-            self.keypoint_heatmap_head = _head(neck_width, head_width, joint_count)
-            self.keypoint_offset_head = _head(neck_width, head_width, 2)
+            self.keypoint_head = _head(in_channels, width, 2 * joint_count)
+            self.keypoint_heatmap_head = _head(in_channels, width, joint_count)
+            self.keypoint_offset_head = _head(in_channels, width, 2)
             nn.init.constant_(_last_bias(self.keypoint_heatmap_head), -math.log(9.0))
             nn.init.constant_(_last_bias(self.keypoint_offset_head), 0.5)
         # every cell starts at p = 0.1, so that the many negatives do not drown the first steps (section 5 of the paper)
         nn.init.constant_(_last_bias(self.heatmap_head), -math.log(9.0))
         nn.init.constant_(_last_bias(self.size_head), 1.0)
         nn.init.constant_(_last_bias(self.offset_head), 0.5)
-        self.register_buffer("mean", torch.tensor(self.backbone.mean).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(self.backbone.std).view(1, 3, 1, 1), persistent=False)
+        return self
 
-    def forward(self, images: Tensor) -> HeadMaps:
-        """Computes the head maps."""
-        x = images.permute(0, 3, 1, 2).float()  # NHWC bytes are channels_last already: no copy
-        x = (x - self.mean) / self.std
-        features = self.neck(self.backbone(x))
+    def read(self, features: Tensor) -> HeadMaps:
+        """(B, in_channels, H/4, W/4) → the head maps."""
         return HeadMaps(
             heatmap=self.heatmap_head(features).float(),
             size=self.size_head(features).float() * SIZE_UNIT,
@@ -110,6 +114,54 @@ class CenterNet(nn.Module):
             heatmap=self.keypoint_heatmap_head(features).float(),
             offset=self.keypoint_offset_head(features).float(),
         )
+
+
+class CenterNet(Heads):
+    """Photos in, head maps out; `model.codec.decode` turns those into boxes.
+
+    Shapes: images (B, H, W, 3), uint8, RGB, H and W multiples of the backbone's coarsest stride → `HeadMaps`. Where
+    several maps come from a backbone at stride 4, the heads of the network itself read the last one; the others have
+    heads of their own, which work in training alone. `mean` and `std` are of RGB in 0..255; None: the backbone's.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        backbone: str,
+        class_count: int,
+        neck_width: int = 64,
+        head_width: int = 64,
+        neck: str = "top_down",
+        joint_count: int = 0,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+    ) -> None:
+        super().__init__()
+        self.backbone = BACKBONES[backbone]()
+        self.neck = NECKS[neck](self.backbone.channels, neck_width)
+        self.add_heads(self.neck.width, head_width, class_count, joint_count)
+        earlier = self.backbone.channels[:-1] if neck == "none" else ()
+        self.earlier_heads = nn.ModuleList(
+            Heads().add_heads(channels, head_width, class_count, joint_count) for channels in earlier
+        )
+        for name, statistic in (("mean", mean or self.backbone.mean), ("std", std or self.backbone.std)):
+            self.register_buffer(name, torch.tensor(statistic).view(1, 3, 1, 1), persistent=False)
+
+    def forward(self, images: Tensor) -> HeadMaps:
+        """Computes the head maps."""
+        x = images.permute(0, 3, 1, 2).float()  # NHWC bytes are channels_last already: no copy
+        x = (x - self.mean) / self.std
+        maps = self.backbone(x)
+        found = self.read(self.neck(maps))
+        if not self.training:
+            return found
+        earlier = []
+        for heads, each in zip(self.earlier_heads, maps, strict=False):
+            assert isinstance(heads, Heads)
+            earlier.append(heads.read(each))
+        return found._replace(earlier=tuple(earlier))
 
 
 def _head(in_channels: int, width: int, out_channels: int) -> nn.Sequential:

@@ -1,4 +1,4 @@
-"""`python -m training train|evaluate|export|inspect|models`."""
+"""`python -m training train|evaluate|export|import|inspect|models`."""
 
 import argparse
 import dataclasses
@@ -21,6 +21,7 @@ from training.inspect import inspect_dataset
 from training.log import Log
 from training.metrics import measure
 from training.models import print_models
+from training.official_weights import import_weights
 from training.pretrained import InvalidWeights
 from training.report import Subject, render_findings, render_report, replace_text
 from training.train import NonFiniteLoss, train
@@ -57,6 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             _evaluate(parsed, console)
         elif parsed.command == "models":
             print_models(parsed.size, parsed.classes, console)
+        elif parsed.command == "import":
+            _import(parsed, console)
         else:
             checkpoint = load_checkpoint(parsed.checkpoint)
             export(checkpoint, _val_set(parsed, checkpoint.config), parsed.model, console)
@@ -98,7 +101,8 @@ def _evaluate(parsed: argparse.Namespace, console: Console) -> None:
         config = checkpoint.config
         dataset = _val_set(parsed, config)
         network = checkpoint.build_network()
-        found = detect_with_network(network, dataset, config.input_size, config.workers, console, test_time)
+        stride = network.backbone.coarsest_stride
+        found = detect_with_network(network, dataset, config.input_size, config.workers, console, test_time, stride)
         name, commit, device = config.name, checkpoint.git_commit, "cpu"
         configuration = config.model_dump(mode="json") | {"test_time": test_time}
     metrics = measure(dataset, found)
@@ -115,6 +119,18 @@ def _evaluate(parsed: argparse.Namespace, console: Console) -> None:
         subject = Subject(name, f"{path}, measured", data, commit, configuration, environment)
         replace_text(page, render_report(subject, (), render_findings(dataset, found, metrics, "Figures", 0)))
         console.print(f"wrote {page}")
+
+
+def _import(parsed: argparse.Namespace, console: Console) -> None:
+    checkpoint, official = import_weights(parsed.weights, parsed.name or parsed.output.stem, parsed.input_size)
+    checkpoint.save(parsed.output)
+    config = checkpoint.config
+    joints = f" with {len(checkpoint.skeleton.joints)} joints" if checkpoint.skeleton.joints else ""
+    console.print(
+        f"{config.backbone} with neck {config.neck}, by {official.publisher}: {len(checkpoint.labels)} classes{joints}"
+        f" of {config.dataset}"
+    )
+    console.print(f"wrote {parsed.output}, {parsed.output.stat().st_size / 1e6:.1f} MB")
 
 
 def _inspect(parsed: argparse.Namespace, overrides: dict[str, str], console: Console) -> None:
@@ -166,6 +182,13 @@ def _parser() -> argparse.ArgumentParser:
     exporting = commands.add_parser("export", parents=[data], help="write the ONNX file that serves")
     exporting.add_argument("checkpoint", type=Path)
     exporting.add_argument("model", type=Path, metavar="MODEL.onnx")
+    importing = commands.add_parser(
+        "import", help="published weights of CenterNet, as a checkpoint to evaluate and export"
+    )
+    importing.add_argument("weights", type=Path, metavar="PUBLISHED.pth", help="the authors' or mmdetection's file")
+    importing.add_argument("output", type=Path, metavar="OUTPUT.pt")
+    importing.add_argument("--name", help="of the run, as if there had been one; default: the output's")
+    importing.add_argument("--input-size", type=int, default=512, help="pixels; default: 512, as published")
     inspecting = commands.add_parser("inspect", help="look a data set over; --key value as for train")
     inspecting.add_argument("annotations", type=Path, help="COCO's .json, VOC's .txt or YOLO's .yaml")
     inspecting.add_argument("images", type=Path, help="the folder of the photos")

@@ -69,7 +69,16 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
 def build_network(config: Config, class_count: int, joint_count: int = 0) -> CenterNet:
     """The network that a configuration describes, with random weights."""
-    return CenterNet(config.backbone, class_count, config.neck_width, config.head_width, config.neck, joint_count)
+    return CenterNet(
+        config.backbone,
+        class_count,
+        config.neck_width,
+        config.head_width,
+        config.neck,
+        joint_count,
+        config.mean,
+        config.std,
+    )
 
 
 def git_commit() -> str:

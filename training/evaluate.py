@@ -12,10 +12,11 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
+from model.backbones.backbone import Backbone
 from model.codec import decode
 from model.detector import Detections, Detector, move_to_photo
 from model.letterbox import place
-from model.network import COARSEST_STRIDE, HeadMaps, KeypointMaps
+from model.network import HeadMaps, KeypointMaps
 from training.datasets.dataset import Dataset, InvalidDataset
 from training.loader import evaluation_batches
 from training.metrics import Metrics
@@ -44,9 +45,13 @@ def detect_with_network(
     workers: int,
     console: Console,
     test_time: TestTime = TestTime(),  # it is frozen
+    coarsest_stride: int = Backbone.coarsest_stride,
 ) -> list[Detections]:
-    """Finds the objects of every photo by a `CenterNet` or an average of one, at `size` pixels in fp32."""
-    sizes = [max(1, round(size * scale / COARSEST_STRIDE)) * COARSEST_STRIDE for scale in test_time.scales]
+    """Finds the objects of every photo by a `CenterNet` or an average of one, at `size` pixels in fp32.
+
+    Scaled sizes are rounded to multiples of `coarsest_stride`, the network's backbone's.
+    """
+    sizes = [max(1, round(size * scale / coarsest_stride)) * coarsest_stride for scale in test_time.scales]
     found = [_detect_at(network, dataset, each, workers, console, test_time.flip) for each in sizes]
     if len(found) == 1 and not test_time.soft_nms:
         return found[0]

@@ -14,7 +14,15 @@ from training.config import Config
 
 
 def detection_losses(maps: HeadMaps, targets: Targets, config: Config) -> dict[str, Tensor]:
-    """Every term, already weighted, by name; their sum is what is minimised. Maps and targets carry a batch."""
+    """Every term, already weighted, by name; their sum is what is minimised. Maps and targets carry a batch.
+
+    Of a stacked network each term is the mean over its stacks.
+    """
+    stacks = [_losses_of_stack(stack, targets, config) for stack in (*maps.earlier, maps)]
+    return {name: torch.stack([terms[name] for terms in stacks]).mean() for name in stacks[0]}
+
+
+def _losses_of_stack(maps: HeadMaps, targets: Targets, config: Config) -> dict[str, Tensor]:
     object_count = targets.mask.sum().clamp(min=1)
     heatmap_loss = HEATMAP_LOSSES[config.heatmap_loss]
     terms = {"heatmap": config.heatmap_weight * heatmap_loss(maps.heatmap, targets.heatmap) / object_count}

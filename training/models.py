@@ -1,4 +1,4 @@
-"""What each backbone costs: `python -m training models`."""
+"""What each backbone costs, and what the paper makes of it: `python -m training models`."""
 
 import torch
 from rich.console import Console
@@ -6,7 +6,7 @@ from rich.table import Table
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from model.network import BACKBONES, COARSEST_STRIDE, CenterNet
+from model.network import BACKBONES, CenterNet, describe_backbone, fitting_necks
 from training.config import InvalidConfig
 
 # millions of parameters without the classifier: torchvision's for ResNet, DLA's authors', the wheels' for Lite
@@ -22,34 +22,70 @@ _PUBLISHED = {
 }
 
 
-def print_models(size: int, class_count: int, console: Console) -> None:
-    """A table of all backbones: parameters and multiply-accumulates of one picture of `size` pixels squared.
+# the paper's networks: backbone, neck, width of the heads, and the AP on COCO val that table 1 and section 6.1 give
+_PAPERS = (
+    ("resnet18", "deformable", 64, 28.1),
+    ("resnet101", "deformable", 64, 34.6),
+    ("dla34", "aggregation", 256, 37.4),
+    ("hourglass104", "none", 256, 40.3),
+)
 
-    Raises `InvalidConfig` for a size that the networks cannot take.
+
+def print_models(size: int, class_count: int, console: Console) -> None:
+    """Two tables of parameters and multiply-accumulates of one picture of `size` pixels squared.
+
+    One is of all backbones, with the first neck that fits, the other of the paper's networks. Raises `InvalidConfig`
+    for a size that no network can take.
     """
-    if size <= 0 or size % COARSEST_STRIDE:
-        raise InvalidConfig(f"size {size}: choose a multiple of {COARSEST_STRIDE}, the network's coarsest stride")
-    table = Table(title=f"one picture of {size} x {size} pixels, {class_count} classes; parameters in millions")
-    table.add_column("backbone", no_wrap=True)
-    for heading in ("alone", "published", "with neck and heads", "GMACs"):
-        table.add_column(heading, justify="right")
+    coarsest = min(describe_backbone(name).coarsest_stride for name in BACKBONES)
+    if size <= 0 or size % coarsest:
+        raise InvalidConfig(f"size {size}: choose a multiple of {coarsest}, the networks' coarsest stride")
+    title = f"one picture of {size} x {size} pixels, {class_count} classes; parameters in millions"
+    table = _make_table(title, ("alone", "published", "with neck and heads", "GMACs"))
     for name in BACKBONES:
-        network, macs = build_and_count(name, size, class_count)
-        own, whole = (count_parameters(module) / 1e6 for module in (network.backbone, network))
-        table.add_row(name, f"{own:.2f}", f"{_PUBLISHED[name]:.2f}", f"{whole:.2f}", f"{macs / 1e9:.2f}")
+        network = build(name, fitting_necks(name)[0], 64, class_count)
+        published = f"{_PUBLISHED[name]:.2f}" if name in _PUBLISHED else "-"
+        table.add_row(name, _millions(network.backbone), published, _millions(network), _gmacs(network, size))
+    console.print(table)
+
+    table = _make_table("the paper's networks", ("neck", "with neck and heads", "GMACs", "published AP"))
+    for name, neck, head_width, ap in _PAPERS:
+        network = build(name, neck, head_width, class_count)
+        table.add_row(name, neck, _millions(network), _gmacs(network, size), f"{ap:.1f}")
     console.print(table)
 
 
-def build_and_count(backbone: str, size: int, class_count: int) -> tuple[CenterNet, int]:
-    """Returns a detector without values, and how many multiply-accumulates one picture takes."""
+def build(backbone: str, neck: str, head_width: int, class_count: int) -> CenterNet:
+    """Returns a detector without values."""
     with torch.device("meta"):
-        network = CenterNet(backbone, class_count).eval()
-        images = torch.zeros(1, size, size, 3, dtype=torch.uint8)
+        return CenterNet(backbone, class_count, head_width=head_width, neck=neck).eval()
+
+
+def count_macs(network: CenterNet, size: int) -> int:
+    """Returns how many multiply-accumulates one picture of `size` pixels squared takes `network`, from `build`."""
+    images = torch.zeros(1, size, size, 3, dtype=torch.uint8, device="meta")
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
         network(images)
-    return network, counter.get_total_flops() // 2
+    return int(counter.get_total_flops()) // 2
 
 
 def count_parameters(module: nn.Module) -> int:
     """Returns how many numbers are trained."""
     return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _make_table(title: str, headings: tuple[str, ...]) -> Table:
+    table = Table(title=title, caption="n x 128: takes such sizes alone")
+    table.add_column("backbone", no_wrap=True)
+    for heading in headings:
+        table.add_column(heading, justify="left" if heading == "neck" else "right")
+    return table
+
+
+def _millions(module: nn.Module) -> str:
+    return f"{count_parameters(module) / 1e6:.2f}"
+
+
+def _gmacs(network: CenterNet, size: int) -> str:
+    coarsest = network.backbone.coarsest_stride
+    return f"n x {coarsest}" if size % coarsest else f"{count_macs(network, size) / 1e9:.2f}"

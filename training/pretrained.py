@@ -1,16 +1,18 @@
 """Starts a network from what was trained before: ImageNet weights, or a checkpoint of our own."""
 
 import importlib
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from model.backbones.backbone import Backbone
 from model.network import CenterNet
 
-_LABEL_KEYS = ("heatmap_head.2.weight", "heatmap_head.2.bias")  # a row for each label
+_LABEL_ROWS = re.compile(r"(^|\.)heatmap_head\.2\.")  # the keys of what has a row for each label
 
 
 class InvalidWeights(Exception):
@@ -26,47 +28,82 @@ def load_pretrained(network: CenterNet, source: str, labels: Sequence[str], join
     Returns what was loaded.
     """
     path = _find_wheels_file(network.backbone) if source == "imagenet" else Path(source)
-    if not path.is_file():
-        raise InvalidWeights(f"{path}: no such file of pretrained weights")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises whatever its unpickler met
-        raise InvalidWeights(f"{path}: not a file of PyTorch weights ({type(error).__name__})") from error
+    content = read_weights(path)
     if "format_version" not in content:
         unused = network.backbone.unused_keys
         load_strictly(network.backbone, {k: v for k, v in content.items() if not k.startswith(unused)}, path)
         return f"backbone from {path.name}"
+    _check_statistics(network, content["config"], path)
     own, weights = network.state_dict(), content["weights"]
     has_other_labels = tuple(content["labels"]) != tuple(labels)
     has_other_joints = tuple(content.get("skeleton", {}).get("joints", ())) != tuple(joints)
-    begins_anew = _LABEL_KEYS * has_other_labels + ("keypoint_",) * has_other_joints
-    fresh = {key: value for key, value in own.items() if key.startswith(begins_anew)}
-    kept = {key: value for key, value in weights.items() if not key.startswith(begins_anew)}
-    load_strictly(network, kept | fresh, path)
-    if not fresh:
+    rows = {key for key in own if has_other_labels and _LABEL_ROWS.search(key)}
+    anew = rows | {key for key in own if has_other_joints and "keypoint_" in key}
+    kept = {
+        key: value
+        for key, value in weights.items()
+        if not (has_other_labels and _LABEL_ROWS.search(key)) and not (has_other_joints and "keypoint_" in key)
+    }
+    load_strictly(network, kept | {key: own[key] for key in anew}, path)
+    if not anew:
         return f"everything from {path}"
     known = [label for label in labels if label in content["labels"]]
-    if has_other_labels:
-        here, there = ([every.index(label) for label in known] for every in (labels, content["labels"]))
-        for key in _LABEL_KEYS:
-            own[key][here] = weights[key][there]  # the state dict shares its memory with the network
-    heads = ", ".join(sorted({key.partition(".")[0] for key in fresh}))
+    here, there = ([every.index(label) for label in known] for every in (labels, content["labels"]))
+    for key in rows:
+        own[key][here] = weights[key][there]  # the state dict shares its memory with the network
+    heads = ", ".join(sorted({key.split(".")[-3] for key in anew}))
     return f"all from {path} but {heads}: begun anew" + (f", apart from {', '.join(known)}" if known else "")
 
 
-def load_strictly(module: nn.Module, weights: dict[str, torch.Tensor], path: Path) -> None:
+def read_weights(path: Path) -> dict[str, Any]:
+    """What a file of PyTorch weights holds; raises `InvalidWeights`, also where reading it could run code."""
+    if not path.is_file():
+        raise InvalidWeights(f"{path}: no such file of weights")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load raises whatever its unpickler met
+        if found := re.search(r"GLOBAL ([\w.]+)", str(error)):
+            raise InvalidWeights(
+                f"{path}: holds Python objects ({found[1]}) beside its weights, and reading them can run code. If you"
+                " trust it, save its weights alone, where what wrote it is installed: torch.save({'state_dict':"
+                " torch.load(FILE, weights_only=False)['state_dict']}, OTHER)"
+            ) from error
+        raise InvalidWeights(f"{path}: not a file of PyTorch weights ({type(error).__name__})") from error
+    if not isinstance(content, dict):
+        raise InvalidWeights(f"{path}: holds no weights by name but a {type(content).__name__}")
+    return content
+
+
+def load_strictly(module: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
     """Loads `weights` if they fit `module` exactly; raises `InvalidWeights` with every key that does not."""
-    own = module.state_dict()
-    faults = [f"missing {key}" for key in own if key not in weights]
-    faults += [f"unknown {key}" for key in weights if key not in own]
+    module.load_state_dict(fit(module.state_dict(), weights, path))
+
+
+def fit(own: Mapping[str, Tensor], weights: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """Returns `weights` if they have `own`'s keys and shapes; raises `InvalidWeights` with every key that does not fit.
+
+    Batch norms' counts of batches may be missing: old files have none, and only a norm without momentum reads them.
+    """
+    counts = {key: torch.tensor(0) for key in own if key.endswith(".num_batches_tracked")}
+    whole = counts | dict(weights)
+    faults = [f"missing {key}" for key in own if key not in whole]
+    faults += [f"unknown {key}" for key in whole if key not in own]
     faults += [
-        f"{key} is {tuple(weights[key].shape)} instead of {tuple(value.shape)}"
+        f"{key} is {tuple(whole[key].shape)} instead of {tuple(value.shape)}"
         for key, value in own.items()
-        if key in weights and weights[key].shape != value.shape
+        if key in whole and whole[key].shape != value.shape
     ]
     if faults:
         raise InvalidWeights(f"{path} does not fit this network: {', '.join(faults)}")
-    module.load_state_dict(weights)
+    return whole
+
+
+def _check_statistics(network: CenterNet, config: Mapping[str, Any], path: Path) -> None:
+    """Raises `InvalidWeights` where the checkpoint's network was fed pixels of another scale."""
+    for name, own in (("mean", network.mean), ("std", network.std)):
+        theirs = config.get(name) or getattr(network.backbone, name)  # older checkpoints have none of their own
+        if not torch.allclose(own.flatten().cpu(), torch.tensor(theirs)):
+            raise InvalidWeights(f"{path} was trained with --{name} {','.join(map(str, theirs))}: give that too")
 
 
 def _find_wheels_file(backbone: Backbone) -> Path:

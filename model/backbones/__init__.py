@@ -1,1 +1,1 @@
-"""Feature extractors: each returns the maps at strides 4, 8, 16 and 32 and knows its own pixel statistics."""
+"""Feature extractors: each returns maps at several strides and knows its own pixel statistics."""

@@ -4,13 +4,16 @@ from torch import Tensor, nn
 
 
 class Backbone(nn.Module):
-    """Pictures to maps at several strides, with the key names of public ImageNet checkpoints.
+    """Pictures to maps at several strides, with the key names of public checkpoints.
 
-    Shapes: (B, 3, H, W), already normalised by `mean` and `std`, H and W multiples of 32 → maps at strides 4, 8, 16, 32
-    with `channels` channels each. Keys of a checkpoint that begin with one of `unused_keys` have no place here.
+    Shapes: (B, 3, H, W), already normalised by `mean` and `std`, H and W multiples of `coarsest_stride` → maps at
+    `strides` with `channels` channels each: a pyramid for a neck; or, of a backbone that comes back to stride 4 several
+    times over, the map of each time. Keys of a checkpoint that begin with one of `unused_keys` have no place here.
     """
 
     channels: tuple[int, ...]
+    strides: tuple[int, ...] = (4, 8, 16, 32)
+    coarsest_stride = 32  # inside it too
     mean = (123.675, 116.28, 103.53)  # ImageNet, RGB, in 0..255
     std = (58.395, 57.12, 57.375)
     unused_keys: tuple[str, ...] = ()

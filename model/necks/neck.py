@@ -6,9 +6,9 @@ from torch import Tensor, nn
 
 
 class Neck(nn.Module):
-    """A backbone's maps at strides 4, 8, 16 and 32 to one map at stride 4.
+    """A backbone's maps, as a rule at strides 4, 8, 16 and 32, to one map at stride 4.
 
-    Shapes: maps (B, channels[i], H / 2**(i+2), W / 2**(i+2)) → (B, width, H/4, W/4).
+    Shapes: maps (B, channels[i], H / strides[i], W / strides[i]) → (B, width, H/4, W/4).
     """
 
     def __init__(self, channels: Sequence[int], width: int) -> None:

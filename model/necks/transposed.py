@@ -1,6 +1,7 @@
-"""The paper's necks for ResNet: three transposed convolutions, plain or each behind a deformable convolution.
+"""The paper's necks for ResNet: three transposed convolutions, alone or each behind another convolution.
 
-Sources: arXiv 1904.07850, section 5, after arXiv 1804.06208. Key names are the authors'.
+Sources: arXiv 1904.07850, section 5, after arXiv 1804.06208; mmdetection for the one without deformable convolutions.
+Key names are the authors'.
 """
 
 from collections.abc import Sequence
@@ -36,20 +37,35 @@ class TransposedNeck(Neck):
         return _double(in_channels, out_channels)
 
 
-class DeformableNeck(TransposedNeck):
-    """The same with a deformable convolution before each step, and fewer channels from step to step."""
+class ConvolutionalNeck(TransposedNeck):
+    """The same with a 3x3 convolution before each step, and fewer channels from step to step."""
 
     widths = (256, 128)
 
     def _make_step(self, in_channels: int, out_channels: int) -> list[nn.Module]:
-        bent = [DeformableConv(in_channels, out_channels), nn.BatchNorm2d(out_channels), nn.ReLU(inplace=True)]
-        return [*bent, *_double(out_channels, out_channels)]
+        convolution = self._make_convolution(in_channels, out_channels)
+        return [convolution, nn.BatchNorm2d(out_channels), nn.ReLU(inplace=True), *_double(out_channels, out_channels)]
+
+    def _make_convolution(self, in_channels: int, out_channels: int) -> nn.Module:
+        return nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False)
+
+
+class DeformableNeck(ConvolutionalNeck):
+    """The same with deformable convolutions."""
+
+    def _make_convolution(self, in_channels: int, out_channels: int) -> nn.Module:
+        return DeformableConv(in_channels, out_channels)
+
+
+def bilinear_kernel(factor: int) -> Tensor:
+    """The weights, (2 * factor, 2 * factor), by which a transposed convolution enlarges a channel bilinearly."""
+    ramp = 1 - ((torch.arange(2 * factor) + 0.5) / factor - 1).abs()
+    return ramp[:, None] * ramp
 
 
 def _double(in_channels: int, out_channels: int) -> list[nn.Module]:
     up = nn.ConvTranspose2d(in_channels, out_channels, 4, stride=2, padding=1, bias=False)
     if in_channels == out_channels:  # begin with a bilinear enlargement of each channel
-        ramp = torch.tensor([0.25, 0.75, 0.75, 0.25])
         nn.init.zeros_(up.weight)
-        up.weight.data[range(in_channels), range(in_channels)] = ramp[:, None] * ramp
+        up.weight.data[range(in_channels), range(in_channels)] = bilinear_kernel(2)
     return [up, nn.BatchNorm2d(out_channels), nn.ReLU(inplace=True)]

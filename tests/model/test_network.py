@@ -5,23 +5,44 @@ import torch
 
 from model.backbones.dla import Tree, dla34
 from model.backbones.efficientnet_lite import efficientnet_lite0, efficientnet_lite1, efficientnet_lite2
+from model.backbones.hourglass import Halving, Hourglass
 from model.backbones.resnet import ResNet, resnet18, resnet34, resnet50, resnet101
-from model.necks.transposed import TransposedNeck
-from model.network import BACKBONES, NECKS, CenterNet
+from model.necks.aggregation import AggregationNeck
+from model.necks.transposed import TransposedNeck, bilinear_kernel
+from model.network import BACKBONES, NECKS, CenterNet, describe_backbone, fitting_necks
 
 
-@pytest.mark.parametrize("neck", NECKS)
-@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize(("backbone", "neck"), [(name, neck) for name in BACKBONES for neck in fitting_necks(name)])
 def test_head_maps_have_a_cell_for_every_four_pixels(backbone: str, neck: str) -> None:
-    network = CenterNet(backbone, class_count=7, neck=neck).eval()
-    maps = network(torch.zeros(2, 64, 96, 3, dtype=torch.uint8))
-    assert maps.heatmap.shape == (2, 7, 16, 24)
-    assert maps.size.shape == maps.offset.shape == (2, 2, 16, 24)
+    stride = describe_backbone(backbone).coarsest_stride
+    with torch.device("meta"):  # shapes alone
+        network = CenterNet(backbone, class_count=7, neck=neck).eval()
+        maps = network(torch.zeros(2, 2 * stride, 3 * stride, 3, dtype=torch.uint8))
+    cells = (2 * stride // 4, 3 * stride // 4)
+    assert maps.heatmap.shape == (2, 7, *cells)
+    assert maps.size.shape == maps.offset.shape == (2, 2, *cells)
+
+
+def test_every_neck_fits_some_backbone_and_none_fits_hourglasses_alone() -> None:
+    fitting = {backbone: fitting_necks(backbone) for backbone in BACKBONES}
+    assert {neck for necks in fitting.values() for neck in necks} == set(NECKS)
+    assert [backbone for backbone, necks in fitting.items() if "none" in necks] == ["hourglass104"]
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_backbone_maps_have_the_channels_and_strides_that_it_names(backbone: str) -> None:
+    with torch.device("meta"):
+        network = BACKBONES[backbone]().eval()
+        stride = network.coarsest_stride
+        maps = network(torch.zeros(1, 3, stride, 2 * stride))
+    expected = [(1, c, stride // s, 2 * stride // s) for c, s in zip(network.channels, network.strides, strict=True)]
+    assert [each.shape for each in maps] == expected
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_backbone_stages_hold_every_parameter_once(backbone: str) -> None:
-    network = BACKBONES[backbone]()
+    with torch.device("meta"):
+        network = BACKBONES[backbone]()
     staged = [p for stage in network.stages() for module in stage for p in module.parameters()]
     assert len(staged) == len({id(p) for p in staged}) == len(list(network.parameters()))
 
@@ -120,6 +141,77 @@ def test_steps_between_equal_widths_begin_as_bilinear_enlargement() -> None:
     smooth = torch.nn.functional.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=False)
     inner = (slice(None), slice(None), slice(1, -1), slice(1, -1))  # the border fades into zeros
     torch.testing.assert_close(neck.deconv_layers[3](x)[inner], smooth[inner])
+
+
+@pytest.mark.parametrize("factor", [2, 4])
+def test_the_bilinear_kernel_enlarges_without_bias(factor: int) -> None:
+    x = torch.rand(1, 1, 6, 5)
+    large = torch.nn.functional.conv_transpose2d(x, bilinear_kernel(factor)[None, None], None, factor, factor // 2)
+    smooth = torch.nn.functional.interpolate(x, scale_factor=float(factor), mode="bilinear", align_corners=False)
+    inner = (..., slice(factor, -factor), slice(factor, -factor))
+    torch.testing.assert_close(large[inner], smooth[inner])
+
+
+def test_aggregation_brings_other_channels_to_those_that_double() -> None:
+    neck = AggregationNeck((24, 64, 100, 30), 32).train()
+    maps = [torch.randn(2, c, 16 // 2**level, 24 // 2**level) for level, c in enumerate((24, 64, 100, 30))]
+    merged = neck(maps)
+    assert merged.shape == (2, 32, 16, 24)
+    merged.square().sum().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in neck.parameters())
+    assert [type(lateral) for lateral in neck.laterals] == [torch.nn.Sequential, torch.nn.Identity, torch.nn.Sequential]
+
+
+def test_an_hourglass_adds_what_it_sees_at_half_the_size() -> None:
+    torch.manual_seed(0)
+    halving = Halving((4, 6), (1, 1)).eval()
+    x = torch.randn(1, 4, 4, 6)
+    low = halving.low3(halving.low2(halving.low1(x)))
+    assert low.shape == (1, 4, 2, 3)
+    torch.testing.assert_close(halving(x), halving.up1(x) + low.repeat_interleave(2, 2).repeat_interleave(2, 3))
+
+
+def test_stacked_maps_all_have_heads_in_training_and_the_last_alone_after(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(BACKBONES, "hourglass104", lambda: Hourglass(3, (8, 8), (1, 1), out_width=8))
+    torch.manual_seed(0)
+    network = CenterNet("hourglass104", 3, head_width=8, neck="none", joint_count=2)
+    images = torch.randint(0, 256, (2, 32, 48, 3), dtype=torch.uint8)
+    calls = 0
+
+    def count(*_: object) -> None:
+        nonlocal calls
+        calls += 1
+
+    for heads in network.earlier_heads:
+        heads.get_submodule("heatmap_head").register_forward_hook(count)
+    maps = network.train()(images)
+    assert calls == 2
+    assert [each.heatmap.shape for each in maps.earlier] == [(2, 3, 8, 12)] * 2
+    assert all(each.keypoints is not None and each.earlier == () for each in maps.earlier)
+    assert network.eval()(images).earlier == ()
+    assert calls == 2
+
+
+@pytest.mark.parametrize("backbone", ["resnet18", "hourglass104"])
+def test_heads_are_named_the_same_whatever_the_backbone(backbone: str) -> None:
+    with torch.device("meta"):
+        keys = CenterNet(backbone, 3, neck=fitting_necks(backbone)[0]).state_dict().keys()
+    heads = {f"{name}_head.{layer}.{part}" for name in ("heatmap", "size", "offset") for layer in (0, 2)
+             for part in ("weight", "bias")}  # fmt: skip
+    assert {key for key in keys if not key.startswith(("backbone.", "neck.", "earlier_heads."))} == heads
+    earlier = {key for key in keys if key.startswith("earlier_heads.")}
+    assert earlier == ({f"earlier_heads.0.{key}" for key in heads} if backbone == "hourglass104" else set())
+
+
+def test_statistics_of_the_pixels_can_be_given() -> None:
+    own = CenterNet("resnet18", 3)
+    other = CenterNet("resnet18", 3, mean=(100.0, 50.0, 25.0), std=(2.0, 4.0, 8.0))
+    assert own.mean.flatten().tolist() == pytest.approx([123.675, 116.28, 103.53])
+    other.load_state_dict(own.state_dict())
+    fed: list[torch.Tensor] = []
+    other.backbone.register_forward_pre_hook(lambda _, inputs: fed.append(inputs[0]))
+    other.eval()(torch.full((1, 32, 32, 3), 100, dtype=torch.uint8))
+    assert fed[0][0, :, 5, 7].tolist() == [0.0, 12.5, 9.375]
 
 
 def test_a_new_network_is_unsure_of_everything() -> None:

@@ -28,6 +28,11 @@ def test_flags_override_the_file() -> None:
         ({"input_size": "300"}, "input_size.*multiple of 32"),
         ({"backbone": "vgg"}, "backbone.*efficientnet_lite0, .*resnet18"),
         ({"neck": "giraffe"}, "neck.*top_down, transposed, deformable"),
+        ({"backbone": "hourglass104", "input_size": "256"}, "neck: .*does not fit hourglass104: choose none"),
+        ({"neck": "none"}, "neck: .*does not fit .*choose top_down or transposed"),
+        ({"backbone": "hourglass104", "neck": "none", "input_size": "320"}, "input_size.*multiple of 128"),
+        ({"mean": "1,2,3"}, "std: .*both or neither"),
+        ({"mean": "1,2,3", "std": "1,0,1"}, "std: .*positive"),
         ({"scale_range": "wide"}, "scale_range"),
         ({"scale_range": "2,1"}, "scale_range.*the smaller one first"),
         ({"device": "tpu"}, "device"),
@@ -36,6 +41,14 @@ def test_flags_override_the_file() -> None:
 def test_a_wrong_setting_is_named(override: dict[str, str], message: str) -> None:
     with pytest.raises(InvalidConfig, match=message):
         load_config(CONFIGS / "tiny.toml", override)
+
+
+def test_an_hourglass_takes_multiples_of_its_own_stride(shapes: Path, tmp_path: Path) -> None:
+    settings = {"backbone": "hourglass104", "neck": "none", "epochs": 10}
+    config = small_config(shapes, tmp_path, **settings, input_size=512, first_train_size=256)
+    sizes = [config.picture_size(epoch) for epoch in range(10)]
+    assert sizes[0] == 256 and sizes[-1] == 512
+    assert all(size % 128 == 0 for size in sizes)
 
 
 @pytest.mark.parametrize(

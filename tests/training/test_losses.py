@@ -109,3 +109,16 @@ def test_the_paper_recipe_has_no_dense_term(shapes, tmp_path) -> None:  # type: 
     terms = detection_losses(maps, targets, small_config(shapes, tmp_path, giou_weight=0.0))
     assert set(terms) == {"heatmap", "offset", "size"}
     assert terms["size"].item() == pytest.approx(0.2)
+
+
+def test_losses_of_stacks_are_averaged(shapes, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    targets = batch_of(torch.tensor([[0.0, 0.0, 8.0, 8.0], [16.0, 16.0, 60.0, 60.0]]))
+    config = small_config(shapes, tmp_path)
+    one = HeadMaps(torch.zeros(1, 1, 16, 16), targets.size + 1, targets.offset)
+    other = HeadMaps(torch.full((1, 1, 16, 16), -2.0), targets.size + 3, targets.offset + 1)
+    first, last = (detection_losses(maps, targets, config) for maps in (one, other))
+    both = detection_losses(other._replace(earlier=(one,)), targets, config)
+    assert both.keys() == first.keys()
+    for name, term in both.items():
+        assert first[name] != last[name]
+        assert term.item() == pytest.approx((first[name].item() + last[name].item()) / 2)

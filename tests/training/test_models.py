@@ -3,17 +3,38 @@ import torch
 
 from model.network import BACKBONES
 from training.__main__ import main
-from training.models import build_and_count
+from training.models import build, count_macs
 
 
-def test_table_has_every_backbone_with_its_published_size(capsys: pytest.CaptureFixture[str]) -> None:
-    main(["models", "--size", "64", "--classes", "3"])
-    rows = [line.split("│")[1:-1] for line in capsys.readouterr().out.splitlines() if line.startswith("│")]
-    assert [row[0].strip() for row in rows] == list(BACKBONES)
-    for _, alone, published, whole, macs in rows:
-        assert float(alone) == float(published)
+def read_tables(capsys: pytest.CaptureFixture[str], size: int) -> tuple[list[list[str]], list[list[str]]]:
+    main(["models", "--size", str(size), "--classes", "3"])
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("│")]
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in lines]
+    return rows[: len(BACKBONES)], rows[len(BACKBONES) :]
+
+
+def test_tables_have_every_backbone_with_its_published_size_and_the_papers_networks(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    backbones, papers = read_tables(capsys, 128)
+    assert [row[0] for row in backbones] == list(BACKBONES)
+    for name, alone, published, whole, macs in backbones:
+        assert published == ("-" if name == "hourglass104" else alone)
         assert float(whole) > float(alone)
         assert float(macs) > 0
+    assert [(row[0], row[1], row[4]) for row in papers] == [
+        ("resnet18", "deformable", "28.1"),
+        ("resnet101", "deformable", "34.6"),
+        ("dla34", "aggregation", "37.4"),
+        ("hourglass104", "none", "40.3"),
+    ]
+    assert all(float(row[3]) > 0 for row in papers)
+
+
+def test_a_size_that_one_backbone_cannot_take_leaves_its_cost_open(capsys: pytest.CaptureFixture[str]) -> None:
+    backbones, papers = read_tables(capsys, 64)
+    for rows, column in ((backbones, 4), (papers, 3)):
+        assert [row[0] for row in rows if row[column] == "n x 128"] == ["hourglass104"]
 
 
 def test_size_that_does_not_fit_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
@@ -23,9 +44,9 @@ def test_size_that_does_not_fit_is_refused(capsys: pytest.CaptureFixture[str]) -
 
 
 def test_multiply_accumulates_are_those_of_the_convolutions() -> None:
-    network, macs = build_and_count("resnet18", 64, 3)
-    _, larger = build_and_count("resnet18", 128, 3)
-    assert larger == 4 * macs
+    network = build("resnet18", "top_down", 64, 3)
+    macs = count_macs(network, 64)
+    assert count_macs(network, 128) == 4 * macs
     counted = 0
 
     def count(module: torch.nn.Module, _: object, y: torch.Tensor) -> None:

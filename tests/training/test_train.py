@@ -8,7 +8,8 @@ import torch
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from model.network import CenterNet
+from model.backbones.hourglass import Hourglass
+from model.network import BACKBONES, CenterNet
 from tests.training.configs import small_config
 from tests.training.joints import add_joints
 from training import train as training
@@ -165,6 +166,40 @@ def test_other_optimizers_train_too(shapes: Path, tmp_path: Path, console: Conso
     last = load_checkpoint(train(config, False, console).with_name("last.pt"))
     assert all(value.isfinite().all() for value in last.weights.values())
     assert not torch.equal(last.weights["heatmap_head.2.weight"], start["heatmap_head.2.weight"])
+
+
+@pytest.mark.parametrize(
+    ("backbone", "neck", "size", "trained"),
+    [
+        ("hourglass104", "none", 128, ("earlier_heads.0.size_head.2.weight", "backbone.inters_.0.0.weight")),
+        (
+            "resnet18",
+            "aggregation",
+            64,
+            ("neck.ida_up.proj_2.conv.conv_offset_mask.weight", "neck.laterals.0.0.weight"),
+        ),
+    ],
+)
+def test_every_part_of_the_papers_networks_learns(
+    backbone: str,
+    neck: str,
+    size: int,
+    trained: tuple[str, ...],
+    shapes: Path,
+    tmp_path: Path,
+    console: Console,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # the same in small
+    monkeypatch.setitem(BACKBONES, "hourglass104", lambda: Hourglass(2, (8, 8, 8), (1, 1, 1), out_width=8))
+    config = small_config(shapes, tmp_path, backbone=backbone, neck=neck, input_size=size, epochs=1)
+    torch.manual_seed(config.seed)
+    start = training.build_network(config, 3).state_dict()
+    best = load_checkpoint(train(config, False, console))
+    assert best.weights.keys() == start.keys()
+    for key in trained:
+        assert not torch.equal(best.weights[key], start[key])
+    assert best.build_network()(torch.zeros(1, 128, 128, 3, dtype=torch.uint8)).heatmap.shape == (1, 3, 32, 32)
 
 
 def test_imagenet_weights_fill_the_backbone_and_frozen_stages_stay(

@@ -1,0 +1,116 @@
+"""Stacked hourglasses (Newell et al., arXiv 1603.06937) as CenterNet has them, with its authors' key names.
+
+Source: CornerNet (arXiv 1808.01244, section 4.1): strides instead of pooling, and fewer channels.
+"""
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.backbones.backbone import Backbone
+
+
+class Hourglass(Backbone):
+    """So many hourglasses in a row: each looks at the whole picture anew, and at what the one before it made of it.
+
+    `widths` are the channels outside and then at each halving inside, `repeats` the residual blocks there.
+    """
+
+    def __init__(self, stacks: int, widths: Sequence[int], repeats: Sequence[int], out_width: int) -> None:
+        super().__init__()
+        self.channels = (out_width,) * stacks
+        self.strides = (4,) * stacks
+        self.coarsest_stride = 4 * 2 ** (len(widths) - 1)
+        width, links = widths[0], range(stacks - 1)  # between one hourglass and the next
+        self.pre = nn.Sequential(ConvBnRelu(3, width // 2, 7, stride=2), Residual(width // 2, width, stride=2))
+        self.kps = nn.ModuleList(Halving(widths, repeats) for _ in range(stacks))
+        self.cnvs = nn.ModuleList(ConvBnRelu(width, out_width, 3) for _ in range(stacks))
+        self.inters = nn.ModuleList(Residual(width, width) for _ in links)
+        self.inters_ = nn.ModuleList(_conv_bn(width, width) for _ in links)
+        self.cnvs_ = nn.ModuleList(_conv_bn(out_width, width) for _ in links)
+
+    def stages(self) -> list[list[nn.Module]]:
+        """What makes the stem and then each map, in order."""
+        stages: list[list[nn.Module]] = [[self.pre], [self.kps[0], self.cnvs[0]]]
+        for index, link in enumerate(zip(self.inters_, self.cnvs_, self.inters, strict=True), start=1):
+            stages.append([*link, self.kps[index], self.cnvs[index]])
+        return stages
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Computes the map of each hourglass."""
+        x = self.pre(x)
+        maps = [self.cnvs[0](self.kps[0](x))]
+        links = zip(self.inters_, self.cnvs_, self.inters, strict=True)
+        for index, (of_input, of_map, merge) in enumerate(links, start=1):
+            x = merge(F.relu(of_input(x) + of_map(maps[-1])))
+            maps.append(self.cnvs[index](self.kps[index](x)))
+        return maps
+
+
+class Halving(nn.Module):
+    """An hourglass: what is seen at this size, and what an hourglass of half the size sees.
+
+    Shapes: (B, widths[0], H, W) → the same.
+    """
+
+    def __init__(self, widths: Sequence[int], repeats: Sequence[int]) -> None:
+        super().__init__()
+        (outer, inner), repeat = widths[:2], repeats[0]
+        self.up1 = nn.Sequential(*(Residual(outer, outer) for _ in range(repeat)))
+        self.low1 = nn.Sequential(
+            Residual(outer, inner, stride=2), *(Residual(inner, inner) for _ in range(repeat - 1))
+        )
+        self.low2: nn.Module
+        if len(widths) > 2:
+            self.low2 = Halving(widths[1:], repeats[1:])
+        else:
+            self.low2 = nn.Sequential(*(Residual(inner, inner) for _ in range(repeats[1])))
+        self.low3 = nn.Sequential(*(Residual(inner, inner) for _ in range(repeat - 1)), Residual(inner, outer))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Adds both."""
+        low = self.low3(self.low2(self.low1(x)))
+        y = self.up1(x) + F.interpolate(low, scale_factor=2.0, mode="nearest")
+        assert isinstance(y, Tensor)
+        return y
+
+
+class Residual(nn.Module):
+    """Two 3x3 convolutions and a shortcut."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int = 1) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(out_channels)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(out_channels)
+        changes_shape = stride > 1 or in_channels != out_channels
+        self.skip = _conv_bn(in_channels, out_channels, stride) if changes_shape else nn.Sequential()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in_channels, H, W) → (B, out_channels, H / stride, W / stride)."""
+        y = F.relu(self.bn1(self.conv1(x)))
+        return F.relu(self.bn2(self.conv2(y)) + self.skip(x))
+
+
+class ConvBnRelu(nn.Module):
+    """A convolution, its batch norm and a ReLU."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, kernel_size // 2, bias=False)
+        self.bn = nn.BatchNorm2d(out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in_channels, H, W) → (B, out_channels, H / stride, W / stride)."""
+        return F.relu(self.bn(self.conv(x)))
+
+
+def hourglass104() -> Hourglass:
+    """Hourglass-104: two hourglasses, 187.7 M parameters."""
+    return Hourglass(2, (256, 256, 384, 384, 384, 512), (2, 2, 2, 2, 2, 4), out_width=256)
+
+
+def _conv_bn(in_channels: int, out_channels: int, stride: int = 1) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), nn.BatchNorm2d(out_channels))
