@@ -11,9 +11,11 @@ from model.network import HeadMaps
 from training.config import Config
 
 
-def detection_losses(maps: HeadMaps, targets: Targets, config: Config) -> dict[str, Tensor]:
-    """Every term, already weighted, by name; their sum is what is minimised. Maps and targets carry a batch."""
-    object_count = targets.mask.sum().clamp(min=1)
+def detection_losses(maps: HeadMaps, targets: Targets, config: Config, object_count: Tensor) -> dict[str, Tensor]:
+    """Every term, already weighted, by name; their sum is what is minimised. Maps and targets carry a batch.
+
+    `object_count`, a positive scalar, is that of the whole batch, where these are a part of it, so that terms add up.
+    """
     heatmap_loss = HEATMAP_LOSSES[config.heatmap_loss]
     terms = {"heatmap": config.heatmap_weight * heatmap_loss(maps.heatmap, targets.heatmap) / object_count}
     if config.offset_weight:

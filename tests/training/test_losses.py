@@ -97,7 +97,7 @@ def test_dense_loss_counts_every_object_alike_and_is_zero_where_all_is_right() -
 def test_images_without_objects_still_teach_the_heatmap(shapes, tmp_path) -> None:  # type: ignore[no-untyped-def]
     targets = batch_of(torch.zeros(0, 4))
     maps = HeadMaps(torch.zeros(1, 1, 16, 16), torch.zeros(1, 2, 16, 16), torch.zeros(1, 2, 16, 16))
-    terms = detection_losses(maps, targets, small_config(shapes, tmp_path))
+    terms = detection_losses(maps, targets, small_config(shapes, tmp_path), torch.tensor(1))
     assert terms["heatmap"].item() == pytest.approx(256 * 0.25 * math.log(2))
     assert terms["size"] == terms["offset"] == terms["giou"] == 0
 
@@ -105,6 +105,6 @@ def test_images_without_objects_still_teach_the_heatmap(shapes, tmp_path) -> Non
 def test_the_paper_recipe_has_no_dense_term(shapes, tmp_path) -> None:  # type: ignore[no-untyped-def]
     targets = batch_of(torch.tensor([[0.0, 0.0, 8.0, 8.0]]))
     maps = HeadMaps(torch.zeros(1, 1, 16, 16), targets.size + 1, targets.offset)
-    terms = detection_losses(maps, targets, small_config(shapes, tmp_path, giou_weight=0.0))
+    terms = detection_losses(maps, targets, small_config(shapes, tmp_path, giou_weight=0.0), targets.mask.sum())
     assert set(terms) == {"heatmap", "offset", "size"}
     assert terms["size"].item() == pytest.approx(0.2)

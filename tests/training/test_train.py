@@ -10,15 +10,16 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from model.network import CenterNet
 from tests.training.configs import small_config
-from training import train as training
-from training.checkpoint import Checkpoint, load_checkpoint
+from training import learner
+from training.checkpoint import Checkpoint, build_network, load_checkpoint
 from training.config import InvalidConfig
 from training.datasets.load import load_dataset
 from training.evaluate import detect_with_network
+from training.learner import NonFiniteLoss
 from training.metrics import measure
 from training.optimizer import learning_rate_curve
 from training.pretrained import InvalidWeights, load_pretrained
-from training.train import NonFiniteLoss, train
+from training.train import train
 
 
 @pytest.fixture
@@ -68,7 +69,7 @@ def test_a_killed_run_resumes_as_if_nothing_had_happened(
         pass
 
     calls = 0
-    losses = training.detection_losses
+    losses = learner.detection_losses
 
     def losses_until_killed(*arguments: Any) -> Any:
         nonlocal calls
@@ -79,7 +80,7 @@ def test_a_killed_run_resumes_as_if_nothing_had_happened(
 
     config = small_config(shapes, tmp_path, name="killed")
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(training, "detection_losses", losses_until_killed)
+        patch.setattr(learner, "detection_losses", losses_until_killed)
         train(config, False, console)
     resumed = train(config, True, console)
     assert same_weights(whole.with_name("last.pt"), resumed.with_name("last.pt"))
@@ -101,9 +102,9 @@ def test_a_loss_that_is_no_number_stops_the_run_and_is_named(
     shapes: Path, tmp_path: Path, console: Console, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*_: Any) -> dict[str, torch.Tensor]:
-        return {"heatmap": torch.tensor(1.0), "giou": torch.tensor(float("nan"))}
+        return {"heatmap": torch.tensor(1.0), "giou": torch.tensor(float("nan"), requires_grad=True)}
 
-    monkeypatch.setattr(training, "detection_losses", broken)
+    monkeypatch.setattr(learner, "detection_losses", broken)
     with pytest.raises(NonFiniteLoss, match="the giou loss is nan at epoch 1, step 0"):
         train(small_config(shapes, tmp_path), False, console)
 
@@ -143,7 +144,7 @@ def test_learning_rate_drops_to_a_tenth_where_it_is_told_to(shapes: Path, tmp_pa
 def test_other_optimizers_train_too(shapes: Path, tmp_path: Path, console: Console, optimizer: str) -> None:
     config = small_config(shapes, tmp_path, optimizer=optimizer, epochs=1)
     torch.manual_seed(config.seed)
-    start = training.build_network(config, 3).state_dict()
+    start = build_network(config, 3).state_dict()
     last = load_checkpoint(train(config, False, console).with_name("last.pt"))
     assert all(value.isfinite().all() for value in last.weights.values())
     assert not torch.equal(last.weights["heatmap_head.2.weight"], start["heatmap_head.2.weight"])
@@ -192,7 +193,7 @@ def test_a_checkpoint_starts_a_run_and_other_labels_get_a_new_head(
     shapes: Path, tmp_path: Path, console: Console
 ) -> None:
     torch.manual_seed(1)
-    trained = training.build_network(small_config(shapes, tmp_path), 3)
+    trained = build_network(small_config(shapes, tmp_path), 3)
     labels = ("circle", "square", "triangle")
     config = small_config(shapes, tmp_path)
     checkpoint = Checkpoint(config, labels, (1, 2, 3), trained.state_dict(), 1, 5.0, 9.0, "0")
@@ -200,7 +201,7 @@ def test_a_checkpoint_starts_a_run_and_other_labels_get_a_new_head(
     checkpoint.save(path)
 
     torch.manual_seed(2)
-    same, other = (training.build_network(small_config(shapes, tmp_path), count) for count in (3, 2))
+    same, other = (build_network(small_config(shapes, tmp_path), count) for count in (3, 2))
     fresh_head = other.heatmap_head[2].weight.clone()
     assert "everything" in load_pretrained(same, str(path), checkpoint.labels)
     assert "all but the heatmap head" in load_pretrained(other, str(path), ("disc", "box"))
@@ -219,7 +220,7 @@ def test_a_file_that_holds_no_weights_is_named(shapes: Path, tmp_path: Path, con
 def test_photos_come_out_in_order_whatever_the_batch(shapes: Path, tmp_path: Path, console: Console) -> None:
     dataset = load_dataset(shapes / "train.json", shapes / "images")  # 24 photos: a batch and a half
     torch.manual_seed(0)
-    network = training.build_network(small_config(shapes, tmp_path), 3)
+    network = build_network(small_config(shapes, tmp_path), 3)
     found = detect_with_network(network, dataset, 64, 0, console)
     assert len(found) == 24
     last = detect_with_network(network, type(dataset)(*vars(dataset).values()), 64, 1, console)[-1]
