@@ -40,10 +40,8 @@ def dry_run(config: Config, console: Console, processes: Processes = ALONE) -> N
     learner = Learner(config, train_set.labels, steps, processes, console)
     learner.begin_epoch(config.freeze_backbone_epochs)
     console.print(learner.describe_steps())
-    learned = sum(p.numel() for p in learner.network.parameters() if p.requires_grad) / 1e6
-    console.print(
-        f"{count_parameters(learner.network) / 1e6:.2f} million parameters, {learned:.2f} million of them learn"
-    )
+    learned = sum(p.numel() for p in learner.network.parameters() if p.requires_grad)
+    console.print(f"{count_parameters(learner.network):,} parameters, {learned:,} of them learn")
     if processes.is_first:
         path = _draw(train_set, config)
         console.print(f"{path}: the first views, and the heatmaps to learn from them", soft_wrap=True)
@@ -53,6 +51,8 @@ def dry_run(config: Config, console: Console, processes: Processes = ALONE) -> N
     first = _time(lambda: learner.step(parts))  # slower than the rest: memory is taken, kernels are chosen
     count = processes.tell(max(2, min(_MOST_STEPS, int(_SECONDS / first))))  # a step is taken by all or by none
     step = _time(lambda: learner.step(parts), count)
+    for _ in range(2 * config.workers):  # while steps were taken alone, each worker has made two parts in advance
+        next(batches)
     loader = _time(lambda: next(batches), count)
     both = _time(lambda: learner.step(next(batches)), count)
     for title, seconds in (("loader alone", loader), ("step alone", step), ("both together", both)):
@@ -61,9 +61,8 @@ def dry_run(config: Config, console: Console, processes: Processes = ALONE) -> N
         console.print(f"the loader limits: more than {config.workers} workers, or smaller photos, would be faster")
     else:
         console.print("the step limits: a loader with more workers would not be faster")
-    console.print(
-        f"an epoch of {steps} steps: about {both * steps / 60:.1f} minutes; {_describe_memory(learner.device)}"
-    )
+    console.print(f"an epoch of {steps} steps: about {both * steps / 60:.1f} minutes, validation aside")
+    console.print(f"memory: {_describe_memory(learner.device)}")
 
 
 def _endless_batches(
@@ -92,10 +91,10 @@ def _time(work: Callable[[], object], count: int = 1) -> float:
 
 def _describe_memory(device: torch.device) -> str:
     if device.type == "cuda":
-        return f"at most {torch.cuda.max_memory_allocated(device) / 1e9:.2f} GB of the GPU's memory"
+        return f"at most {torch.cuda.max_memory_allocated(device) / 1e9:.2f} GB of the GPU's"
     if sys.platform == "win32":
-        return "memory is not measured on Windows"
+        return "not measured on Windows"
     import resource  # not there on Windows
 
     unit = 1 if sys.platform == "darwin" else 1024
-    return f"at most {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9:.2f} GB of memory, workers aside"
+    return f"at most {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9:.2f} GB, workers aside"

@@ -72,7 +72,7 @@ class Processes:
         if self.count == 1 or not any(parameter.requires_grad for parameter in network.parameters()):
             return network
         device_ids = [device] if device.type == "cuda" else None
-        return DistributedDataParallel(network, device_ids, broadcast_buffers=False)
+        return DistributedDataParallel(network, device_ids)
 
     def total(self, value: Tensor) -> Tensor:
         """The sum of all processes' `value`, of any shape."""
