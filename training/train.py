@@ -58,7 +58,9 @@ def train(config: Config, resume: bool, console: Console, processes: Processes =
         record = Record(config.run_folder, first_epoch * steps + first_step)
     for epoch in range(first_epoch, config.epochs):
         if config.patience and epoch - best_epoch >= config.patience:
-            console.print(f"stopped: no better AP for {config.patience} epochs than {best_ap:.2f} after {best_epoch}")
+            console.print(
+                f"stopped: no better AP for {config.patience} epochs than {best_ap:.2f} after epoch {best_epoch}"
+            )
             break
         learner.begin_epoch(epoch)
         started = time.monotonic()

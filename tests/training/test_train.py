@@ -1,4 +1,5 @@
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -8,18 +9,22 @@ import torch
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from model.canvas import prepare
 from model.network import CenterNet
 from tests.training.configs import small_config
 from training import learner
+from training import train as training
 from training.checkpoint import Checkpoint, build_network, load_checkpoint
 from training.config import InvalidConfig
 from training.datasets.load import load_dataset
 from training.evaluate import detect_with_network
 from training.learner import NonFiniteLoss
-from training.metrics import measure
+from training.loader import TrainingViews
+from training.metrics import Metrics
 from training.optimizer import learning_rate_curve
 from training.pretrained import InvalidWeights, load_pretrained
-from training.train import train
+from training.processes import ALONE
+from training.train import load_data, train
 
 
 @pytest.fixture
@@ -32,23 +37,16 @@ def same_weights(one: Path, other: Path) -> bool:
     return all(torch.equal(first[key], second[key]) for key in first)
 
 
-def test_a_tiny_network_overfits_one_picture(shapes: Path, tmp_path: Path, console: Console) -> None:
-    content = json.loads((shapes / "train.json").read_text())
-    image = content["images"][0]
-    objects = [annotation for annotation in content["annotations"] if annotation["image_id"] == image["id"]]
-    content["images"] = [image | {"id": copy} for copy in range(20)]  # an epoch is 20 steps on the one picture
-    content["annotations"] = [
-        one | {"id": 100 * copy + one["id"], "image_id": copy} for copy in range(20) for one in objects
-    ]
-    one = tmp_path / "one.json"
-    one.write_text(json.dumps(content))
-    plain = {"flip": 0.0, "color_jitter": 0.0, "scale_range": (1.0, 1.0), "aspect_jitter": 0.0}
-    schedule = {"epochs": 4, "batch_size": 1, "learning_rate": 2e-3, "ema_decay": 0.9, "precision": "fp32"}
-    files = {"train_annotations": one, "val_annotations": one, "input_size": 160}
-    best = train(small_config(shapes, tmp_path, **plain, **schedule, **files), False, console)
-    dataset = load_dataset(one, shapes / "images")
-    found = detect_with_network(load_checkpoint(best).build_network(), dataset, 160, 0, console)
-    assert measure(dataset, found).ap >= 90
+def test_a_tiny_network_overfits_one_picture(shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    schedule = {"epochs": 2, "batch_size": 1, "learning_rate": 2e-3, "ema_decay": 0.9, "precision": "fp32"}
+    config = small_config(shapes, tmp_path, overfit=1, input_size=160, **schedule)
+    best = train(config, False, Console(width=200))
+    assert best == tmp_path / "test-overfit" / "best.pt"
+    said = capsys.readouterr().out
+    assert "overfit: the first 1 photos without augmentation" in said
+    assert "50 photos to train on, 1 to validate on" in said
+    ap = load_checkpoint(best).ap
+    assert ap is not None and ap >= 90
 
 
 def test_the_same_seed_gives_the_same_weights(shapes: Path, tmp_path: Path, console: Console) -> None:
@@ -225,3 +223,37 @@ def test_photos_come_out_in_order_whatever_the_batch(shapes: Path, tmp_path: Pat
     assert len(found) == 24
     last = detect_with_network(network, type(dataset)(*vars(dataset).values()), 64, 1, console)[-1]
     np.testing.assert_allclose(found[-1].scores, last.scores)
+
+
+def test_a_run_ends_when_it_no_longer_gets_better(
+    shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    figures = iter([3.0, 5.0, 4.0, 5.0, 9.0])
+    monkeypatch.setattr(training, "measure", lambda *_: Metrics(next(figures), 0, 0, None, None, None, {}))
+    config = small_config(shapes, tmp_path, epochs=9, patience=2)
+    best = train(config, False, Console(width=200))
+    assert "stopped: no better AP for 2 epochs than 5.00 after epoch 2" in capsys.readouterr().out
+    rows = [json.loads(line) for line in (best.parent / "metrics.jsonl").read_text().splitlines()]
+    assert [row["epoch"] for row in rows] == [1, 2, 3, 4]
+    assert load_checkpoint(best).epoch == 2
+    train(config, True, Console(quiet=True))  # it stays ended
+    assert next(figures) == 9.0
+
+
+def test_overfitting_shows_the_first_photos_as_they_are_evaluated(
+    shapes: Path, tmp_path: Path, console: Console
+) -> None:
+    config = small_config(shapes, tmp_path, overfit=3, mosaic=1.0, first_train_size=32).for_overfitting()
+    train_set, val_set = load_data(config, ALONE, console)
+    assert [photo.id for photo in val_set.photos] == [1, 2, 3]
+    assert Counter(photo.id for photo in train_set.photos) == {1: 134, 2: 133, 3: 133}  # 50 batches of 8
+    views = TrainingViews(train_set, config, epoch=0)
+    for position in range(8):
+        evaluated = prepare(train_set.photos[views.order[position]].path.read_bytes(), 64, 64).pixels
+        difference = views[position][0].astype(int) - evaluated
+        assert np.abs(difference).mean() < 8  # shrunk by another filter
+
+
+def test_more_photos_to_overfit_than_there_are(shapes: Path, tmp_path: Path, console: Console) -> None:
+    with pytest.raises(InvalidConfig, match=r"overfit 50: .*train\.json has 24 photos: name fewer"):
+        train(small_config(shapes, tmp_path, overfit=50), False, console)
