@@ -136,14 +136,6 @@ class Config(BaseModel):
                 f"batch_size {self.batch_size} cannot be computed in {self.accumulate} equal parts:"
                 f" make it a multiple of accumulate"
             )
-        drops = self.learning_rate_drops
-        if any(later <= earlier for earlier, later in zip((0, *drops), drops, strict=False)):
-            raise ValueError(f"learning_rate_drops {drops} must be epochs in rising order")
-        if drops and drops[-1] >= self.epochs:
-            raise ValueError(
-                f"learning_rate_drops: {drops[-1]} is never reached in {self.epochs} epochs: name earlier ones for a"
-                ' shorter run, or none ("") for a cosine'
-            )
         if self.freeze_backbone_epochs and not self.pretrained:
             raise ValueError("freeze_backbone_epochs would keep random weights: set pretrained, or leave it at 0")
         if self.freeze_backbone_epochs >= self.epochs:

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from model.network import CenterNet
-from training.config import Config
+from training.config import Config, InvalidConfig
 
 
 def build_optimizer(network: CenterNet, config: Config) -> torch.optim.Optimizer:
@@ -34,15 +34,24 @@ def build_optimizer(network: CenterNet, config: Config) -> torch.optim.Optimizer
 
 
 def learning_rate_curve(config: Config, steps_per_epoch: int) -> Callable[[int], float]:
-    """Step → share of the learning rate: a linear warm-up, then half a cosine down to 0, or the drops that are set."""
+    """Step → share of the learning rate: a linear warm-up, then half a cosine down to 0, or the drops that are set.
+
+    Raises `InvalidConfig` where the run ends before its last drop.
+    """
+    drops = config.learning_rate_drops
+    if drops and max(drops) >= config.epochs:
+        raise InvalidConfig(
+            f"learning_rate_drops: epoch {max(drops)} is never reached in {config.epochs} epochs: name earlier ones for"
+            " a shorter run, or none (--learning-rate-drops=) for a cosine"
+        )
     total = config.epochs * steps_per_epoch
     warmup = min(config.warmup_steps, total // 2)
 
     def share(step: int) -> float:
         if step < warmup:
             return (step + 1) / warmup
-        if config.learning_rate_drops:
-            return float(0.1 ** sum(step >= drop * steps_per_epoch for drop in config.learning_rate_drops))
+        if drops:
+            return float(0.1 ** sum(step >= drop * steps_per_epoch for drop in drops))
         return (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup))) / 2
 
     return share

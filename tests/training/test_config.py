@@ -28,9 +28,6 @@ def test_flags_override_the_file() -> None:
         ({"scale_range": "2,1"}, "scale_range.*the smaller one first"),
         ({"device": "tpu"}, "device"),
         ({"accumulate": "3"}, "batch_size 16 cannot be computed in 3 equal parts: make it a multiple of accumulate"),
-        ({"learning_rate_drops": "12,8"}, "must be epochs in rising order"),
-        ({"learning_rate_drops": "0,8"}, "must be epochs in rising order"),
-        ({"learning_rate_drops": "8,16"}, r"16 is never reached in 16 epochs: name earlier ones .* or none \(\"\"\)"),
         ({"freeze_backbone_epochs": "2"}, "would keep random weights: set pretrained"),
         ({"freeze_backbone_epochs": "16", "pretrained": "x.pth"}, "leaves no epoch of 16 in which the backbone learns"),
         ({"patience": "-1"}, "patience.*greater than or equal to 0"),
@@ -68,9 +65,7 @@ def test_pictures_grow_to_their_last_size(shapes: Path, tmp_path: Path) -> None:
 def test_a_missing_setting_is_asked_for(tmp_path: Path) -> None:
     path = tmp_path / "short.toml"
     path.write_text('name = "short"\ndataset = "mine"\nepochs = 3\n')
-    with pytest.raises(
-        InvalidConfig, match=r"short\.toml: data_root is needed: write it into the file, or give --data-root"
-    ):
+    with pytest.raises(InvalidConfig, match=r"short\.toml: data_root is needed: .* or give --data-root"):
         load_config(path, {})
 
 

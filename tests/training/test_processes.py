@@ -101,7 +101,7 @@ def test_a_killed_run_goes_on_in_more_processes(shapes: Path, tmp_path: Path, mo
 def test_a_batch_that_cannot_be_shared_stops_every_process(shapes: Path, tmp_path: Path) -> None:
     done = train_in_two(small_config(shapes, tmp_path, batch_size=9, accumulate=3), tmp_path)
     assert done.returncode != 0
-    assert "cannot be shared by 2 in 3 parts: make it a multiple of 6" in done.stderr
+    assert "cannot be cut into 2 x 3 equal parts (processes x accumulate): make it a multiple of 6" in done.stderr
 
 
 def test_processes_see_the_very_views_that_one_sees(shapes: Path, tmp_path: Path) -> None:

@@ -138,6 +138,12 @@ def test_learning_rate_drops_to_a_tenth_where_it_is_told_to(shapes: Path, tmp_pa
     assert [share(step) for step in (0, 59, 60, 89, 90, 99)] == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
 
 
+def test_a_drop_that_a_shortened_run_never_reaches_is_refused(shapes: Path, tmp_path: Path, console: Console) -> None:
+    config = small_config(shapes, tmp_path, epochs=9, learning_rate_drops="6,9")
+    with pytest.raises(InvalidConfig, match="epoch 9 is never reached in 9 epochs: name earlier ones"):
+        train(config, False, console)
+
+
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
 def test_other_optimizers_train_too(shapes: Path, tmp_path: Path, console: Console, optimizer: str) -> None:
     config = small_config(shapes, tmp_path, optimizer=optimizer, epochs=1)
