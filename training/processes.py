@@ -56,8 +56,9 @@ class Processes:
         shares = self.count * config.accumulate
         if config.batch_size % shares:
             raise InvalidConfig(
-                f"batch_size {config.batch_size} is that of all processes together, and cannot be cut into {self.count} x"
-                f" {config.accumulate} equal parts (processes x accumulate): make it a multiple of {shares}"
+                f"batch_size {config.batch_size} is that of all processes together, and cannot be cut into"
+                f" {self.count} x {config.accumulate} equal parts (processes x accumulate):"
+                f" make it a multiple of {shares}"
             )
 
     def share_statistics(self, network: nn.Module, device: torch.device) -> None:
