@@ -9,22 +9,18 @@ from pathlib import Path
 import cv2
 import torch
 from rich.console import Console
-from torch import Tensor
 
-from model.codec import Targets
 from training.config import Config
 from training.datasets.dataset import Dataset
 from training.inspect import draw_views
 from training.learner import Learner
-from training.loader import steps_per_epoch, training_batches
+from training.loader import Part, steps_per_epoch, training_batches
 from training.models import count_parameters
 from training.processes import ALONE, Processes
 from training.train import load_data
 
 _SECONDS = 10.0  # each of the three measurements takes about that long
 _MOST_STEPS = 50
-
-Part = tuple[Tensor, Targets]
 
 
 def dry_run(config: Config, console: Console, processes: Processes = ALONE) -> None:
@@ -68,10 +64,8 @@ def dry_run(config: Config, console: Console, processes: Processes = ALONE) -> N
 def _endless_batches(
     dataset: Dataset, config: Config, learner: Learner, processes: Processes
 ) -> Iterator[tuple[Part, ...]]:
-    pin_memory = learner.device.type == "cuda"
     for epoch in itertools.count():
-        parts = training_batches(dataset, config, epoch, 0, pin_memory, processes)
-        yield from zip(*[parts] * config.accumulate, strict=True)
+        yield from training_batches(dataset, config, epoch, 0, learner.device.type == "cuda", processes)
 
 
 def _draw(dataset: Dataset, config: Config) -> Path:

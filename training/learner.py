@@ -7,9 +7,9 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
-from model.codec import Targets
 from training.checkpoint import build_network
 from training.config import Config
+from training.loader import Part
 from training.losses import detection_losses
 from training.optimizer import build_average, build_optimizer, freeze, learning_rate_curve, set_training_mode
 from training.pretrained import load_pretrained
@@ -54,7 +54,7 @@ class Learner:
         set_training_mode(self.network, self.config, epoch)
         self._shared = self.processes.share_gradients(self.network, self.device)
 
-    def step(self, parts: Sequence[tuple[Tensor, Targets]]) -> Step:
+    def step(self, parts: Sequence[Part]) -> Step:
         """Learns from one batch, of which this process has `parts`: images (B, size, size, 3), uint8, and targets.
 
         The losses and gradients are those of the whole batch at once, however many parts and processes share it; only

@@ -18,6 +18,8 @@ from training.config import Config
 from training.datasets.dataset import Dataset, InvalidDataset, Photo
 from training.processes import ALONE, Processes
 
+Part = tuple[Tensor, Targets]  # of a batch
+
 RADII: dict[str, Radius] = {"cornernet": gaussian_radius, "published": published_radius}
 
 
@@ -91,24 +93,23 @@ def training_batches(
     first_step: int,
     pin_memory: bool,
     processes: Processes = ALONE,
-) -> Iterator[tuple[Tensor, Targets]]:
-    """This process's share of the batches of `epoch` from `first_step` on; `accumulate` parts in turn make a batch.
+) -> Iterator[tuple[Part, ...]]:
+    """This process's share of the batches of `epoch` from `first_step` on, each in `accumulate` parts.
 
-    Yields: images (B, size, size, 3), uint8, RGB, and `Targets` stacked, B = batch_size / accumulate / processes.
+    A part: images (B, size, size, 3), uint8, RGB, and `Targets` stacked, B = batch_size / accumulate / processes.
     Repeated photos displace others: an epoch has `steps_per_epoch` batches however many come more than once.
     """
     steps = steps_per_epoch(dataset, config)
     parts = np.arange(steps * config.batch_size).reshape(steps, config.accumulate, processes.count, -1)
     positions = parts[first_step:, :, processes.index].reshape((steps - first_step) * config.accumulate, -1)
-    return iter(
-        DataLoader(
-            TrainingViews(dataset, config, epoch),
-            batch_sampler=positions.tolist(),
-            num_workers=config.workers,
-            pin_memory=pin_memory,
-            worker_init_fn=_start_worker,
-        )
+    loader = DataLoader(
+        TrainingViews(dataset, config, epoch),
+        batch_sampler=positions.tolist(),
+        num_workers=config.workers,
+        pin_memory=pin_memory,
+        worker_init_fn=_start_worker,
     )
+    return zip(*[iter(loader)] * config.accumulate, strict=True)
 
 
 def steps_per_epoch(dataset: Dataset, config: Config) -> int:

@@ -67,8 +67,8 @@ def train(config: Config, resume: bool, console: Console, processes: Processes =
         title = f"epoch {epoch + 1}/{config.epochs} at {config.picture_size(epoch)} px"
         batches = training_batches(train_set, config, epoch, first_step, learner.device.type == "cuda", processes)
         with progress_bar(console, title, steps, first_step) as advance:
-            for step in range(first_step, steps):
-                taken = learner.step([next(batches) for _ in range(config.accumulate)])
+            for step, parts in enumerate(batches, start=first_step):
+                taken = learner.step(parts)
                 advance(loss=sum(loss.item() for loss in taken.losses.values()), pictures=config.batch_size)
                 if processes.is_first:
                     record.add_step(epoch * steps + step, taken.losses, taken.gradient_norm, taken.learning_rate)

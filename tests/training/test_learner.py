@@ -4,20 +4,19 @@ from typing import Any
 import pytest
 import torch
 from rich.console import Console
-from torch import Tensor, nn
+from torch import nn
 
 from model.codec import Targets
 from tests.training.configs import small_config
 from training.datasets.load import load_dataset
 from training.learner import Learner
-from training.loader import training_batches
+from training.loader import Part, training_batches
 from training.processes import ALONE
 
 LABELS = ("circle", "square", "triangle")
-Parts = list[tuple[Tensor, Targets]]
 
 
-def start(shapes: Path, tmp_path: Path, **settings: Any) -> tuple[Learner, Parts]:
+def start(shapes: Path, tmp_path: Path, **settings: Any) -> tuple[Learner, tuple[Part, ...]]:
     """A learner in fp32 whose batch norms keep their statistics, and the parts of its first batch."""
     config = small_config(shapes, tmp_path, precision="fp32", **settings)
     learner = Learner(config, LABELS, 3, ALONE, Console(quiet=True))
@@ -26,14 +25,14 @@ def start(shapes: Path, tmp_path: Path, **settings: Any) -> tuple[Learner, Parts
         if isinstance(module, nn.BatchNorm2d):
             module.eval()
     batches = training_batches(load_dataset(shapes / "train.json", shapes / "images"), config, 0, 0, False)
-    return learner, [next(batches) for _ in range(config.accumulate)]
+    return learner, next(batches)
 
 
 def test_a_batch_in_parts_teaches_what_it_teaches_whole(shapes: Path, tmp_path: Path) -> None:
-    (whole, [batch]), (split, parts) = (start(shapes, tmp_path, seed=2, accumulate=count) for count in (1, 4))
+    (whole, batch), (split, parts) = (start(shapes, tmp_path, seed=2, accumulate=count) for count in (1, 4))
     assert [len(images) for images, _ in parts] == [2, 2, 2, 2]
     assert len({int(targets.mask.sum()) for _, targets in parts}) > 1  # each divided by its own count would be wrong
-    one, other = whole.step([batch]), split.step(parts)
+    one, other = whole.step(batch), split.step(parts)
     for name, loss in one.losses.items():
         assert other.losses[name].item() == pytest.approx(loss.item(), rel=1e-5)
     assert other.gradient_norm.item() == pytest.approx(one.gradient_norm.item(), rel=1e-4)
