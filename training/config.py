@@ -134,7 +134,7 @@ class Config(BaseModel):
         if self.batch_size % self.accumulate:
             raise ValueError(
                 f"batch_size {self.batch_size} cannot be computed in {self.accumulate} equal parts:"
-                f" make it a multiple of accumulate"
+                " make it a multiple of accumulate"
             )
         if self.freeze_backbone_epochs and not self.pretrained:
             raise ValueError("freeze_backbone_epochs would keep random weights: set pretrained, or leave it at 0")

@@ -35,7 +35,7 @@ def dry_run(config: Config, console: Console, processes: Processes = ALONE) -> N
     steps = steps_per_epoch(train_set, config)
     learner = Learner(config, train_set.labels, steps, processes, console)
     learner.begin_epoch(config.freeze_backbone_epochs)
-    console.print(learner.describe_steps())
+    console.print(learner.describe_steps(), soft_wrap=True)
     learned = sum(p.numel() for p in learner.network.parameters() if p.requires_grad)
     console.print(f"{count_parameters(learner.network):,} parameters, {learned:,} of them learn")
     if processes.is_first:
@@ -47,7 +47,7 @@ def dry_run(config: Config, console: Console, processes: Processes = ALONE) -> N
     first = _time(lambda: learner.step(parts))  # slower than the rest: memory is taken, kernels are chosen
     count = processes.tell(max(2, min(_MOST_STEPS, int(_SECONDS / first))))  # a step is taken by all or by none
     step = _time(lambda: learner.step(parts), count)
-    for _ in range(2 * config.workers):  # while steps were taken alone, each worker has made two parts in advance
+    for _ in range(-(-2 * config.workers // config.accumulate)):  # each worker has made two parts in the meantime
         next(batches)
     loader = _time(lambda: next(batches), count)
     both = _time(lambda: learner.step(next(batches)), count)

@@ -32,7 +32,7 @@ def train(config: Config, resume: bool, console: Console, processes: Processes =
     processes.check_shares(config)
     steps = steps_per_epoch(train_set, config)
     learner = Learner(config, train_set.labels, steps, processes, console)
-    console.print(learner.describe_steps())
+    console.print(learner.describe_steps(), soft_wrap=True)
 
     last_path, best_path = config.run_folder / "last.pt", config.run_folder / "best.pt"
     first_epoch, first_step, best_ap, best_epoch = 0, 0, -1.0, 0
@@ -113,7 +113,8 @@ def load_data(config: Config, processes: Processes, console: Console) -> tuple[D
         train_set, val_set = _take_first(train_set, config)
         console.print(
             f"overfit: the first {config.overfit} photos without augmentation, over and over, and validation on the"
-            " very same: AP should come near 100"
+            " very same: AP should come near 100",
+            soft_wrap=True,
         )
     console.print(f"{len(train_set.photos)} photos to train on, {len(val_set.photos)} to validate on")
     return train_set, val_set
