@@ -1,6 +1,7 @@
 """`python -m training train|evaluate|export|import|inspect|models`."""
 
 import argparse
+import contextlib
 import dataclasses
 import sys
 from collections.abc import Sequence
@@ -14,17 +15,20 @@ from training.checkpoint import InvalidCheckpoint, load_checkpoint
 from training.config import Config, InvalidConfig, load_config, make_config
 from training.datasets.dataset import Dataset, InvalidDataset
 from training.datasets.load import load_dataset
+from training.dry_run import dry_run
 from training.environment import describe_environment
 from training.evaluate import TestTime, detect_with_model, detect_with_network, print_metrics, write_metrics
 from training.export import ParityFailure, export
 from training.inspect import inspect_dataset
+from training.learner import NonFiniteLoss
 from training.log import Log
 from training.metrics import measure
 from training.models import print_models
 from training.official_weights import import_weights
 from training.pretrained import InvalidWeights
+from training.processes import join_processes
 from training.report import Subject, render_findings, render_report, replace_text
-from training.train import NonFiniteLoss, train
+from training.train import train
 from training.voc_metrics import measure_as_voc
 
 _FAULTS = (
@@ -44,10 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parsed, rest = _parser().parse_known_args(arguments)
     try:
         if parsed.command == "train":
-            config = load_config(parsed.config, parse_overrides(rest))
-            with Log(console, config.run_folder / "log.txt"):
-                best = train(config, parsed.resume, console)
-                console.print(f"best weights: {best}")
+            _train(parsed, parse_overrides(rest))
             return
         if parsed.command == "inspect":
             _inspect(parsed, parse_overrides(rest), console)
@@ -83,6 +84,19 @@ def parse_overrides(arguments: Sequence[str]) -> dict[str, str]:
                 raise InvalidConfig(f"{key} needs a value") from None
         overrides[key[2:].replace("-", "_")] = value
     return overrides
+
+
+def _train(parsed: argparse.Namespace, overrides: dict[str, str]) -> None:
+    config = load_config(parsed.config, overrides)
+    with join_processes() as processes:
+        console = Console(quiet=not processes.is_first)
+        if parsed.dry_run:
+            dry_run(config, console, processes)
+            return
+        log = Log(console, config.run_folder / "log.txt") if processes.is_first else contextlib.nullcontext()
+        with log:
+            best = train(config, parsed.resume, console, processes)
+            console.print(f"best weights: {best}")
 
 
 def _evaluate(parsed: argparse.Namespace, console: Console) -> None:
@@ -160,6 +174,7 @@ def _parser() -> argparse.ArgumentParser:
     training = commands.add_parser("train", help="train CONFIG.toml [--key value ...]: any setting can be overridden")
     training.add_argument("config", type=Path)
     training.add_argument("--resume", action="store_true", help="go on where the run was stopped")
+    training.add_argument("--dry-run", action="store_true", help="draw the first views, measure speed and memory, stop")
 
     data = argparse.ArgumentParser(add_help=False)
     data.add_argument(

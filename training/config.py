@@ -1,11 +1,21 @@
 """A training run's settings: a TOML file, overridden by `--key value`."""
 
+import difflib
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import ErrorDetails
 
 from model.network import BACKBONES, NECKS, describe_backbone, fitting_necks
 
@@ -60,15 +70,20 @@ class Config(BaseModel):
 
     # schedule
     epochs: int = Field(ge=1)
-    batch_size: int = Field(32, ge=1)
+    batch_size: int = Field(32, ge=1, description="pictures of a step, of all processes together")
     optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
     learning_rate: float = Field(1e-3, gt=0)
+    learning_rate_batch_size: int = Field(
+        0, ge=0, description="the batch size that learning_rate is for, to scale it with batch_size; 0: never scaled"
+    )
     learning_rate_drops: tuple[int, ...] = Field((), description="epochs behind which it is a tenth; none: a cosine")
     backbone_learning_rate_scale: float = Field(1.0, ge=0, description="pretrained weights need smaller steps")
     weight_decay: float = Field(0.02, ge=0)
     warmup_steps: int = Field(200, ge=0)
     gradient_clip: float = Field(10.0, gt=0, description="largest norm of all gradients together")
     ema_decay: float = Field(0.998, ge=0, lt=1)
+    patience: int = Field(0, ge=0, description="epochs without a better AP that end the run; 0: it runs to its end")
+    freeze_backbone_epochs: int = Field(0, ge=0, description="first epochs in which the pretrained backbone rests")
     frozen_stages: int = Field(0, ge=0, description="first backbone stages kept as they were pretrained")
     freeze_statistics: bool = Field(False, description="backbone batch norms keep their pretrained statistics")
     first_train_size: int = Field(0, ge=0, description="the first epoch's picture size, growing to train_size; 0: no")
@@ -85,16 +100,19 @@ class Config(BaseModel):
         0.0, ge=0, le=1, description="classes in a smaller share of the photos come oftener"
     )
 
+    overfit: int = Field(0, ge=0, description="to look for faults: train and validate on the first so many photos")
+
     # the machine
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"
-    workers: int = Field(2, ge=0, description="processes that decode and augment")
+    accumulate: int = Field(1, ge=1, description="parts that a batch is computed in, where memory is short")
+    workers: int = Field(2, ge=0, description="processes that decode and augment, for each one that trains")
     save_every: int = Field(200, ge=1, description="steps between two writes of the last checkpoint")
 
     @field_validator("scale_range", "mosaic_scale_range", "learning_rate_drops", "mean", "std", mode="before")
     @classmethod
     def _split_flag(cls, value: object) -> object:
-        return value.split(",") if isinstance(value, str) else value
+        return [part for part in value.split(",") if part] if isinstance(value, str) else value
 
     @field_validator("scale_range", "mosaic_scale_range")
     @classmethod
@@ -140,10 +158,46 @@ class Config(BaseModel):
             raise ValueError(f"must be a multiple of {stride}, the network's coarsest stride")
         return value
 
+    @model_validator(mode="after")
+    def _fitting_together(self) -> Self:
+        if self.batch_size % self.accumulate:
+            raise ValueError(
+                f"batch_size {self.batch_size} cannot be computed in {self.accumulate} equal parts:"
+                " make it a multiple of accumulate"
+            )
+        if self.freeze_backbone_epochs and not self.pretrained:
+            raise ValueError("freeze_backbone_epochs would keep random weights: set pretrained, or leave it at 0")
+        if self.freeze_backbone_epochs >= self.epochs:
+            raise ValueError(
+                f"freeze_backbone_epochs {self.freeze_backbone_epochs} leaves no epoch of {self.epochs} in which the"
+                " backbone learns: lower it, or keep single stages frozen by frozen_stages"
+            )
+        return self
+
     @property
     def run_folder(self) -> Path:
         """Where checkpoints and curves are written."""
         return self.output / self.name
+
+    @property
+    def scaled_learning_rate(self) -> float:
+        """The learning rate of this batch size: as many times larger as the batch is (arXiv 1706.02677, 2.1)."""
+        return self.learning_rate * self.batch_size / (self.learning_rate_batch_size or self.batch_size)
+
+    def for_overfitting(self) -> "Config":
+        """The same run without augmentation, every photo as it is evaluated, under a name of its own."""
+        plain = {
+            "name": f"{self.name}-overfit",
+            "scale_range": (1.0, 1.0),
+            "aspect_jitter": 0.0,
+            "flip": 0.0,
+            "color_jitter": 0.0,
+            "mosaic": 0.0,
+            "repeat_threshold": 0.0,
+            "first_train_size": 0,
+            "train_size": 0,
+        }
+        return self.model_copy(update=plain)
 
     def mosaic_share(self, epoch: int) -> float:
         """The share of `epoch`'s views that are mosaics: none in the last fifth, which sees photos as they are."""
@@ -180,5 +234,16 @@ def make_config(settings: Mapping[str, object]) -> Config:
     try:
         return Config.model_validate(settings)
     except ValidationError as error:
-        faults = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-        raise InvalidConfig(faults) from error
+        raise InvalidConfig("; ".join(map(_describe, error.errors()))) from error
+
+
+def _describe(fault: ErrorDetails) -> str:
+    name = ".".join(map(str, fault["loc"]))
+    match fault["type"]:
+        case "missing":
+            return f"{name} is needed: write it into the file, or give --{name.replace('_', '-')}"
+        case "extra_forbidden":
+            near = difflib.get_close_matches(name, Config.model_fields, n=1)
+            return f"{name} is no setting{''.join(f': did you mean {each}?' for each in near)}"
+    message = fault["msg"].removeprefix("Value error, ")
+    return f"{name}: {message}" if name else message

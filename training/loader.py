@@ -17,6 +17,9 @@ from model.network import STRIDE
 from training.augment import Example, random_mosaic, random_view
 from training.config import Config
 from training.datasets.dataset import Dataset, InvalidDataset, Photo
+from training.processes import ALONE, Processes
+
+Part = tuple[Tensor, Targets]  # of a batch
 
 RADII: dict[str, Radius] = {"cornernet": gaussian_radius, "published": published_radius}
 
@@ -87,23 +90,29 @@ def repeat_factors(dataset: Dataset, threshold: float) -> NDArray[np.float64]:
 
 
 def training_batches(
-    dataset: Dataset, config: Config, epoch: int, first_step: int, pin_memory: bool
-) -> Iterator[tuple[Tensor, Targets]]:
-    """The batches of `epoch` from `first_step` on.
+    dataset: Dataset,
+    config: Config,
+    epoch: int,
+    first_step: int,
+    pin_memory: bool,
+    processes: Processes = ALONE,
+) -> Iterator[tuple[Part, ...]]:
+    """This process's share of the batches of `epoch` from `first_step` on, each in `accumulate` parts.
 
-    Yields: images (B, size, size, 3), uint8, RGB, and `Targets` stacked. Repeated photos displace others: an epoch has
-    `steps_per_epoch` batches however many come more than once.
+    A part: images (B, size, size, 3), uint8, RGB, and `Targets` stacked, B = batch_size / accumulate / processes.
+    Repeated photos displace others: an epoch has `steps_per_epoch` batches however many come more than once.
     """
-    positions = np.arange(steps_per_epoch(dataset, config) * config.batch_size).reshape(-1, config.batch_size)
-    return iter(
-        DataLoader(
-            TrainingViews(dataset, config, epoch),
-            batch_sampler=positions[first_step:].tolist(),
-            num_workers=config.workers,
-            pin_memory=pin_memory,
-            worker_init_fn=_start_worker,
-        )
+    steps = steps_per_epoch(dataset, config)
+    parts = np.arange(steps * config.batch_size).reshape(steps, config.accumulate, processes.count, -1)
+    positions = parts[first_step:, :, processes.index].reshape((steps - first_step) * config.accumulate, -1)
+    loader = DataLoader(
+        TrainingViews(dataset, config, epoch),
+        batch_sampler=positions.tolist(),
+        num_workers=config.workers,
+        pin_memory=pin_memory,
+        worker_init_fn=_start_worker,
     )
+    return zip(*[iter(loader)] * config.accumulate, strict=True)
 
 
 def steps_per_epoch(dataset: Dataset, config: Config) -> int:

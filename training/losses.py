@@ -1,6 +1,7 @@
 """The losses of "Objects as Points" (arXiv 1904.07850, equations 1 to 4) and a dense one for boxes."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -13,17 +14,34 @@ from model.network import HeadMaps, KeypointMaps
 from training.config import Config
 
 
-def detection_losses(maps: HeadMaps, targets: Targets, config: Config) -> dict[str, Tensor]:
+class Counts(NamedTuple):
+    """What a whole batch holds, each at least 1: the terms are means over it, however many parts it is computed in."""
+
+    objects: Tensor
+    joint_places: Tensor  # joints that an object's cells should know the place of
+    joint_peaks: Tensor  # joints in the heatmaps
+    joint_cells: Tensor  # cells with a joint in them
+
+
+def count_targets(targets: Targets, config: Config) -> Tensor:
+    """Counts a part of a batch, in the order of `Counts`: (4,)."""
+    joints = targets.keypoints
+    places = (joints.is_known * _teaching_weight(targets, config)[:, None]).sum()
+    return torch.stack([targets.mask.sum(), places, (joints.heatmap == 1).sum(), joints.mask.sum()])
+
+
+def detection_losses(maps: HeadMaps, targets: Targets, config: Config, counts: Counts) -> dict[str, Tensor]:
     """Every term, already weighted, by name; their sum is what is minimised. Maps and targets carry a batch.
 
-    Of a stacked network each term is the mean over its stacks.
+    `counts` are those of the whole batch, where these are a part of it, so that terms add up. Of a stacked network each
+    term is the mean over its stacks.
     """
-    stacks = [_losses_of_stack(stack, targets, config) for stack in (*maps.earlier, maps)]
+    stacks = [_losses_of_stack(stack, targets, config, counts) for stack in (*maps.earlier, maps)]
     return {name: torch.stack([terms[name] for terms in stacks]).mean() for name in stacks[0]}
 
 
-def _losses_of_stack(maps: HeadMaps, targets: Targets, config: Config) -> dict[str, Tensor]:
-    object_count = targets.mask.sum().clamp(min=1)
+def _losses_of_stack(maps: HeadMaps, targets: Targets, config: Config, counts: Counts) -> dict[str, Tensor]:
+    object_count = counts.objects
     heatmap_loss = HEATMAP_LOSSES[config.heatmap_loss]
     terms = {"heatmap": config.heatmap_weight * heatmap_loss(maps.heatmap, targets.heatmap) / object_count}
     if config.offset_weight:
@@ -31,30 +49,36 @@ def _losses_of_stack(maps: HeadMaps, targets: Targets, config: Config) -> dict[s
     if config.size_weight:
         terms["size"] = config.size_weight * centre_l1(maps.size, targets.size, targets.mask) / object_count
     if config.giou_weight:
-        weight = targets.weight if config.dense_boxes else targets.mask.float()
+        weight = _teaching_weight(targets, config)
         terms["giou"] = config.giou_weight * giou_loss(maps, targets, weight) / object_count
     if maps.keypoints is not None:
-        weight = targets.weight if config.dense_boxes else targets.mask.float()
-        terms |= keypoint_losses(maps.keypoints, targets.keypoints, weight, config)
+        weight = _teaching_weight(targets, config)
+        terms |= keypoint_losses(maps.keypoints, targets.keypoints, weight, config, counts)
     return terms
 
 
-def keypoint_losses(maps: KeypointMaps, targets: KeypointTargets, weight: Tensor, config: Config) -> dict[str, Tensor]:
+def keypoint_losses(
+    maps: KeypointMaps, targets: KeypointTargets, weight: Tensor, config: Config, counts: Counts
+) -> dict[str, Tensor]:
     """The terms of the joints, already weighted, each the mean over those that have a place (section 4.2 of the paper).
 
     `weight` (B, h, w) is how much each cell teaches of where its object's joints are.
     """
-    known = targets.is_known * weight[:, None]  # (B, J, h, w)
-    distance = (maps.places - targets.places).abs() * known.repeat_interleave(2, dim=1)
-    places = distance.sum() / (2 * known.sum()).clamp(min=1)
+    known = (targets.is_known * weight[:, None]).repeat_interleave(2, dim=1)  # (B, 2 * J, h, w)
+    places = ((maps.places - targets.places).abs() * known).sum() / (2 * counts.joint_places)
     heatmap_loss = HEATMAP_LOSSES[config.heatmap_loss]
-    heatmap = heatmap_loss(maps.heatmap, targets.heatmap) / (targets.heatmap == 1).sum().clamp(min=1)
-    offset = centre_l1(maps.offset, targets.offset, targets.mask) / targets.mask.sum().clamp(min=1)
+    heatmap = heatmap_loss(maps.heatmap, targets.heatmap) / counts.joint_peaks
+    offset = centre_l1(maps.offset, targets.offset, targets.mask) / counts.joint_cells
     return {
         "keypoint_places": config.keypoint_weight * places,
         "keypoint_heatmap": config.keypoint_heatmap_weight * heatmap,
         "keypoint_offset": config.keypoint_offset_weight * offset,
     }
+
+
+def _teaching_weight(targets: Targets, config: Config) -> Tensor:
+    """How much each cell (B, h, w) teaches of its object."""
+    return targets.weight if config.dense_boxes else targets.mask.float()
 
 
 def focal_loss(logits: Tensor, target: Tensor, alpha: float = 2.0, beta: float = 4.0) -> Tensor:

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from model.network import CenterNet
-from training.config import Config
+from model.network import CenterNet, Heads
+from training.config import Config, InvalidConfig
 
 
 def build_optimizer(network: CenterNet, config: Config) -> torch.optim.Optimizer:
@@ -17,7 +17,7 @@ def build_optimizer(network: CenterNet, config: Config) -> torch.optim.Optimizer
     groups: list[dict[str, Any]] = []
     backbone = set(network.backbone.parameters())
     for is_backbone in (True, False):
-        rate = config.learning_rate * (config.backbone_learning_rate_scale if is_backbone else 1.0)
+        rate = config.scaled_learning_rate * (config.backbone_learning_rate_scale if is_backbone else 1.0)
         own = [p for p in network.parameters() if p.requires_grad and (p in backbone) == is_backbone]
         for decays in (True, False):
             chosen = [p for p in own if (p.ndim > 1) == decays]
@@ -34,15 +34,24 @@ def build_optimizer(network: CenterNet, config: Config) -> torch.optim.Optimizer
 
 
 def learning_rate_curve(config: Config, steps_per_epoch: int) -> Callable[[int], float]:
-    """Step → share of the learning rate: a linear warm-up, then half a cosine down to 0, or the drops that are set."""
+    """Step → share of the learning rate: a linear warm-up, then half a cosine down to 0, or the drops that are set.
+
+    Raises `InvalidConfig` where the run ends before its last drop.
+    """
+    drops = config.learning_rate_drops
+    if drops and max(drops) >= config.epochs:
+        raise InvalidConfig(
+            f"learning_rate_drops: epoch {max(drops)} is never reached in {config.epochs} epochs: name earlier ones for"
+            " a shorter run, or none (--learning-rate-drops=) for a cosine"
+        )
     total = config.epochs * steps_per_epoch
     warmup = min(config.warmup_steps, total // 2)
 
     def share(step: int) -> float:
         if step < warmup:
             return (step + 1) / warmup
-        if config.learning_rate_drops:
-            return float(0.1 ** sum(step >= drop * steps_per_epoch for drop in config.learning_rate_drops))
+        if drops:
+            return float(0.1 ** sum(step >= drop * steps_per_epoch for drop in drops))
         return (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup))) / 2
 
     return share
@@ -58,17 +67,26 @@ def build_average(network: CenterNet, decay: float) -> AveragedModel:
     return AveragedModel(network, multi_avg_fn=average, use_buffers=True)
 
 
-def freeze_stages(network: CenterNet, count: int) -> None:
-    """Takes the first `count` backbone stages out of training."""
-    for stage in network.backbone.stages()[:count]:
+def freeze(network: CenterNet, config: Config) -> None:
+    """Takes out of training what never learns: the first backbone stages, and a head whose losses weigh nothing."""
+    for stage in network.backbone.stages()[: config.frozen_stages]:
         for module in stage:
             module.requires_grad_(False)
+    for heads in (network, *network.earlier_heads):
+        assert isinstance(heads, Heads)
+        heads.offset_head.requires_grad_(config.offset_weight + config.giou_weight > 0)
+        heads.size_head.requires_grad_(config.size_weight + config.giou_weight > 0)
 
 
-def set_training_mode(network: CenterNet, config: Config) -> None:
-    """Training mode, but for the batch norms whose statistics stay as they were pretrained."""
+def set_training_mode(network: CenterNet, config: Config, epoch: int) -> None:
+    """Training mode for `epoch`, but for batch norms whose statistics stay as they were pretrained.
+
+    In the first `freeze_backbone_epochs` the backbone does not learn.
+    """
     network.train()
-    fixed = network.backbone.stages()[: None if config.freeze_statistics else config.frozen_stages]
-    for stage in fixed:
+    is_frozen = epoch < config.freeze_backbone_epochs
+    for number, stage in enumerate(network.backbone.stages()):
+        learns = number >= config.frozen_stages and not is_frozen
         for module in stage:
-            module.eval()
+            module.requires_grad_(learns)
+            module.train(learns and not config.freeze_statistics)

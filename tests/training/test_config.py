@@ -9,11 +9,6 @@ from training.config import InvalidConfig, load_config
 CONFIGS = Path(__file__).parents[2] / "training" / "configs"
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.toml")), ids=lambda path: path.stem)
-def test_shipped_configurations_are_valid_and_named_after_their_file(path: Path) -> None:
-    assert load_config(path, {}).name == path.stem
-
-
 def test_flags_override_the_file() -> None:
     flags = parse_overrides(["--batch-size", "4", "--scale_range=0.5,2", "--data-root", "elsewhere"])
     config = load_config(CONFIGS / "tiny.toml", flags)
@@ -23,7 +18,8 @@ def test_flags_override_the_file() -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ({"batch_sise": "4"}, "batch_sise"),
+        ({"batch_sise": "4"}, r"batch_sise is no setting: did you mean batch_size\?"),
+        ({"zzz": "4"}, "zzz is no setting$"),
         ({"batch_size": "four"}, "batch_size"),
         ({"input_size": "300"}, "input_size.*multiple of 32"),
         ({"backbone": "vgg"}, "backbone.*efficientnet_lite0, .*resnet18"),
@@ -36,6 +32,10 @@ def test_flags_override_the_file() -> None:
         ({"scale_range": "wide"}, "scale_range"),
         ({"scale_range": "2,1"}, "scale_range.*the smaller one first"),
         ({"device": "tpu"}, "device"),
+        ({"accumulate": "3"}, "batch_size 16 cannot be computed in 3 equal parts: make it a multiple of accumulate"),
+        ({"freeze_backbone_epochs": "2"}, "would keep random weights: set pretrained"),
+        ({"freeze_backbone_epochs": "16", "pretrained": "x.pth"}, "leaves no epoch of 16 in which the backbone learns"),
+        ({"patience": "-1"}, "patience.*greater than or equal to 0"),
     ],
 )
 def test_a_wrong_setting_is_named(override: dict[str, str], message: str) -> None:
@@ -73,3 +73,21 @@ def test_pictures_grow_to_their_last_size(shapes: Path, tmp_path: Path) -> None:
     assert sizes[0] == 64 and sizes[8:] == [128, 128]
     assert sizes == sorted(sizes) and all(size % 32 == 0 for size in sizes)
     assert small_config(shapes, tmp_path).picture_size(0) == 64
+
+
+def test_a_missing_setting_is_asked_for(tmp_path: Path) -> None:
+    path = tmp_path / "short.toml"
+    path.write_text('name = "short"\ndataset = "mine"\nepochs = 3\n')
+    with pytest.raises(InvalidConfig, match=r"short\.toml: data_root is needed: .* or give --data-root"):
+        load_config(path, {})
+
+
+def test_drops_are_taken_back_by_an_empty_flag() -> None:
+    config = load_config(CONFIGS / "photos-paper.toml", parse_overrides(["--learning-rate-drops=", "--epochs", "3"]))
+    assert config.learning_rate_drops == ()
+
+
+def test_the_learning_rate_is_scaled_only_where_its_batch_size_is_named(shapes: Path, tmp_path: Path) -> None:
+    config = small_config(shapes, tmp_path, batch_size=16, learning_rate=1e-3)
+    assert config.scaled_learning_rate == 1e-3
+    assert config.model_copy(update={"learning_rate_batch_size": 64}).scaled_learning_rate == pytest.approx(2.5e-4)

@@ -43,7 +43,7 @@ def test_a_restart_sees_the_batches_that_the_run_would_have_seen(config: Config,
     whole = list(training_batches(train_set, config, 1, 0, pin_memory=False))
     rest = list(training_batches(train_set, config, 1, 1, pin_memory=False))
     assert len(rest) == len(whole) - 1 >= 1
-    for (images, targets), (again, targets_again) in zip(whole[1:], rest, strict=True):
+    for [(images, targets)], [(again, targets_again)] in zip(whole[1:], rest, strict=True):
         assert (images == again).all()
         assert (targets.heatmap == targets_again.heatmap).all()
 

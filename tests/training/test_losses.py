@@ -8,11 +8,14 @@ from torch.utils.data import default_collate
 
 from model.codec import Targets, encode
 from model.gaussian import IGNORED
-from model.network import HeadMaps
+from model.network import HeadMaps, KeypointMaps
 from tests.training.configs import small_config
+from training.config import Config
 from training.losses import (
     HEATMAP_LOSSES,
+    Counts,
     centre_l1,
+    count_targets,
     detection_losses,
     focal_loss,
     generalized_iou,
@@ -84,6 +87,10 @@ def batch_of(boxes: Tensor, grid: int = 16) -> Targets:
     return default_collate([encode(boxes, labels, is_ignored, torch.zeros(len(boxes), 0, 3), 1, (grid, grid))])  # type: ignore[no-any-return]
 
 
+def losses_of(maps: HeadMaps, targets: Targets, config: Config) -> dict[str, Tensor]:
+    return detection_losses(maps, targets, config, Counts(*count_targets(targets, config).clamp(min=1)))
+
+
 def test_dense_loss_counts_every_object_alike_and_is_zero_where_all_is_right() -> None:
     targets = batch_of(torch.tensor([[0.0, 0.0, 8.0, 8.0], [16.0, 16.0, 60.0, 60.0]]))
     logits = torch.zeros(1, 1, 16, 16)
@@ -98,7 +105,7 @@ def test_dense_loss_counts_every_object_alike_and_is_zero_where_all_is_right() -
 def test_images_without_objects_still_teach_the_heatmap(shapes, tmp_path) -> None:  # type: ignore[no-untyped-def]
     targets = batch_of(torch.zeros(0, 4))
     maps = HeadMaps(torch.zeros(1, 1, 16, 16), torch.zeros(1, 2, 16, 16), torch.zeros(1, 2, 16, 16))
-    terms = detection_losses(maps, targets, small_config(shapes, tmp_path))
+    terms = losses_of(maps, targets, small_config(shapes, tmp_path))
     assert terms["heatmap"].item() == pytest.approx(256 * 0.25 * math.log(2))
     assert terms["size"] == terms["offset"] == terms["giou"] == 0
 
@@ -106,7 +113,7 @@ def test_images_without_objects_still_teach_the_heatmap(shapes, tmp_path) -> Non
 def test_the_paper_recipe_has_no_dense_term(shapes, tmp_path) -> None:  # type: ignore[no-untyped-def]
     targets = batch_of(torch.tensor([[0.0, 0.0, 8.0, 8.0]]))
     maps = HeadMaps(torch.zeros(1, 1, 16, 16), targets.size + 1, targets.offset)
-    terms = detection_losses(maps, targets, small_config(shapes, tmp_path, giou_weight=0.0))
+    terms = losses_of(maps, targets, small_config(shapes, tmp_path, giou_weight=0.0))
     assert set(terms) == {"heatmap", "offset", "size"}
     assert terms["size"].item() == pytest.approx(0.2)
 
@@ -116,9 +123,27 @@ def test_losses_of_stacks_are_averaged(shapes, tmp_path) -> None:  # type: ignor
     config = small_config(shapes, tmp_path)
     one = HeadMaps(torch.zeros(1, 1, 16, 16), targets.size + 1, targets.offset)
     other = HeadMaps(torch.full((1, 1, 16, 16), -2.0), targets.size + 3, targets.offset + 1)
-    first, last = (detection_losses(maps, targets, config) for maps in (one, other))
-    both = detection_losses(other._replace(earlier=(one,)), targets, config)
+    first, last = (losses_of(maps, targets, config) for maps in (one, other))
+    both = losses_of(other._replace(earlier=(one,)), targets, config)
     assert both.keys() == first.keys()
     for name, term in both.items():
         assert first[name] != last[name]
         assert term.item() == pytest.approx((first[name].item() + last[name].item()) / 2)
+
+
+def test_joints_are_means_over_those_that_have_a_place(shapes, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    boxes = torch.tensor([[0.0, 0.0, 24.0, 24.0], [32.0, 32.0, 60.0, 60.0]])
+    joints = torch.tensor([[[5.0, 5.0, 2], [20.0, 21.0, 1]], [[40.0, 41.0, 2], [0.0, 0.0, 0]]])
+    labels, is_ignored = torch.zeros(2, dtype=torch.int64), torch.zeros(2, dtype=torch.bool)
+    targets = default_collate([encode(boxes, labels, is_ignored, joints, 1, (16, 16))])
+    wanted = targets.keypoints
+    for dense in (True, False):
+        config = small_config(shapes, tmp_path, keypoint_weight=1.0, dense_boxes=dense)
+        assert count_targets(targets, config).tolist() == pytest.approx([2, 3, 3, 3])
+        off = KeypointMaps(wanted.places + 3.0, torch.zeros_like(wanted.heatmap), wanted.offset + 0.25)
+        maps = HeadMaps(torch.zeros(1, 1, 16, 16), targets.size, targets.offset, off)
+        terms = losses_of(maps, targets, config)
+        assert terms["keypoint_places"].item() == pytest.approx(3.0, rel=1e-5)
+        assert terms["keypoint_offset"].item() == pytest.approx(0.5)
+        expected = focal_loss(off.heatmap, wanted.heatmap) / 3
+        assert terms["keypoint_heatmap"].item() == pytest.approx(expected.item())

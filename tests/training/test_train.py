@@ -1,4 +1,5 @@
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -9,18 +10,24 @@ from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from model.backbones.hourglass import Hourglass
+from model.canvas import prepare
 from model.network import BACKBONES, CenterNet
+from model.skeleton import Skeleton
 from tests.training.configs import small_config
 from tests.training.joints import add_joints
+from training import learner
 from training import train as training
-from training.checkpoint import Checkpoint, load_checkpoint
+from training.checkpoint import Checkpoint, build_network, load_checkpoint
 from training.config import InvalidConfig
 from training.datasets.load import load_dataset
 from training.evaluate import detect_with_network
-from training.metrics import measure
+from training.learner import NonFiniteLoss
+from training.loader import TrainingViews
+from training.metrics import Metrics
 from training.optimizer import learning_rate_curve
 from training.pretrained import InvalidWeights, load_pretrained
-from training.train import NonFiniteLoss, train
+from training.processes import ALONE
+from training.train import load_data, train
 
 
 @pytest.fixture
@@ -33,39 +40,16 @@ def same_weights(one: Path, other: Path) -> bool:
     return all(torch.equal(first[key], second[key]) for key in first)
 
 
-OVERFIT: dict[str, Any] = {
-    "flip": 0.0,
-    "color_jitter": 0.0,
-    "scale_range": (1.0, 1.0),
-    "aspect_jitter": 0.0,
-    "input_size": 160,
-}
-OVERFIT |= {"epochs": 4, "batch_size": 1, "learning_rate": 2e-3, "ema_decay": 0.9, "precision": "fp32"}
-
-
-def repeat_one_picture(source: Path, target: Path) -> Path:
-    """Writes a data set whose epoch is 20 times the first picture of another."""
-    content = json.loads(source.read_text())
-    image = content["images"][0]
-    objects = [annotation for annotation in content["annotations"] if annotation["image_id"] == image["id"]]
-    content["images"] = [image | {"id": copy} for copy in range(20)]
-    content["annotations"] = [
-        one | {"id": 100 * copy + one["id"], "image_id": copy} for copy in range(20) for one in objects
-    ]
-    target.write_text(json.dumps(content))
-    return target
-
-
-def validate_on(annotations: Path) -> dict[str, Path]:
-    return {"train_annotations": annotations, "val_annotations": annotations}
-
-
-def test_a_tiny_network_overfits_one_picture(shapes: Path, tmp_path: Path, console: Console) -> None:
-    one = repeat_one_picture(shapes / "train.json", tmp_path / "one.json")
-    best = train(small_config(shapes, tmp_path, **OVERFIT, **validate_on(one)), False, console)
-    dataset = load_dataset(one, shapes / "images")
-    found = detect_with_network(load_checkpoint(best).build_network(), dataset, 160, 0, console)
-    assert measure(dataset, found).ap >= 90
+def test_a_tiny_network_overfits_one_picture(shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    schedule = {"epochs": 2, "batch_size": 1, "learning_rate": 2e-3, "ema_decay": 0.9, "precision": "fp32"}
+    config = small_config(shapes, tmp_path, overfit=1, input_size=160, **schedule)
+    best = train(config, False, Console(width=200))
+    assert best == tmp_path / "test-overfit" / "best.pt"
+    said = capsys.readouterr().out
+    assert "overfit: the first 1 photos without augmentation" in said
+    assert "50 photos to train on, 1 to validate on" in said
+    ap = load_checkpoint(best).ap
+    assert ap is not None and ap >= 90
 
 
 def test_the_same_seed_gives_the_same_weights(shapes: Path, tmp_path: Path, console: Console) -> None:
@@ -86,7 +70,7 @@ def test_a_killed_run_resumes_as_if_nothing_had_happened(
         pass
 
     calls = 0
-    losses = training.detection_losses
+    losses = learner.detection_losses
 
     def losses_until_killed(*arguments: Any) -> Any:
         nonlocal calls
@@ -97,7 +81,7 @@ def test_a_killed_run_resumes_as_if_nothing_had_happened(
 
     config = small_config(shapes, tmp_path, name="killed")
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(training, "detection_losses", losses_until_killed)
+        patch.setattr(learner, "detection_losses", losses_until_killed)
         train(config, False, console)
     resumed = train(config, True, console)
     assert same_weights(whole.with_name("last.pt"), resumed.with_name("last.pt"))
@@ -119,9 +103,9 @@ def test_a_loss_that_is_no_number_stops_the_run_and_is_named(
     shapes: Path, tmp_path: Path, console: Console, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*_: Any) -> dict[str, torch.Tensor]:
-        return {"heatmap": torch.tensor(1.0), "giou": torch.tensor(float("nan"))}
+        return {"heatmap": torch.tensor(1.0), "giou": torch.tensor(float("nan"), requires_grad=True)}
 
-    monkeypatch.setattr(training, "detection_losses", broken)
+    monkeypatch.setattr(learner, "detection_losses", broken)
     with pytest.raises(NonFiniteLoss, match="the giou loss is nan at epoch 1, step 0"):
         train(small_config(shapes, tmp_path), False, console)
 
@@ -158,11 +142,17 @@ def test_learning_rate_drops_to_a_tenth_where_it_is_told_to(shapes: Path, tmp_pa
     assert [share(step) for step in (0, 59, 60, 89, 90, 99)] == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
 
 
+def test_a_drop_that_a_shortened_run_never_reaches_is_refused(shapes: Path, tmp_path: Path, console: Console) -> None:
+    config = small_config(shapes, tmp_path, epochs=9, learning_rate_drops="6,9")
+    with pytest.raises(InvalidConfig, match="epoch 9 is never reached in 9 epochs: name earlier ones"):
+        train(config, False, console)
+
+
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
 def test_other_optimizers_train_too(shapes: Path, tmp_path: Path, console: Console, optimizer: str) -> None:
     config = small_config(shapes, tmp_path, optimizer=optimizer, epochs=1)
     torch.manual_seed(config.seed)
-    start = training.build_network(config, 3).state_dict()
+    start = build_network(config, 3).state_dict()
     last = load_checkpoint(train(config, False, console).with_name("last.pt"))
     assert all(value.isfinite().all() for value in last.weights.values())
     assert not torch.equal(last.weights["heatmap_head.2.weight"], start["heatmap_head.2.weight"])
@@ -194,7 +184,7 @@ def test_every_part_of_the_papers_networks_learns(
     monkeypatch.setitem(BACKBONES, "hourglass104", lambda: Hourglass(2, (8, 8, 8), (1, 1, 1), out_width=8))
     config = small_config(shapes, tmp_path, backbone=backbone, neck=neck, input_size=size, epochs=1)
     torch.manual_seed(config.seed)
-    start = training.build_network(config, 3).state_dict()
+    start = build_network(config, 3).state_dict()
     best = load_checkpoint(train(config, False, console))
     assert best.weights.keys() == start.keys()
     for key in trained:
@@ -245,7 +235,7 @@ def test_a_checkpoint_starts_a_run_and_other_labels_get_a_new_head(
     shapes: Path, tmp_path: Path, console: Console
 ) -> None:
     torch.manual_seed(1)
-    trained = training.build_network(small_config(shapes, tmp_path), 3)
+    trained = build_network(small_config(shapes, tmp_path), 3)
     labels = ("circle", "square", "triangle")
     config = small_config(shapes, tmp_path)
     checkpoint = Checkpoint(config, labels, (1, 2, 3), trained.state_dict(), 1, "0", 5.0, 9.0)
@@ -253,7 +243,7 @@ def test_a_checkpoint_starts_a_run_and_other_labels_get_a_new_head(
     checkpoint.save(path)
 
     torch.manual_seed(2)
-    same, other = (training.build_network(small_config(shapes, tmp_path), count) for count in (3, 2))
+    same, other = (build_network(small_config(shapes, tmp_path), count) for count in (3, 2))
     fresh_head = other.heatmap_head[2].weight.clone()
     assert "everything" in load_pretrained(same, str(path), checkpoint.labels)
     message = load_pretrained(other, str(path), ("disc", "circle"))
@@ -274,7 +264,7 @@ def test_a_file_that_holds_no_weights_is_named(shapes: Path, tmp_path: Path, con
 def test_photos_come_out_in_order_whatever_the_batch(shapes: Path, tmp_path: Path, console: Console) -> None:
     dataset = load_dataset(shapes / "train.json", shapes / "images")  # 24 photos: a batch and a half
     torch.manual_seed(0)
-    network = training.build_network(small_config(shapes, tmp_path), 3)
+    network = build_network(small_config(shapes, tmp_path), 3)
     found = detect_with_network(network, dataset, 64, 0, console)
     assert len(found) == 24
     last = detect_with_network(network, type(dataset)(*vars(dataset).values()), 64, 1, console)[-1]
@@ -282,14 +272,46 @@ def test_photos_come_out_in_order_whatever_the_batch(shapes: Path, tmp_path: Pat
 
 
 def test_a_tiny_network_learns_the_joints_of_one_picture(shapes: Path, tmp_path: Path, console: Console) -> None:
-    one = repeat_one_picture(add_joints(shapes / "train.json", tmp_path / "joints.json"), tmp_path / "one.json")
-    best = train(small_config(shapes, tmp_path, **OVERFIT | {"epochs": 8}, **validate_on(one)), False, console)
-    dataset = load_dataset(one, shapes / "images")
-    checkpoint = load_checkpoint(best)
-    assert checkpoint.skeleton.joints == ("left_corner", "right_corner")
-    assert checkpoint.skeleton.edges == ((0, 1),)
-    found = detect_with_network(checkpoint.build_network(), dataset, 160, 0, console)
-    metrics = measure(dataset, found)
-    assert metrics.keypoints is not None
-    assert metrics.keypoints.ap >= 90
-    assert checkpoint.keypoint_ap == pytest.approx(metrics.keypoints.ap)
+    annotations = add_joints(shapes / "train.json", tmp_path / "joints.json")
+    schedule = {"epochs": 3, "batch_size": 1, "learning_rate": 2e-3, "ema_decay": 0.9, "precision": "fp32"}
+    files = {"train_annotations": annotations, "val_annotations": annotations}
+    checkpoint = load_checkpoint(
+        train(small_config(shapes, tmp_path, overfit=1, input_size=160, **schedule, **files), False, console)
+    )
+    assert checkpoint.skeleton == Skeleton(("left_corner", "right_corner"), ((0, 1),))
+    assert checkpoint.keypoint_ap is not None
+    assert checkpoint.keypoint_ap >= 90
+
+
+def test_a_run_ends_when_it_no_longer_gets_better(
+    shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    figures = iter([3.0, 5.0, 4.0, 5.0, 9.0])
+    monkeypatch.setattr(training, "measure", lambda *_: Metrics(next(figures), 0, 0, None, None, None, {}))
+    config = small_config(shapes, tmp_path, epochs=9, patience=2)
+    best = train(config, False, Console(width=200))
+    assert "stopped: no better AP for 2 epochs than 5.00 after epoch 2" in capsys.readouterr().out
+    rows = [json.loads(line) for line in (best.parent / "metrics.jsonl").read_text().splitlines()]
+    assert [row["epoch"] for row in rows] == [1, 2, 3, 4]
+    assert load_checkpoint(best).epoch == 2
+    train(config, True, Console(quiet=True))  # it stays ended
+    assert next(figures) == 9.0
+
+
+def test_overfitting_shows_the_first_photos_as_they_are_evaluated(
+    shapes: Path, tmp_path: Path, console: Console
+) -> None:
+    config = small_config(shapes, tmp_path, overfit=3, mosaic=1.0, first_train_size=32).for_overfitting()
+    train_set, val_set = load_data(config, ALONE, console)
+    assert [photo.id for photo in val_set.photos] == [1, 2, 3]
+    assert Counter(photo.id for photo in train_set.photos) == {1: 134, 2: 133, 3: 133}  # 50 batches of 8
+    views = TrainingViews(train_set, config, epoch=0)
+    for position in range(8):
+        evaluated = prepare(train_set.photos[views.order[position]].path.read_bytes(), 64, 64).pixels
+        difference = views[position][0].astype(int) - evaluated
+        assert np.abs(difference).mean() < 8  # shrunk by another filter
+
+
+def test_more_photos_to_overfit_than_there_are(shapes: Path, tmp_path: Path, console: Console) -> None:
+    with pytest.raises(InvalidConfig, match=r"overfit 50: .*train\.json has 24 photos: name fewer"):
+        train(small_config(shapes, tmp_path, overfit=50), False, console)

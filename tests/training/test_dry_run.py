@@ -1,0 +1,49 @@
+import re
+from pathlib import Path
+
+import cv2
+import pytest
+import torch
+
+from training import dry_run as dry_running
+from training.__main__ import main
+
+CONFIGS = Path(__file__).parents[2] / "training" / "configs"
+
+
+def test_a_dry_run_measures_and_leaves_a_picture_alone(
+    shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(dry_running, "_SECONDS", 0.1)
+    flags = ["--data-root", str(shapes), "--output", str(tmp_path), "--workers", "0", "--precision", "fp32"]
+    sizes = ["--input-size", "64", "--first-train-size", "32", "--batch-size", "8", "--accumulate", "2"]
+    main(["train", str(CONFIGS / "tiny.toml"), "--dry-run", "--frozen-stages", "5", *flags, *sizes])
+    said = " ".join(capsys.readouterr().out.split())
+    rates = {
+        title: (float(rate), float(seconds))
+        for title, rate, seconds in re.findall(r"(\w+ \w+) ([\d.]+) pictures/s, ([\d.]+) s a step", said)
+    }
+    assert set(rates) == {"loader alone", "step alone", "both together"}
+    for rate, seconds in rates.values():
+        assert rate * seconds == pytest.approx(8, rel=0.2)  # seconds have three digits
+    slower = "loader" if rates["loader alone"][1] > rates["step alone"][1] else "step"
+    assert f"the {slower} limits" in said
+    assert "an epoch of 3 steps" in said
+    total, learned = (int(each.replace(",", "")) for each in re.search(r"([\d,]+) parameters, ([\d,]+)", said).groups())  # type: ignore[union-attr]
+    assert total - learned == 11_176_512  # ResNet-18's own, without its classifier
+    [memory] = re.findall(r"memory: at most ([\d.]+) GB", said)
+    assert 0.1 < float(memory) < 20
+    assert cv2.imread(str(tmp_path / "tiny" / "dry-run.jpg")).shape == (4 * 64, 4 * 2 * 64, 3)  # the largest pictures
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["dry-run.jpg"]
+
+
+def test_a_slow_loader_is_named(
+    shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seconds = iter([100.0, 0.5, 2.0, 2.1])
+    monkeypatch.setattr(dry_running, "_time", lambda *_: next(seconds))
+    main(["train", str(CONFIGS / "tiny.toml"), "--dry-run", "--data-root", str(shapes), "--output", str(tmp_path)])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "loader alone 8.0 pictures/s, 2.000 s a step" in said
+    assert "the loader limits: more than 1 workers" in said
+    assert not torch.distributed.is_initialized()

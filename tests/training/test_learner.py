@@ -1,0 +1,98 @@
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+from torch import nn
+
+from model.codec import Targets
+from model.keypoints import KeypointTargets
+from tests.training.configs import small_config
+from tests.training.joints import JOINTS, add_joints
+from training.datasets.load import load_dataset
+from training.learner import Learner
+from training.loader import Part, training_batches
+from training.processes import ALONE
+
+LABELS = ("circle", "square", "triangle")
+
+
+def start(
+    shapes: Path, tmp_path: Path, joints: Sequence[str] = (), **settings: Any
+) -> tuple[Learner, tuple[Part, ...]]:
+    """A learner in fp32 whose batch norms keep their statistics, and the parts of its first batch."""
+    config = small_config(shapes, tmp_path, precision="fp32", **settings)
+    annotations = add_joints(shapes / "train.json", tmp_path / "joints.json") if joints else shapes / "train.json"
+    learner = Learner(config, LABELS, joints, 3, ALONE, Console(quiet=True))
+    learner.begin_epoch(0)
+    for module in learner.network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()
+    batches = training_batches(load_dataset(annotations, shapes / "images"), config, 0, 0, False)
+    return learner, next(batches)
+
+
+@pytest.mark.parametrize("joints", [(), JOINTS])
+def test_a_batch_in_parts_teaches_what_it_teaches_whole(shapes: Path, tmp_path: Path, joints: Sequence[str]) -> None:
+    (whole, batch), (split, parts) = (start(shapes, tmp_path, joints, seed=2, accumulate=count) for count in (1, 4))
+    assert [len(images) for images, _ in parts] == [2, 2, 2, 2]
+    assert len({int(targets.mask.sum()) for _, targets in parts}) > 1  # each divided by its own count would be wrong
+    one, other = whole.step(batch), split.step(parts)
+    for name, loss in one.losses.items():
+        assert other.losses[name].item() == pytest.approx(loss.item(), rel=1e-5)
+    assert other.gradient_norm.item() == pytest.approx(one.gradient_norm.item(), rel=1e-4)
+    for (name, mine), theirs in zip(whole.network.named_parameters(), split.network.parameters(), strict=True):
+        assert mine.grad is not None and theirs.grad is not None
+        distance = (mine.grad - theirs.grad).norm() / mine.grad.norm()
+        assert distance < 1e-3, name
+
+
+def test_a_batch_without_an_object_still_teaches(shapes: Path, tmp_path: Path) -> None:
+    learner, [(images, targets)] = start(shapes, tmp_path)
+    *boxes, joints = targets
+    empty = Targets(*map(torch.zeros_like, boxes), KeypointTargets(*map(torch.zeros_like, joints)))
+    found = learner.step([(images, empty)])
+    assert all(loss.isfinite() for loss in found.losses.values())
+    assert found.losses["heatmap"] > 0 and found.gradient_norm > 0
+
+
+def test_the_learning_rate_follows_the_batch(shapes: Path, tmp_path: Path) -> None:
+    settings = {"warmup_steps": 0, "learning_rate": 5e-4, "learning_rate_batch_size": 128}
+    learner, parts = start(shapes, tmp_path, **settings)
+    assert learner.step(parts).learning_rate == pytest.approx(5e-4 * 8 / 128)
+    assert learner.describe_steps() == "batches of 8 on cpu, learning rate 3.125e-05 (0.0005 is for batches of 128)"
+    learner, parts = start(shapes, tmp_path, warmup_steps=0, learning_rate=5e-4)
+    assert learner.step(parts).learning_rate == 5e-4
+    assert learner.describe_steps() == "batches of 8 on cpu, learning rate 0.0005"
+
+
+def test_a_resting_backbone_learns_from_its_epoch_on(shapes: Path, tmp_path: Path) -> None:
+    lite = {"backbone": "efficientnet_lite0", "pretrained": "imagenet", "frozen_stages": 1, "weight_decay": 0.5}
+    learner, parts = start(shapes, tmp_path, freeze_backbone_epochs=1, **lite)
+    stages = [nn.ModuleList(stage) for stage in learner.network.backbone.stages()]
+
+    def learn(epoch: int) -> list[bool]:
+        """Which stages, and at last the neck, an epoch's first step has changed."""
+        learner.begin_epoch(epoch)
+        groups = [*stages, learner.network.neck]
+        before = [[value.clone() for value in group.state_dict().values()] for group in groups]
+        learner.step(parts)
+        return [
+            any(not torch.equal(old, new) for old, new in zip(values, group.state_dict().values(), strict=True))
+            for values, group in zip(before, groups, strict=True)
+        ]
+
+    assert learn(0) == [False] * len(stages) + [True]
+    assert learn(1) == [False] + [True] * len(stages)
+
+
+def test_a_head_that_no_loss_teaches_stays(shapes: Path, tmp_path: Path) -> None:
+    learner, parts = start(shapes, tmp_path, giou_weight=0.0, offset_weight=0.0)
+    before = {name: value.clone() for name, value in learner.network.state_dict().items()}
+    assert set(learner.step(parts).losses) == {"heatmap", "size"}
+    changed = {
+        name.split(".")[0] for name, value in learner.network.state_dict().items() if (value != before[name]).any()
+    }
+    assert changed == {"backbone", "neck", "heatmap_head", "size_head"}

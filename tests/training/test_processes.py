@@ -1,0 +1,187 @@
+"""Two real processes, started by torchrun's module as a user starts them, beside one that does the same alone."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import Tensor, nn
+
+from tests.training.configs import small_config
+from training.checkpoint import load_checkpoint
+from training.config import Config, InvalidConfig
+from training.datasets.load import load_dataset
+from training.learner import Learner, Step
+from training.loader import training_batches
+from training.processes import ALONE, Processes, hold_gradients
+from training.train import train
+
+ROOT = Path(__file__).parents[2]
+TERMS = ("loss/heatmap", "loss/offset", "loss/size", "loss/giou", "learning_rate", "gradient_norm")
+
+
+def train_in_two(config: Config, folder: Path, *flags: str) -> subprocess.CompletedProcess[str]:
+    settings = config.model_dump(mode="json", exclude_unset=True)
+    path = folder / f"{config.name}.toml"
+    path.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in settings.items()))
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    rendezvous = ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", "--local-addr", "127.0.0.1"]
+    command = [*launch, *rendezvous, "-m", "training", "train", str(path), *flags]
+    return subprocess.run(
+        command,
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+
+
+def curves(run: Path) -> dict[str, list[float]]:
+    events = EventAccumulator(str(run)).Reload()
+    return {term: [event.value for event in events.Scalars(term)] for term in TERMS}
+
+
+def rows(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_two_processes_train_as_one_does(shapes: Path, tmp_path: Path) -> None:
+    # batch norms learn their statistics, and each batch is computed in two parts; SGD, as Adam makes much of rounding
+    settings = {"precision": "fp32", "accumulate": 2, "learning_rate": 3e-4, "optimizer": "sgd"}
+    one = train(small_config(shapes, tmp_path, name="one", **settings), False, Console(quiet=True)).parent
+    done = train_in_two(small_config(shapes, tmp_path, name="two", **settings), tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "batches of 8 by 2 processes in 2 parts" in done.stdout
+    assert done.stdout.count("epoch 2/2") == 1  # the second process is silent
+    expected, got = curves(one), curves(tmp_path / "two")
+    for term in TERMS[:-1]:
+        assert len(expected[term]) == 6
+        np.testing.assert_allclose(got[term], expected[term], rtol=1e-3, err_msg=term)
+    assert got["gradient_norm"][0] == pytest.approx(expected["gradient_norm"][0], rel=1e-4)
+    assert [row["epoch"] for row in rows(tmp_path / "two")] == [1, 2]
+    weights, other = (load_checkpoint(run / "last.pt").weights for run in (one, tmp_path / "two"))
+    for key in ("backbone.bn1.running_mean", "backbone.bn1.running_var"):
+        torch.testing.assert_close(weights[key], other[key], rtol=1e-3, atol=1e-3)
+
+
+def test_a_killed_run_goes_on_in_more_processes(shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = {"precision": "fp32", "learning_rate": 3e-4, "optimizer": "sgd"}
+    whole = train(small_config(shapes, tmp_path, name="whole", **settings), False, Console(quiet=True)).parent
+    config = small_config(shapes, tmp_path, name="killed", **settings)
+    step, calls = Learner.step, iter(range(3))
+
+    def step_until_killed(learner: Learner, parts: Any) -> Step:
+        if next(calls) == 2:
+            raise KeyboardInterrupt
+        return step(learner, parts)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Learner, "step", step_until_killed)
+        train(config, False, Console(quiet=True))
+    done = train_in_two(config, tmp_path, "--resume")
+    assert done.returncode == 0, done.stderr
+    assert "at epoch 1, step 2" in " ".join(done.stdout.split())
+    assert [row["epoch"] for row in rows(tmp_path / "killed")] == [1, 2]
+    expected, got = curves(whole), curves(tmp_path / "killed")
+    for term in TERMS[:-1]:
+        np.testing.assert_allclose(got[term], expected[term], rtol=1e-3, err_msg=term)
+
+
+def test_a_batch_that_cannot_be_shared_is_refused(shapes: Path, tmp_path: Path) -> None:
+    config = small_config(shapes, tmp_path, batch_size=9, accumulate=3)
+    ALONE.check_shares(config)
+    with pytest.raises(InvalidConfig, match=r"batch_size 9 .* cut into 2 x 3 equal parts .* a multiple of 6"):
+        Processes(1, 2).check_shares(config)
+
+
+def test_processes_see_the_very_views_that_one_sees(shapes: Path, tmp_path: Path) -> None:
+    dataset = load_dataset(shapes / "train.json", shapes / "images")
+    config = small_config(shapes, tmp_path)
+    split = config.model_copy(update={"accumulate": 2})
+    whole = list(training_batches(dataset, config, 1, 1, False))
+    shares = [list(training_batches(dataset, split, 1, 1, False, Processes(index, 2))) for index in range(2)]
+    assert len(whole) == 2 and [len(share) for share in shares] == [2, 2]
+    for number, [(images, targets)] in enumerate(whole):
+        order = [share[number][part] for part in range(2) for share in shares]
+        assert (torch.cat([images for images, _ in order]) == images).all()
+        assert (torch.cat([targets.heatmap for _, targets in order]) == targets.heatmap).all()
+
+
+@pytest.mark.parametrize(
+    ("device", "gpus", "message"),
+    [
+        ("cuda", 0, "use --device cpu"),
+        ("cuda:1", 2, "3 processes need a GPU each: use --device cuda"),
+        ("auto", 2, "no GPU for process 2: lower --nproc-per-node"),
+    ],
+)
+def test_a_device_that_is_not_there_is_named(
+    monkeypatch: pytest.MonkeyPatch, device: str, gpus: int, message: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    with pytest.raises(InvalidConfig, match=message):
+        Processes(2, 3, 2).choose_device(device)
+
+
+def normalize(images: Tensor, processes: Processes) -> dict[str, Tensor]:
+    """Gradients and statistics after a sum of squares of what a batch norm makes of `images`; in float64."""
+    torch.manual_seed(0)
+    network: nn.Module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 3)).double()
+    processes.share_statistics(network, torch.device("cpu"))
+    shared = processes.share_gradients(network, torch.device("cpu"))
+    # a part of a batch that is not the last waits for the rest
+    half = len(images) // 2
+    for part, is_held in ((images[:half], True), (images[half:], False)):
+        with hold_gradients(shared, is_held):
+            (shared(part).square().sum() * processes.count).backward()
+    gradients = {name: parameter.grad for name, parameter in network.named_parameters() if parameter.grad is not None}
+    return gradients | dict(network.named_buffers())
+
+
+def work_as_one_of_two(index: int, folder: Path, images: Tensor) -> None:
+    store = torch.distributed.FileStore(str(folder / "store"), 2)
+    torch.distributed.init_process_group("gloo", store=store, rank=index, world_size=2)
+    processes = Processes(index, 2, index)
+    share = processes.deal(tuple("abcdefg"))
+    found = {
+        "share": share,
+        "collected": processes.collect(list(share)),
+        "told": processes.tell(f"from {index}"),
+        "total": processes.total(torch.tensor([1.0, index])),
+        "normalized": normalize(images[index::2], processes),
+    }
+    torch.distributed.destroy_process_group()
+    torch.save(found, folder / f"{index}.pt")
+
+
+def test_what_two_processes_share_is_exact(tmp_path: Path) -> None:
+    images = torch.randn(4, 3, 8, 8, dtype=torch.float64) * 5 + 100
+    torch.multiprocessing.spawn(work_as_one_of_two, (tmp_path, images), nprocs=2)  # type: ignore[no-untyped-call]
+    first, second = (torch.load(tmp_path / f"{index}.pt") for index in range(2))
+    assert (first["share"], second["share"]) == (tuple("aceg"), tuple("bdf"))
+    assert (first["collected"], second["collected"]) == (list("abcdefg"), [])
+    assert first["told"] == second["told"] == "from 0"
+    assert first["total"].tolist() == second["total"].tolist() == [2, 1]
+    alone = normalize(images, ALONE)  # its parts are what the two see together: images 0 and 1, then 2 and 3
+    assert set(alone) == set(first["normalized"])
+    for name, value in alone.items():
+        for other in (first, second):
+            torch.testing.assert_close(other["normalized"][name], value, rtol=1e-9, atol=1e-9, msg=name)
+
+
+def test_alone_nothing_is_shared() -> None:
+    assert ALONE.deal((1, 2, 3)) == (1, 2, 3)
+    assert ALONE.collect([1, 2]) == [1, 2] and ALONE.tell("x") == "x"
+    assert ALONE.total(torch.tensor(3)).item() == 3
+    network = nn.Sequential(nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1))
+    assert ALONE.share_gradients(network, torch.device("cpu")) is network
