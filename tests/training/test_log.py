@@ -34,7 +34,7 @@ def test_a_run_logs_what_it_said_and_a_resumed_one_goes_on(
     lines = first.splitlines()
     assert len(lines[1:-1]) == 4
     assert lines[1] == said[0]
-    assert "epoch 1/1: AP" in lines[2]
+    assert "epoch 1/1: AP" in lines[3]
     assert lines[-1].endswith(" ended")
 
     with pytest.raises(SystemExit):
