@@ -51,8 +51,9 @@ def encode(
     grid: tuple[int, int],
     radius_iou: float = RADIUS_IOU,
     radius_of: Radius = gaussian_radius,
+    stride: int = STRIDE,
 ) -> Targets:
-    """Turns one image's boxes into targets on a `grid` of (height, width) cells.
+    """Turns one image's boxes into targets on a `grid` of (height, width) cells of `stride` input pixels.
 
     Shapes: boxes_xyxy (N, 4), input pixels, centres inside the image; labels (N,), int64; is_ignored (N,), bool;
     keypoints (N, J, 3), x and y in input pixels and a visibility: 1 or 2 where the joint has a place, 0 where it has
@@ -61,9 +62,9 @@ def encode(
     learned about its class in its cells that no object reaches.
     """
     height, width = grid
-    to_output = torch.tensor([STRIDE, STRIDE, 1.0])
-    regions, regions_labels = boxes_xyxy[is_ignored] / STRIDE, labels[is_ignored]
-    boxes, labels, keypoints = boxes_xyxy[~is_ignored] / STRIDE, labels[~is_ignored], keypoints[~is_ignored] / to_output
+    to_output = torch.tensor([stride, stride, 1.0])
+    regions, regions_labels = boxes_xyxy[is_ignored] / stride, labels[is_ignored]
+    boxes, labels, keypoints = boxes_xyxy[~is_ignored] / stride, labels[~is_ignored], keypoints[~is_ignored] / to_output
     by_area = (boxes[:, 2:] - boxes[:, :2]).prod(1).argsort()
     boxes, labels, keypoints = boxes[by_area], labels[by_area], keypoints[by_area]
     sizes = boxes[:, 2:] - boxes[:, :2]  # (N, 2)
@@ -99,8 +100,11 @@ def encode(
     return Targets(heatmap, size, offset, mask, weight, joints)
 
 
-def decode(maps: HeadMaps, limit: int = 100) -> Detections:
-    """Takes the cells that are the highest of their 3x3 neighbourhood, and of these the best `limit` of all classes."""
+def decode(maps: HeadMaps, limit: int = 100, stride: int = STRIDE) -> Detections:
+    """Takes the cells that are the highest of their 3x3 neighbourhood, and of these the best `limit` of all classes.
+
+    Cells are `stride` input pixels wide and high.
+    """
     heatmap, size, offset = maps.heatmap, maps.size, maps.offset
     height, width = heatmap.shape[2:]
     # peaks and order are the same in logits, so that the sigmoid need only see the winners
@@ -113,8 +117,8 @@ def decode(maps: HeadMaps, limit: int = 100) -> Detections:
     keypoints = None
     if maps.keypoints is not None:
         joints = decode_keypoints(maps.keypoints, cells, boxes)
-        keypoints = torch.cat([joints[..., :2] * STRIDE, joints[..., 2:]], dim=-1)
-    return Detections(boxes * STRIDE, scores.sigmoid(), indices // (height * width), keypoints)
+        keypoints = torch.cat([joints[..., :2] * stride, joints[..., 2:]], dim=-1)
+    return Detections(boxes * stride, scores.sigmoid(), indices // (height * width), keypoints)
 
 
 def boxes_of_maps(size: Tensor, offset: Tensor) -> Tensor:

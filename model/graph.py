@@ -30,7 +30,7 @@ class DetectionGraph(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Finds the objects."""
-        return tuple(each for each in decode(self.network(images), self.limit) if each is not None)
+        return tuple(each for each in decode(self.network(images), self.limit, self.network.stride) if each is not None)
 
 
 def build_onnx(network: CenterNet, height: int, width: int) -> onnx.ModelProto:

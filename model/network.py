@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple, Self
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.backbones.backbone import Backbone
@@ -19,8 +20,8 @@ from model.necks.none import NoNeck
 from model.necks.top_down import TopDownNeck
 from model.necks.transposed import ConvolutionalNeck, DeformableNeck, TransposedNeck
 
-STRIDE = 4
-SIZE_UNIT = 16.0  # output pixels: the size head's raw 1.0, so that its weights need not grow to reach whole photos
+STRIDE = 4  # of the map that the heads read
+SIZE_UNIT = 64.0  # input pixels: the size head's raw 1.0, so that its weights need not grow to reach whole photos
 
 BACKBONES: dict[str, Callable[[], Backbone]] = {
     "efficientnet_lite0": efficientnet_lite0,
@@ -58,19 +59,19 @@ def fitting_necks(backbone: str) -> list[str]:
 
 
 class KeypointMaps(NamedTuple):
-    """What a network that knows J joints says of them at every cell of the stride-4 grid."""
+    """What a network that knows J joints says of them at every cell of its grid, (h, w)."""
 
-    places: Tensor  # (B, 2 * J, H/4, W/4), from the cell's corner to each joint (x, y) of its object, in output pixels
-    heatmap: Tensor  # (B, J, H/4, W/4), logits
-    offset: Tensor  # (B, 2, H/4, W/4), from the cell's corner to the joint in it (x, y), in output pixels
+    places: Tensor  # (B, 2 * J, h, w), from the cell's corner to each joint (x, y) of its object, in output pixels
+    heatmap: Tensor  # (B, J, h, w), logits
+    offset: Tensor  # (B, 2, h, w), from the cell's corner to the joint in it (x, y), in output pixels
 
 
 class HeadMaps(NamedTuple):
-    """What the network says of every cell of the stride-4 grid."""
+    """What the network says of every cell of its grid, (h, w) = (H, W) / stride; a cell is one output pixel."""
 
-    heatmap: Tensor  # (B, C, H/4, W/4), logits
-    size: Tensor  # (B, 2, H/4, W/4), width and height in output pixels
-    offset: Tensor  # (B, 2, H/4, W/4), from the cell's corner to the centre (x, y), in output pixels
+    heatmap: Tensor  # (B, C, h, w), logits
+    size: Tensor  # (B, 2, h, w), width and height in output pixels
+    offset: Tensor  # (B, 2, h, w), from the cell's corner to the centre (x, y), in output pixels
     keypoints: KeypointMaps | None = None  # where the network knows joints
     earlier: tuple["HeadMaps", ...] = ()  # what a stacked backbone's earlier maps say, to learn from alone
 
@@ -78,19 +79,23 @@ class HeadMaps(NamedTuple):
 class Heads(nn.Module):
     """What reads the head maps off one map at stride 4."""
 
-    def add_heads(self, in_channels: int, width: int, class_count: int, joint_count: int) -> Self:
+    def add_heads(self, in_channels: int, width: int, class_count: int, joint_count: int, stride: int) -> Self:
         """Makes the heads, of a hidden layer of `width` each; those of keypoints where there are joints.
+
+        At a `stride` of 2 each cell of the map that they read gives four: a head's last layer has the outputs of all
+        four (sub-pixel convolution, arXiv 1609.05158), so that the finer grid costs next to nothing.
 
         Not the constructor, so that the network can have its own behind the neck: optimisers know parameters by place.
         """
-        self.heatmap_head = _head(in_channels, width, class_count)
-        self.size_head = _head(in_channels, width, 2)
-        self.offset_head = _head(in_channels, width, 2)
-        self.joint_count = joint_count
+        self.stride, self.joint_count = stride, joint_count
+        cells = (STRIDE // stride) ** 2
+        self.heatmap_head = _head(in_channels, width, class_count * cells)
+        self.size_head = _head(in_channels, width, 2 * cells)
+        self.offset_head = _head(in_channels, width, 2 * cells)
         if joint_count:
-            self.keypoint_head = _head(in_channels, width, 2 * joint_count)
-            self.keypoint_heatmap_head = _head(in_channels, width, joint_count)
-            self.keypoint_offset_head = _head(in_channels, width, 2)
+            self.keypoint_head = _head(in_channels, width, 2 * joint_count * cells)
+            self.keypoint_heatmap_head = _head(in_channels, width, joint_count * cells)
+            self.keypoint_offset_head = _head(in_channels, width, 2 * cells)
             nn.init.constant_(_last_bias(self.keypoint_heatmap_head), -math.log(9.0))
             nn.init.constant_(_last_bias(self.keypoint_offset_head), 0.5)
         # every cell starts at p = 0.1, so that the many negatives do not drown the first steps (section 5 of the paper)
@@ -100,20 +105,24 @@ class Heads(nn.Module):
         return self
 
     def read(self, features: Tensor) -> HeadMaps:
-        """(B, in_channels, H/4, W/4) → the head maps."""
+        """(B, in_channels, H/4, W/4) → the head maps, at `stride`."""
         return HeadMaps(
-            heatmap=self.heatmap_head(features).float(),
-            size=self.size_head(features).float() * SIZE_UNIT,
-            offset=self.offset_head(features).float(),
+            heatmap=self._apply_head(self.heatmap_head, features),
+            size=self._apply_head(self.size_head, features) * (SIZE_UNIT / self.stride),
+            offset=self._apply_head(self.offset_head, features),
             keypoints=self._find_keypoints(features) if self.joint_count else None,
         )
 
     def _find_keypoints(self, features: Tensor) -> KeypointMaps:
         return KeypointMaps(
-            places=self.keypoint_head(features).float() * SIZE_UNIT,
-            heatmap=self.keypoint_heatmap_head(features).float(),
-            offset=self.keypoint_offset_head(features).float(),
+            places=self._apply_head(self.keypoint_head, features) * (SIZE_UNIT / self.stride),
+            heatmap=self._apply_head(self.keypoint_heatmap_head, features),
+            offset=self._apply_head(self.keypoint_offset_head, features),
         )
+
+    def _apply_head(self, head: nn.Sequential, features: Tensor) -> Tensor:
+        values: Tensor = head(features).float()
+        return F.pixel_shuffle(values, STRIDE // self.stride) if self.stride < STRIDE else values
 
 
 class CenterNet(Heads):
@@ -122,6 +131,7 @@ class CenterNet(Heads):
     Shapes: images (B, H, W, 3), uint8, RGB, H and W multiples of the backbone's coarsest stride → `HeadMaps`. Where
     several maps come from a backbone at stride 4, the heads of the network itself read the last one; the others have
     heads of their own, which work in training alone. `mean` and `std` are of RGB in 0..255; None: the backbone's.
+    `stride` is input pixels per cell of the head maps, 4 or 2.
     """
 
     mean: Tensor
@@ -137,14 +147,15 @@ class CenterNet(Heads):
         joint_count: int = 0,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
+        stride: int = STRIDE,
     ) -> None:
         super().__init__()
         self.backbone = BACKBONES[backbone]()
         self.neck = NECKS[neck](self.backbone.channels, neck_width)
-        self.add_heads(self.neck.width, head_width, class_count, joint_count)
+        self.add_heads(self.neck.width, head_width, class_count, joint_count, stride)
         earlier = self.backbone.channels[:-1] if neck == "none" else ()
         self.earlier_heads = nn.ModuleList(
-            Heads().add_heads(channels, head_width, class_count, joint_count) for channels in earlier
+            Heads().add_heads(channels, head_width, class_count, joint_count, stride) for channels in earlier
         )
         for name, statistic in (("mean", mean or self.backbone.mean), ("std", std or self.backbone.std)):
             self.register_buffer(name, torch.tensor(statistic).view(1, 3, 1, 1), persistent=False)

@@ -12,6 +12,7 @@ from rich.console import Console
 from model.detector import Detector
 from model.metadata import InvalidModel
 from training.checkpoint import InvalidCheckpoint, load_checkpoint
+from training.collisions import measure_crowds
 from training.config import Config, InvalidConfig, load_config, make_config
 from training.datasets.dataset import Dataset, InvalidDataset
 from training.datasets.load import load_dataset
@@ -109,7 +110,7 @@ def _evaluate(parsed: argparse.Namespace, console: Console) -> None:
         dataset = _val_set(parsed, None)
         found = detect_with_model(detector, dataset, console)
         name, commit, device = detector.metadata.name, detector.metadata.git_commit, detector.provider
-        configuration = dataclasses.asdict(detector.metadata)
+        configuration, input_size = dataclasses.asdict(detector.metadata), detector.metadata.input_height
     else:
         checkpoint = load_checkpoint(path)
         config = checkpoint.config
@@ -118,11 +119,12 @@ def _evaluate(parsed: argparse.Namespace, console: Console) -> None:
         stride = network.backbone.coarsest_stride
         found = detect_with_network(network, dataset, config.input_size, config.workers, console, test_time, stride)
         name, commit, device = config.name, checkpoint.git_commit, "cpu"
-        configuration = config.model_dump(mode="json") | {"test_time": test_time}
+        configuration, input_size = config.model_dump(mode="json") | {"test_time": test_time}, config.input_size
     metrics = measure(dataset, found)
     print_metrics(metrics, console)
     as_voc = measure_as_voc(dataset, found)
     console.print(f"VOC mAP: {as_voc.eleven_points:.1f} by eleven points (2007), {as_voc.area:.1f} by area (2010)")
+    console.print(f"crowds: {measure_crowds(dataset, found, input_size)}", soft_wrap=True)
     if parsed.json:
         write_metrics(metrics, parsed.json)
         console.print(f"wrote {parsed.json}")

@@ -78,6 +78,7 @@ def build_network(config: Config, class_count: int, joint_count: int = 0) -> Cen
         joint_count,
         config.mean,
         config.std,
+        config.stride,
     )
 
 

@@ -51,6 +51,7 @@ class Config(BaseModel):
     neck: str = Field("top_down", description="'none' for hourglass104, whose own maps are at stride 4")
     neck_width: int = Field(64, ge=8, description="channels of the map that the heads read; neck 'none' has its own")
     head_width: int = Field(64, ge=8)
+    stride: Literal[2, 4] = Field(4, description="pixels per cell of the head maps; 2 tells crowds apart")
     input_size: int = Field(320, description="what is evaluated and exported")
 
     # targets and losses; the paper's recipe is "focal" and giou_weight = 0

@@ -101,7 +101,8 @@ def _detect_at(
         for images in evaluation_batches(dataset, size, _BATCH, workers):
             images = images.to(device)
             maps = _average_mirrored(network, images, mirrored) if flip else network(images)
-            outputs = [each.cpu().numpy() for each in decode(maps) if each is not None]
+            detections = decode(maps, stride=size // maps.heatmap.shape[2])
+            outputs = [each.cpu().numpy() for each in detections if each is not None]
             # photos come last, so that none is taken from the iterator when the batch is at its end
             for *rows, photo in zip(*outputs, photos, strict=False):
                 found = Detections(*rows)

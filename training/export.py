@@ -12,7 +12,7 @@ from model.codec import decode
 from model.detector import Detections, Detector
 from model.graph import build_onnx, save_onnx
 from model.metadata import Metadata
-from model.network import STRIDE, CenterNet
+from model.network import CenterNet
 from training.checkpoint import Checkpoint
 from training.datasets.dataset import Dataset
 from training.evaluate import detect_with_model, print_metrics
@@ -43,7 +43,7 @@ def export(checkpoint: Checkpoint, dataset: Dataset, path: Path, console: Consol
         label_ids=checkpoint.label_ids,
         input_height=size,
         input_width=size,
-        stride=STRIDE,
+        stride=network.stride,
         precision="fp32",
         dataset=checkpoint.config.dataset,
         ap=None,
@@ -83,7 +83,7 @@ def check_parity(network: CenterNet, detector: Detector, dataset: Dataset) -> in
     count = min(_PHOTOS, len(photos))
     for index in range(count):
         canvas = photos[index]
-        outputs = decode(network(torch.from_numpy(canvas[None])))
+        outputs = decode(network(torch.from_numpy(canvas[None])), stride=network.stride)
         expected = Detections(*(each[0].numpy() for each in outputs if each is not None))
         [found] = detector.infer([canvas])
         for one, other, verb in ((expected, found, "misses"), (found, expected, "invents")):

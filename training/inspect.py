@@ -1,6 +1,5 @@
 """Looks a data set over before it is trained on: `python -m training inspect`."""
 
-import dataclasses
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,11 +11,11 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
+from model.canvas import prepare
 from model.detector import Detections
-from model.draw import draw_detections
+from model.draw import choose_colour, draw_boxes, draw_detections
 from model.gaussian import IGNORED
-from model.letterbox import place
-from model.network import STRIDE
+from training.collisions import COARSE_STRIDE, find_collisions
 from training.config import Config
 from training.datasets.dataset import Dataset
 from training.loader import TrainingViews
@@ -26,14 +25,6 @@ _INPUT_SIZES = (320, 416, 512)
 _VIEWS = 16
 _COLUMNS = 4
 _SMALL, _LARGE = 32**2, 96**2  # COCO's sizes: areas in pixels of the photo
-
-
-@dataclasses.dataclass(frozen=True)
-class Collisions:
-    """How many objects a heatmap cannot tell from another one of their class."""
-
-    collide: int  # their centre lies in the cell of another's
-    suppress: int  # in a cell beside another's: of two peaks there, the 3x3 maximum leaves one
 
 
 def inspect_dataset(dataset: Dataset, faults: Sequence[str], config: Config, folder: Path, console: Console) -> None:
@@ -51,22 +42,11 @@ def inspect_dataset(dataset: Dataset, faults: Sequence[str], config: Config, fol
     path = folder / "views.jpg"
     cv2.imwrite(str(path), cv2.cvtColor(draw_views(dataset, config), cv2.COLOR_RGB2BGR))
     console.print(f"{path}: what the network would see, and the heatmaps that it would learn", soft_wrap=True)
-
-
-def count_collisions(dataset: Dataset, input_size: int, stride: int) -> Collisions:
-    """Counts the objects whose centres meet at a stride, in photos letterboxed to `input_size` pixels squared."""
-    collide = suppress = 0
-    for photo in dataset.photos:
-        learned = ~photo.is_ignored
-        boxes = place(photo.width, photo.height, input_size, input_size).from_photo(photo.boxes_xyxy[learned])
-        cells = ((boxes[:, :2] + boxes[:, 2:]) / 2 / stride).astype(np.int64)
-        same_class = photo.labels[learned][:, None] == photo.labels[learned]
-        distance = np.abs(cells[:, None] - cells).max(2)  # (N, N), in cells
-        np.fill_diagonal(same_class, val=False)
-        meets = (same_class & (distance == 0)).any(1)
-        collide += int(meets.sum())
-        suppress += int(((same_class & (distance == 1)).any(1) & ~meets).sum())
-    return Collisions(collide, suppress)
+    crowded = draw_crowds(dataset, config.input_size)
+    if crowded is not None:
+        path = folder / "crowds.jpg"
+        cv2.imwrite(str(path), cv2.cvtColor(crowded, cv2.COLOR_RGB2BGR))
+        console.print(f"{path}: the photos with most objects in a cell with, or beside another", soft_wrap=True)
 
 
 def draw_views(dataset: Dataset, config: Config) -> NDArray[np.uint8]:
@@ -84,9 +64,33 @@ def draw_views(dataset: Dataset, config: Config) -> NDArray[np.uint8]:
         heatmap = torch.cat([targets.heatmap, targets.keypoints.heatmap]).numpy()
         glow = np.repeat((heatmap.max(0).clip(min=0) * 255).astype(np.uint8)[:, :, None], 3, axis=2)
         glow[(heatmap == IGNORED).any(0) & (heatmap.max(0) <= 0)] = 110
-        glow = cv2.resize(glow, None, fx=STRIDE, fy=STRIDE, interpolation=cv2.INTER_NEAREST)
+        glow = cv2.resize(glow, None, fx=config.stride, fy=config.stride, interpolation=cv2.INTER_NEAREST)
         blend = cv2.addWeighted(view.pixels, 0.4, glow, 0.8, 0)
         cells.append(np.hstack([draw_detections(view.pixels, boxes, dataset.labels, dataset.skeleton), blend]))
+    return _tile(cells)
+
+
+def draw_crowds(dataset: Dataset, input_size: int) -> NDArray[np.uint8] | None:
+    """Returns the photos with most objects that collide at the paper's stride, or lie side by side, and only these.
+
+    Shape: (h, w, 3), RGB, at `input_size` pixels squared each; None where there is no such object.
+    """
+    crowds = []
+    for photo in dataset.photos:
+        collisions = find_collisions(photo, input_size, COARSE_STRIDE)
+        if (is_crowded := collisions.collides | collisions.is_beside).any():
+            crowds.append((photo, is_crowded))
+    crowds.sort(key=lambda crowd: -int(crowd[1].sum()))
+    cells = []
+    for photo, is_crowded in crowds[:_VIEWS]:
+        canvas = prepare(photo.path.read_bytes(), input_size, input_size)
+        boxes = canvas.letterbox.from_photo(photo.boxes_xyxy[is_crowded])
+        colours = [choose_colour(label) for label in photo.labels[is_crowded].tolist()]
+        cells.append(draw_boxes(canvas.pixels, boxes, [""] * len(boxes), colours))
+    return _tile(cells) if cells else None
+
+
+def _tile(cells: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
     blank = [np.zeros_like(cells[0])] * (-len(cells) % _COLUMNS)
     rows = [np.hstack((cells + blank)[at : at + _COLUMNS]) for at in range(0, len(cells), _COLUMNS)]
     return np.asarray(np.vstack(rows), np.uint8)
@@ -114,6 +118,10 @@ def _tabulate_collisions(dataset: Dataset) -> Table:
     for stride in _STRIDES:
         table.add_column(f"stride {stride}", justify="right")
     for size in _INPUT_SIZES:
-        counts = [count_collisions(dataset, size, stride) for stride in _STRIDES]
-        table.add_row(f"{size} px", *(f"{each.collide} / {each.suppress}" for each in counts))
+        table.add_row(f"{size} px", *(_count_collisions(dataset, size, stride) for stride in _STRIDES))
     return table
+
+
+def _count_collisions(dataset: Dataset, input_size: int, stride: int) -> str:
+    found = [find_collisions(photo, input_size, stride) for photo in dataset.photos]
+    return f"{sum(int(each.collides.sum()) for each in found)} / {sum(int(each.is_beside.sum()) for each in found)}"

@@ -13,7 +13,6 @@ from model import image
 from model.canvas import prepare
 from model.codec import Targets, encode
 from model.gaussian import Radius, gaussian_radius, published_radius
-from model.network import STRIDE
 from training.augment import Example, random_mosaic, random_view
 from training.config import Config
 from training.datasets.dataset import Dataset, InvalidDataset, Photo
@@ -56,7 +55,7 @@ class TrainingViews(torch.utils.data.Dataset[tuple[NDArray[np.uint8], Targets]])
             view = random_mosaic([photo, *others], self.size, self.config, random)
         else:
             view = random_view(photo, self.size, self.config, random)
-        cells = self.size // STRIDE
+        cells = self.size // self.config.stride
         targets = encode(
             torch.from_numpy(view.boxes_xyxy),
             torch.from_numpy(view.labels),
@@ -66,6 +65,7 @@ class TrainingViews(torch.utils.data.Dataset[tuple[NDArray[np.uint8], Targets]])
             (cells, cells),
             self.config.radius_iou,
             RADII[self.config.radius],
+            self.config.stride,
         )
         return view, targets
 

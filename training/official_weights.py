@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from model.network import SIZE_UNIT, CenterNet
+from model.network import SIZE_UNIT, STRIDE, CenterNet
 from training.categories import COCO, COCO_PEOPLE, VOC, Categories
 from training.checkpoint import Checkpoint, git_commit
 from training.config import make_config
@@ -118,7 +118,7 @@ def _translate(network: CenterNet, layout: Layout, weights: Mapping[str, Tensor]
     ours = {key: theirs[name_of(key)].to(value.dtype) for key, value in own.items()}
     for key in ours:
         if key.endswith(("size_head.2.weight", "size_head.2.bias", "keypoint_head.2.weight", "keypoint_head.2.bias")):
-            ours[key] = ours[key] / SIZE_UNIT
+            ours[key] = ours[key] * STRIDE / SIZE_UNIT  # theirs are output pixels
     return ours
 
 

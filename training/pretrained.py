@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from model.backbones.backbone import Backbone
-from model.network import CenterNet
+from model.network import STRIDE, CenterNet
 
+_HEAD_ROWS = re.compile(r"_head\.2\.")  # the keys of the heads' last layers
 _LABEL_ROWS = re.compile(r"(^|\.)heatmap_head\.2\.")  # the keys of what has a row for each label
 
 
@@ -34,7 +35,7 @@ def load_pretrained(network: CenterNet, source: str, labels: Sequence[str], join
         load_strictly(network.backbone, {k: v for k, v in content.items() if not k.startswith(unused)}, path)
         return f"backbone from {path.name}"
     _check_statistics(network, content["config"], path)
-    own, weights = network.state_dict(), content["weights"]
+    own, weights = network.state_dict(), _match_stride(content, network.stride, path)
     has_other_labels = tuple(content["labels"]) != tuple(labels)
     has_other_joints = tuple(content.get("skeleton", {}).get("joints", ())) != tuple(joints)
     rows = {key for key in own if has_other_labels and _LABEL_ROWS.search(key)}
@@ -49,10 +50,23 @@ def load_pretrained(network: CenterNet, source: str, labels: Sequence[str], join
         return f"everything from {path}"
     known = [label for label in labels if label in content["labels"]]
     here, there = ([every.index(label) for label in known] for every in (labels, content["labels"]))
-    for key in rows:
-        own[key][here] = weights[key][there]  # the state dict shares its memory with the network
+    for key in rows:  # the state dict shares its memory with the network; a label has a row for each of its cells
+        kept_rows = weights[key].view(len(content["labels"]), -1, *weights[key].shape[1:])
+        own[key].view(len(labels), -1, *own[key].shape[1:])[here] = kept_rows[there]
     heads = ", ".join(sorted({key.split(".")[-3] for key in anew}))
     return f"all from {path} but {heads}: begun anew" + (f", apart from {', '.join(known)}" if known else "")
+
+
+def _match_stride(content: Mapping[str, Any], stride: int, path: Path) -> dict[str, Tensor]:
+    """A checkpoint's weights for a network of that stride; where it is finer, the cells of one begin alike."""
+    trained = content["config"].get("stride", STRIDE)
+    if stride > trained:
+        raise InvalidWeights(f"{path} was trained with a stride of {trained}: set stride = {trained}")
+    cells = (trained // stride) ** 2
+    weights: dict[str, Tensor] = content["weights"]
+    return {
+        key: value.repeat_interleave(cells, 0) if _HEAD_ROWS.search(key) else value for key, value in weights.items()
+    }
 
 
 def read_weights(path: Path) -> dict[str, Any]:

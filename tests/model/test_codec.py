@@ -15,11 +15,11 @@ def encode(
     class_count: int,
     grid: tuple[int, int],
     is_ignored: torch.Tensor | None = None,
-    **radius: Any,
+    **grid_settings: Any,
 ) -> Targets:
     if is_ignored is None:
         is_ignored = torch.zeros(len(boxes), dtype=torch.bool)
-    return encode_all(boxes, labels, is_ignored, torch.zeros(len(boxes), 0, 3), class_count, grid, **radius)
+    return encode_all(boxes, labels, is_ignored, torch.zeros(len(boxes), 0, 3), class_count, grid, **grid_settings)
 
 
 def as_maps(targets: Targets) -> HeadMaps:
@@ -60,6 +60,20 @@ def test_decoding_the_targets_gives_the_boxes_back() -> None:
     torch.testing.assert_close(found.boxes[0][order], boxes, atol=1e-4, rtol=0)
     assert found.labels[0][order].tolist() == [3, 1, 0]
     assert found.scores.min() > 0.99
+
+
+def test_a_finer_grid_tells_two_objects_apart_that_share_a_cell_of_the_coarse_one() -> None:
+    boxes = torch.tensor([[60.0, 60.0, 101.0, 101.0], [62.0, 62.0, 104.0, 104.0]])  # centres at 80.5 and 83
+    labels = torch.zeros(2, dtype=torch.int64)
+    coarse = decode(as_maps(encode(boxes, labels, 1, (40, 40))), limit=2)
+    assert coarse.scores[0].tolist()[1] < 0.01
+    fine = decode(
+        as_maps(encode(boxes + torch.tensor([[0.0] * 4, [2.0] * 4]), labels, 1, (80, 80), stride=2)), 2, stride=2
+    )
+    assert fine.scores.min() > 0.99
+    torch.testing.assert_close(
+        fine.boxes[0].sort(0).values, boxes + torch.tensor([[0.0] * 4, [2.0] * 4]), atol=1e-4, rtol=0
+    )
 
 
 def test_decoding_works_for_batches_and_images_that_are_not_square() -> None:

@@ -15,7 +15,7 @@ from model.detector import Detector
 from model.graph import build_onnx, save_onnx
 from model.keypoints import decode_keypoints
 from model.metadata import Metadata
-from model.network import BACKBONES, STRIDE, CenterNet, KeypointMaps, fitting_necks
+from model.network import BACKBONES, CenterNet, KeypointMaps, fitting_necks
 from model.skeleton import Skeleton
 from tests.training.configs import small_config
 from training import export as exporting
@@ -55,17 +55,18 @@ def checkpoint(shapes: Path, tmp_path: Path, dataset: Dataset) -> Checkpoint:
     return Checkpoint(config, dataset.labels, dataset.label_ids, weights, 0, "0123abc")
 
 
-PAIRS = [(backbone, neck) for backbone in BACKBONES for neck in fitting_necks(backbone)]
+PAIRS = [(backbone, neck, 4) for backbone in BACKBONES for neck in fitting_necks(backbone)]
+PAIRS.append(("resnet18", "top_down", 2))
 
 
-@pytest.mark.parametrize(("backbone", "neck"), PAIRS)
+@pytest.mark.parametrize(("backbone", "neck", "stride"), PAIRS)
 def test_graph_equals_network_alone_and_in_a_batch(
-    backbone: str, neck: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    backbone: str, neck: str, stride: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # the same in small: the whole one's graph has 765 MB
     monkeypatch.setitem(BACKBONES, "hourglass104", lambda: Hourglass(2, (16, 24, 32), (2, 1, 2), out_width=16))
     torch.manual_seed(0)
-    network = CenterNet(backbone, class_count=3, neck_width=8, head_width=8, neck=neck, joint_count=2)
+    network = CenterNet(backbone, class_count=3, neck_width=8, head_width=8, neck=neck, joint_count=2, stride=stride)
     canvases = np.random.default_rng(0).integers(0, 256, (3, 64, 96, 3), np.uint8)
     for module in network.modules():
         if isinstance(module, DeformableConv):  # a new one moves nothing
@@ -83,7 +84,7 @@ def test_graph_equals_network_alone_and_in_a_batch(
     with torch.inference_mode():
         maps = network(torch.from_numpy(canvases))
         heatmap = maps.heatmap.sigmoid()
-        boxes = STRIDE * boxes_of_maps(maps.size.clamp(min=0), maps.offset).flatten(2).transpose(1, 2)  # (B, cells, 4)
+        boxes = stride * boxes_of_maps(maps.size.clamp(min=0), maps.offset).flatten(2).transpose(1, 2)  # (B, cells, 4)
         nearby = F.unfold(F.pad(heatmap, (1, 1, 1, 1)), 3).view(3, 3, 9, -1)  # (B, C, 3x3, cells)
         # random weights make near-ties, and which of those is a peak is a matter of rounding
         is_clear = nearby[:, :, 4] > 2e-3 + nearby[:, :, [0, 1, 2, 3, 5, 6, 7, 8]].amax(2)
@@ -106,10 +107,10 @@ def test_graph_equals_network_alone_and_in_a_batch(
             joints = decode_keypoints(
                 KeypointMaps(*(each[index : index + 1] for each in maps.keypoints)),
                 cells[None],
-                torch.from_numpy(rows.boxes_xyxy)[None] / STRIDE,
+                torch.from_numpy(rows.boxes_xyxy)[None] / stride,
             )[0]
             assert rows.keypoints is not None
-            apart = (torch.from_numpy(rows.keypoints)[..., :2] - STRIDE * joints[..., :2]).abs().amax(-1)
+            apart = (torch.from_numpy(rows.keypoints)[..., :2] - stride * joints[..., :2]).abs().amax(-1)
             assert (apart < 0.25).float().mean() > 0.9  # but for those between two peaks as good as each other
 
 

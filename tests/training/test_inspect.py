@@ -5,22 +5,12 @@ import cv2
 import numpy as np
 import pytest
 
+from model.draw import choose_colour
 from tests.training.configs import small_config
 from training.__main__ import main
 from training.datasets.dataset import Dataset, Object, make_photo
 from training.datasets.load import load_dataset
-from training.inspect import Collisions, count_collisions, draw_views
-
-
-def test_objects_that_a_heatmap_cannot_tell_apart_are_counted() -> None:
-    # centres at (16, 16), (18, 18), (20.5, 16) and (40, 40) of a photo that is not scaled; the crowd does not count
-    boxes = [(6, 6, 26, 26), (16, 16, 20, 20), (18.5, 12, 22.5, 20), (30, 30, 50, 50)]
-    objects = [Object(box, 0) for box in boxes] + [Object(boxes[3], 0, is_ignored=True), Object(boxes[3], 1)]
-    dataset = Dataset(Path("x"), ("a", "b"), (1, 2), (make_photo(1, Path("p"), 64, 64, objects),))
-    assert count_collisions(dataset, 64, 4) == Collisions(collide=2, suppress=1)
-    assert count_collisions(dataset, 64, 2) == Collisions(collide=0, suppress=3)
-    assert count_collisions(dataset, 128, 4) == Collisions(collide=0, suppress=3)
-    assert count_collisions(dataset, 64, 32) == Collisions(collide=3, suppress=1)
+from training.inspect import draw_crowds, draw_views
 
 
 def test_a_good_data_set_is_counted_and_drawn(shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -69,3 +59,17 @@ def test_centres_are_white_and_ignored_cells_grey(shapes: Path, tmp_path: Path) 
     assert lone_glow[33, 33].min() > lone_glow[5, 5].max()
     assert lone_glow[33, 33].min() >= 204
     assert (np.abs(crowd_glow - lone_glow)[5, 5] >= 80).all()
+
+
+def test_crowds_are_drawn_where_there_are_some(shapes: Path) -> None:
+    photo = load_dataset(shapes / "train.json", shapes / "images").photos[0]
+    boxes = [(60, 60, 100, 100), (62, 60, 102, 100), (10, 10, 30, 30)]
+    crowded = make_photo(1, photo.path, photo.width, photo.height, [Object(box, 0) for box in boxes])
+    alone = make_photo(2, photo.path, photo.width, photo.height, [Object(boxes[2], 0)])
+    picture = draw_crowds(Dataset(Path("x"), ("a",), (1,), (alone, crowded)), 160)
+    assert picture is not None
+    assert picture.shape == (160, 4 * 160, 3)
+    colour = choose_colour(0)
+    assert tuple(picture[80, 60]) == tuple(picture[80, 101]) == colour
+    assert tuple(picture[20, 10]) != colour  # it meets nobody
+    assert draw_crowds(Dataset(Path("x"), ("a",), (1,), (alone,)), 160) is None

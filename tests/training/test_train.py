@@ -254,6 +254,32 @@ def test_a_checkpoint_starts_a_run_and_other_labels_get_a_new_head(
     assert torch.equal(other.size_head[2].weight, trained.size_head[2].weight)
 
 
+def test_a_finer_grid_begins_with_what_the_coarse_one_knows(shapes: Path, tmp_path: Path) -> None:
+    coarse, fine = (small_config(shapes, tmp_path, stride=stride) for stride in (4, 2))
+    torch.manual_seed(1)
+    trained = build_network(coarse, 3).eval()
+    labels = ("circle", "square", "triangle")
+    Checkpoint(coarse, labels, (1, 2, 3), trained.state_dict(), 1, "0").save(tmp_path / "coarse.pt")
+    network = build_network(fine, 3).eval()
+    assert "everything" in load_pretrained(network, str(tmp_path / "coarse.pt"), labels)
+    images = torch.randint(0, 256, (1, 64, 64, 3), dtype=torch.uint8)
+    with torch.inference_mode():
+        before, after = trained(images), network(images)
+    assert after.heatmap.shape == (1, 3, 32, 32)
+    enlarged = before.heatmap.repeat_interleave(2, 2).repeat_interleave(2, 3)
+    torch.testing.assert_close(after.heatmap, enlarged)
+    torch.testing.assert_close(after.size[:, :, ::2, 1::2], 2 * before.size)  # in output pixels, which are smaller
+
+    other = build_network(fine, 2)
+    message = load_pretrained(other, str(tmp_path / "coarse.pt"), ("disc", "circle"))
+    assert message.endswith("begun anew, apart from circle")
+    of_circle = trained.heatmap_head[2].weight[0]
+    assert torch.equal(other.heatmap_head[2].weight[4:], of_circle.expand(4, *of_circle.shape))
+    Checkpoint(fine, labels, (1, 2, 3), network.state_dict(), 1, "0").save(tmp_path / "fine.pt")
+    with pytest.raises(InvalidWeights, match="trained with a stride of 2: set stride = 2"):
+        load_pretrained(build_network(coarse, 3), str(tmp_path / "fine.pt"), labels)
+
+
 def test_a_file_that_holds_no_weights_is_named(shapes: Path, tmp_path: Path, console: Console) -> None:
     path = tmp_path / "photo.pt"
     path.write_bytes(b"GIF89a")
