@@ -169,8 +169,10 @@ forget("photo.jpg");
 try {
   const models = await fetchModels();
   setModels(models);
-  const [{ name, labels, input, provider, precision }] = models.values();
-  const facts = [name, `${labels.length} classes`, `${input.width} × ${input.height}`, provider, precision];
+  const [{ name, labels, skeleton, input, provider, precision }] = models.values();
+  const knows = [labels.length === 1 ? labels[0].label : `${labels.length} classes`];
+  if (skeleton.joints.length) knows.push(`${skeleton.joints.length} joints`);
+  const facts = [name, ...knows, `${input.width} × ${input.height}`, provider, precision];
   element.model.textContent = facts.join(" · ");
 } catch (error) {
   report(error);

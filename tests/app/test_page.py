@@ -26,7 +26,19 @@ from app.settings import Settings
 from model.detector import Detector
 from model.draw import choose_colour
 from tests.app.client import Client
-from tests.app.colours import BLUE_FOUND, GREEN_FOUND, HEIGHT, PHOTO, PHOTO_PNG, RED, RED_FOUND, WIDTH, encode, paint
+from tests.app.colours import (
+    BLUE_FOUND,
+    GREEN_FOUND,
+    HEIGHT,
+    PHOTO,
+    PHOTO_PNG,
+    RED,
+    RED_FOUND,
+    WIDTH,
+    encode,
+    paint,
+    save_model,
+)
 from tests.app.detectors import HeldDetector
 from tests.app.listener import listen
 
@@ -210,6 +222,23 @@ def test_boxes_lie_over_the_picture_in_their_classes_colours(page: Page, photo: 
     assert page.detections() == [RED_FOUND, GREEN_FOUND]
     for stage in ("decode", "queue", "inference", "total", "round_trip"):
         assert re.fullmatch(r"\d+\.\d ms", page.find(f"[data-stage={stage}]").text)
+
+
+class TestWithJoints:
+    """The same page over a model that knows the corners of what it finds."""
+
+    @pytest.fixture
+    def detector(self, tmp_path: Path) -> HeldDetector:
+        return HeldDetector(save_model(tmp_path / "corners.onnx", with_corners=True))
+
+    def test_joints_and_the_lines_between_them_lie_over_the_picture(self, page: Page, photo: Path) -> None:
+        assert "3 classes · 2 joints" in page.find("#model").text
+        page.choose(photo)
+        page.until(lambda: page.rows() == [RED_ROW, GREEN_ROW])
+        for point, index in [((64, 40), 0), ((144, 96), 1)]:  # the middles of the diagonals
+            assert page.colour_at(*point) == [*choose_colour(index), 255]
+        assert page.colour_at(80, 30)[3] == 0
+        assert [joint["name"] for joint in page.detections()[0]["keypoints"]] == ["upper_left", "lower_right"]
 
 
 def test_colours_are_those_of_drawn_pictures(page: Page) -> None:
