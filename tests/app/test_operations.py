@@ -54,12 +54,14 @@ async def test_models_are_described(client: Client) -> None:
                 "dataset": "rectangles",
                 "ap": 12.5,
                 "ap50": None,
+                "keypoint_ap": None,
                 "git_commit": "0" * 40,
                 "labels": [
                     {"label": "red", "label_id": 10},
                     {"label": "green", "label_id": 20},
                     {"label": "blue", "label_id": 30},
                 ],
+                "skeleton": {"joints": [], "edges": []},
             }
         ],
         "refused": [],
