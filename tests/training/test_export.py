@@ -78,7 +78,8 @@ def test_graph_equals_network_alone_and_in_a_batch(
             module.momentum = 1.0
     with torch.no_grad():
         network.train()(torch.from_numpy(canvases))  # statistics of these pictures: without, their maps are nearly flat
-    network.eval()
+        spread = network.eval()(torch.from_numpy(canvases)).heatmap.std()
+        network.heatmap_head[2].weight *= max(1.0, 0.75 / spread.item())  # else some have no clear peak
     path = tmp_path / "random.onnx"
     save_onnx(build_onnx(network, 64, 96), METADATA, path)
     detector = Detector(path, "cpu")
@@ -90,19 +91,19 @@ def test_graph_equals_network_alone_and_in_a_batch(
         boxes = stride * boxes_of_maps(maps.size.clamp(min=0), maps.offset).flatten(2).transpose(1, 2)  # (B, cells, 4)
         nearby = F.unfold(F.pad(heatmap, (1, 1, 1, 1)), 3).view(3, 3, 9, -1)  # (B, C, 3x3, cells)
         # random weights make near-ties, and which of those is a peak is a matter of rounding
-        is_clear = nearby[:, :, 4] > 2e-3 + nearby[:, :, [0, 1, 2, 3, 5, 6, 7, 8]].amax(2)
+        is_clear = nearby[:, :, 4] > 4.5e-3 + nearby[:, :, [0, 1, 2, 3, 5, 6, 7, 8]].amax(2)
     for index, found in enumerate(together):
         [alone] = detector.infer([canvases[index]])
         scores = heatmap[index].flatten(1)
         for rows in (alone, found):  # the bounds are what single precision costs the deepest of them
             gap = torch.from_numpy(rows.boxes_xyxy)[:, None] - boxes[index]
             same_box = gap.abs().amax(2) < 0.25  # (rows, cells)
-            same_score = (torch.from_numpy(rows.scores)[:, None] - scores[rows.labels]).abs() < 1e-3
+            same_score = (torch.from_numpy(rows.scores)[:, None] - scores[rows.labels]).abs() < 4e-3
             assert (same_box & same_score).any(1).all()  # it found nothing else
             has_row = torch.zeros_like(scores, dtype=torch.bool)
             for row, label in enumerate(rows.labels):
                 has_row[label] |= (same_box & same_score)[row]
-            expected = is_clear[index] & (scores > rows.scores.min() + 2e-3)
+            expected = is_clear[index] & (scores > rows.scores.min() + 4.5e-3)
             assert expected.any()
             assert has_row[expected].all()  # and missed nothing
 
