@@ -44,7 +44,7 @@ def write_lines(stream: TextIO) -> Write:
         line: dict[str, object] = {"file": str(looked.picture.source.path)}
         if looked.picture.frame:
             line |= {"frame": looked.picture.frame.index, "seconds": looked.picture.frame.seconds}
-        stream.write(json.dumps(line | looked.result.model_dump(exclude_unset=True)) + "\n")
+        stream.write(json.dumps(line | looked.result.model_dump(exclude_none=True)) + "\n")
         stream.flush()
 
     return write

@@ -38,23 +38,24 @@ def load_pretrained(network: CenterNet, source: str, labels: Sequence[str], join
     own, weights = network.state_dict(), _match_stride(content, network.stride, path)
     has_other_labels = tuple(content["labels"]) != tuple(labels)
     has_other_joints = tuple(content.get("skeleton", {}).get("joints", ())) != tuple(joints)
-    rows = {key for key in own if has_other_labels and _LABEL_ROWS.search(key)}
-    anew = rows | {key for key in own if has_other_joints and "keypoint_" in key}
-    kept = {
-        key: value
-        for key, value in weights.items()
-        if not (has_other_labels and _LABEL_ROWS.search(key)) and not (has_other_joints and "keypoint_" in key)
-    }
-    load_strictly(network, kept | {key: own[key] for key in anew}, path)
-    if not anew:
+
+    def begins_anew(key: str) -> bool:
+        return (has_other_labels and bool(_LABEL_ROWS.search(key))) or (has_other_joints and "keypoint_" in key)
+
+    fresh = {key: value for key, value in own.items() if begins_anew(key)}
+    load_strictly(network, {key: value for key, value in weights.items() if not begins_anew(key)} | fresh, path)
+    if not fresh:
         return f"everything from {path}"
+    heads = ", ".join(sorted({key.split(".")[-3] for key in fresh}))
+    loaded = f"all from {path} but {heads}: begun anew"
     known = [label for label in labels if label in content["labels"]]
+    if not has_other_labels or not known:
+        return loaded
     here, there = ([every.index(label) for label in known] for every in (labels, content["labels"]))
-    for key in rows:  # the state dict shares its memory with the network; a label has a row for each of its cells
-        kept_rows = weights[key].view(len(content["labels"]), -1, *weights[key].shape[1:])
-        own[key].view(len(labels), -1, *own[key].shape[1:])[here] = kept_rows[there]
-    heads = ", ".join(sorted({key.split(".")[-3] for key in anew}))
-    return f"all from {path} but {heads}: begun anew" + (f", apart from {', '.join(known)}" if known else "")
+    for key in filter(_LABEL_ROWS.search, own):  # the state dict shares its memory with the network
+        rows = weights[key].view(len(content["labels"]), -1, *weights[key].shape[1:])  # one for each of a label's cells
+        own[key].view(len(labels), -1, *own[key].shape[1:])[here] = rows[there]
+    return f"{loaded}, apart from {', '.join(known)}"
 
 
 def _match_stride(content: Mapping[str, Any], stride: int, path: Path) -> dict[str, Tensor]:

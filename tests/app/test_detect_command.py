@@ -192,6 +192,7 @@ def test_broken_pictures_do_not_stop_the_rest(detect: Run) -> None:
         ("no.mp4", "/docs#unreadable-file", 422),
         ("a.png", None, None),
     ]
+    assert [line.get("request_id") for line in lines] == ["", "", "", None]
     assert lines[3]["detections"] == [GREEN_ALONE]
     assert [line.split(": ")[:3] for line in complaints.splitlines()] == [
         ["centernet-detect", "cut.jpg", "The image is broken"],

@@ -270,6 +270,12 @@ def test_a_finer_grid_begins_with_what_the_coarse_one_knows(shapes: Path, tmp_pa
     torch.testing.assert_close(after.heatmap, enlarged)
     torch.testing.assert_close(after.size[:, :, ::2, 1::2], 2 * before.size)  # in output pixels, which are smaller
 
+    with_joints = build_network(coarse, 3, joint_count=2)
+    message = load_pretrained(with_joints, str(tmp_path / "coarse.pt"), labels, ("head", "tail"))
+    heads = "keypoint_head, keypoint_heatmap_head, keypoint_offset_head"
+    assert message == f"all from {tmp_path / 'coarse.pt'} but {heads}: begun anew"
+    assert torch.equal(with_joints.heatmap_head[2].weight, trained.heatmap_head[2].weight)
+
     other = build_network(fine, 2)
     message = load_pretrained(other, str(tmp_path / "coarse.pt"), ("disc", "circle"))
     assert message.endswith("begun anew, apart from circle")
