@@ -51,6 +51,7 @@ class Detector:
         try:
             self.metadata = Metadata.from_properties(self._session.get_modelmeta().custom_metadata_map)
             self.most_detections = _check_graph(self._session, self.metadata)
+            self._outputs = list(_agreed_outputs(self.metadata))
         except InvalidModel as error:
             raise InvalidModel(f"{path}: {error}") from error
 
@@ -60,7 +61,7 @@ class Detector:
 
     def infer(self, canvases: Sequence[NDArray[np.uint8]]) -> list[Detections]:
         """Runs canvases as one batch; the boxes are still in input pixels. A score of 0 marks an unused row."""
-        outputs = self._session.run(list(_agreed_outputs(self.metadata)), {"images": np.stack(canvases)})
+        outputs = self._session.run(self._outputs, {"images": np.stack(canvases)})
         found = [Detections(*rows) for rows in zip(*outputs, strict=True)]
         return [rows.select(rows.scores > 0) for rows in found]
 

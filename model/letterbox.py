@@ -23,10 +23,9 @@ class Letterbox:
 
     def to_photo(self, boxes_xyxy: NDArray[np.float32]) -> NDArray[np.float32]:
         """Boxes (N, 4) in input pixels → boxes (N, 4) in the photo's pixels, clipped to it."""
-        scale_x, scale_y = self.photo_width / self.width, self.photo_height / self.height
-        boxes = (boxes_xyxy - (self.left, self.top, self.left, self.top)) * (scale_x, scale_y, scale_x, scale_y)
-        limits = (self.photo_width, self.photo_height, self.photo_width, self.photo_height)
-        clipped: NDArray[np.float32] = np.clip(boxes, 0, limits).astype(np.float32)
+        corners = self.points_to_photo(boxes_xyxy.reshape(-1, 2, 2))
+        limits = np.array((self.photo_width, self.photo_height), np.float32)
+        clipped: NDArray[np.float32] = np.clip(corners, 0, limits).reshape(-1, 4)
         return clipped
 
     def points_to_photo(self, points: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -1,6 +1,7 @@
 """The joints that a network finds of each object: any number, of any names. Free of torch."""
 
 import dataclasses
+import functools
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -25,7 +26,7 @@ class Skeleton:
         edges = tuple((int(one), int(other)) for one, other in skeleton.edges)
         return cls(tuple(map(str, skeleton.joints)), edges)
 
-    @property
+    @functools.cached_property  # asked for with every photo that is read
     def mirrored(self) -> tuple[int, ...]:
         """For each joint the one that takes its place in a mirrored picture: `left_eye` and `right_eye` swap."""
         partners = [_swap_sides(joint) for joint in self.joints]

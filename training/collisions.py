@@ -20,6 +20,11 @@ class Collisions:
     collides: NDArray[np.bool_]  # its centre lies in the other's cell: the heatmap has one centre for both
     is_beside: NDArray[np.bool_]  # in a cell beside the other's: of two peaks there, the 3x3 maximum leaves one
 
+    @property
+    def is_crowded(self) -> NDArray[np.bool_]:
+        """Whether it does either."""
+        return self.collides | self.is_beside
+
 
 @dataclasses.dataclass(frozen=True)
 class CrowdRecall:
@@ -49,8 +54,7 @@ def measure_crowds(dataset: Dataset, detections: list[Detections], input_size: i
     """How many crowded objects `detections`, one for each photo of `dataset` in its order, hit at an IoU of 0.5."""
     objects = found = 0
     for photo, of_photo in zip(dataset.photos, detections, strict=True):
-        collisions = find_collisions(photo, input_size, COARSE_STRIDE)
-        is_crowded = collisions.collides | collisions.is_beside
+        is_crowded = find_collisions(photo, input_size, COARSE_STRIDE).is_crowded
         is_hit = np.isin(np.arange(len(is_crowded)), match(photo, of_photo))
         objects += int(is_crowded.sum())
         found += int((is_crowded & is_hit).sum())

@@ -77,8 +77,8 @@ def draw_crowds(dataset: Dataset, input_size: int) -> NDArray[np.uint8] | None:
     """
     crowds = []
     for photo in dataset.photos:
-        collisions = find_collisions(photo, input_size, COARSE_STRIDE)
-        if (is_crowded := collisions.collides | collisions.is_beside).any():
+        is_crowded = find_collisions(photo, input_size, COARSE_STRIDE).is_crowded
+        if is_crowded.any():
             crowds.append((photo, is_crowded))
     crowds.sort(key=lambda crowd: -int(crowd[1].sum()))
     cells = []
