@@ -42,7 +42,8 @@ def test_side_by_side_where_that_is_faster(detector: Detector) -> None:
 def test_a_larger_batch_must_be_worth_its_latency(detector: Detector) -> None:
     assert choose(detector, lambda instances, size: (100 + size) / instances) == (1, 4, 1)
     assert choose(detector, lambda instances, size: 100 * min(size, 4) / instances) == (1, 4, 4)
-    assert choose(detector, lambda _, size: 100 * size, instances=1, max_batch=6) == (1, 4, 6)
+    assert choose(detector, lambda _, size: 100 * size, instances=1) == (1, 4, 8)
+    assert choose(detector, lambda instances, _: 100 / instances, max_batch=6) == (1, 4, 6)
 
 
 def test_a_gpu_gets_one_instance_and_larger_batches(detector: Detector) -> None:
