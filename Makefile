@@ -2,7 +2,7 @@
 PYTHON ?= python3
 INSTALL = pip install --quiet --constraint constraints.txt --editable
 
-.PHONY: serve develop test check format test-serving soak fuzz slow-clients clean
+.PHONY: serve develop test check format test-serving bench soak fuzz slow-clients clean
 
 # serve: the server with the shipped model on 127.0.0.1:8000, without torch
 serve: .venv-serve/ready
@@ -30,6 +30,10 @@ format: .venv/ready
 test-serving: .venv-test-serving/ready
 	! .venv-test-serving/bin/python -c "import torch" 2>/dev/null
 	.venv-test-serving/bin/python -m pytest tests/app $(ARGS)
+
+# bench: what a detection costs here part by part, the limit, and what the server reaches
+bench: .venv-serve/ready
+	.venv-serve/bin/python -m app bench $(ARGS)
 
 # soak: overload a real server, then 20 minutes of full load with clients that vanish
 soak: .venv/ready

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import uvloop
 
-from app import command
+from app import bench, command
 from app.listener import listen, serve
 from app.logs import set_up_logging
 from app.server import create_app
@@ -24,6 +24,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments[:1] == ["detect"]:
         raise SystemExit(command.main(arguments[1:]))
+    if arguments[:1] == ["bench"]:
+        raise SystemExit(bench.main(arguments[1:]))
     try:
         settings = read_settings(arguments)
         set_up_logging(settings.log_level, settings.log_format)

@@ -3,15 +3,14 @@
 import argparse
 import asyncio
 import contextlib
-import dataclasses
 import io
 import statistics
 import time
-from collections import Counter
 
 import numpy as np
 from PIL import Image
 
+from app.load import Connection, Seen, build_request, keep_busy
 from tests.load.server import read_metrics, serving
 
 _CLIENTS = 16
@@ -20,78 +19,15 @@ _TIMEOUT_SECONDS = 5.0  # that each request of the overload asks for
 _VANISHING = 0.1  # of the requests: their client hangs up before the answer
 
 
-@dataclasses.dataclass
-class Seen:
-    """What the clients saw."""
+async def ask_in_turn(port: int, request: bytes, seconds: float, vanishing: float) -> Seen:
+    """Has so many clients of the usual ones hang up before their answer."""
+    randoms = [np.random.default_rng(number) for number in range(_CLIENTS)]
 
-    statuses: Counter[int] = dataclasses.field(default_factory=Counter)
-    seconds: list[float] = dataclasses.field(default_factory=list)  # of the answers 200
-    vanished: int = 0
+    async def send(number: int, connection: Connection, request: bytes, seen: Seen) -> None:
+        is_vanishing = randoms[number].random() < vanishing
+        await (connection.vanish(request, seen) if is_vanishing else connection.post(request, seen))
 
-
-class Connection:
-    """One HTTP/1.1 connection, opened again where the server has closed it; cheap enough to overload a server."""
-
-    def __init__(self, port: int, request: bytes) -> None:
-        self._port = port
-        self._request = request
-        self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
-
-    async def post(self, seen: Seen) -> None:
-        """Sends the request and notes its answer."""
-        started = time.perf_counter()
-        if self._streams and self._streams[0].at_eof():  # it has been idle for too long
-            self.close()
-        reader, writer = self._streams or await self._open()
-        try:
-            writer.write(self._request)
-            await writer.drain()
-            head = (await reader.readuntil(b"\r\n\r\n")).lower()
-            await reader.readexactly(int(head.split(b"content-length:")[1].split(b"\r\n")[0]))
-        except (ConnectionError, asyncio.IncompleteReadError):
-            self.close()
-            seen.statuses[0] += 1
-            return
-        status = int(head[9:12])
-        seen.statuses[status] += 1
-        if status == 200:
-            seen.seconds.append(time.perf_counter() - started)
-        if b"connection: close" in head:
-            self.close()
-
-    async def vanish(self, seen: Seen) -> None:
-        """Sends the request and hangs up."""
-        _, writer = self._streams or await self._open()
-        with contextlib.suppress(ConnectionError):
-            writer.write(self._request)
-            await writer.drain()
-        self.close()
-        seen.vanished += 1
-
-    def close(self) -> None:
-        """Hangs up."""
-        if self._streams:
-            self._streams[1].close()
-        self._streams = None
-
-    async def _open(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        self._streams = await asyncio.open_connection("127.0.0.1", self._port)
-        return self._streams
-
-
-async def keep_busy(port: int, request: bytes, seconds: float, vanishing: float) -> Seen:
-    """Each client sends its next request as soon as it has its answer."""
-    seen, end = Seen(), time.monotonic() + seconds
-
-    async def ask(number: int) -> None:
-        connection = Connection(port, request)
-        random = np.random.default_rng(number)
-        while time.monotonic() < end:
-            await (connection.vanish(seen) if random.random() < vanishing else connection.post(seen))
-        connection.close()
-
-    await asyncio.gather(*(ask(number) for number in range(_CLIENTS)))
-    return seen
+    return await keep_busy(port, [request], seconds, _CLIENTS, send)
 
 
 async def send_at_rate(port: int, request: bytes, seconds: float, rate: float) -> Seen:
@@ -99,8 +35,8 @@ async def send_at_rate(port: int, request: bytes, seconds: float, rate: float) -
     seen, idle, tasks = Seen(), list[Connection](), set[asyncio.Task[None]]()
 
     async def ask() -> None:
-        connection = idle.pop() if idle else Connection(port, request)
-        await connection.post(seen)
+        connection = idle.pop() if idle else Connection(port)
+        await connection.post(request, seen)
         idle.append(connection)
 
     started = time.monotonic()
@@ -120,9 +56,7 @@ def make_request(query: str = "") -> bytes:
     coarse = np.random.default_rng(0).integers(0, 256, (30, 45, 3), np.uint8)
     file = io.BytesIO()
     Image.fromarray(coarse).resize((900, 600), Image.Resampling.BICUBIC).save(file, "JPEG", quality=90)
-    data = file.getvalue()
-    head = f"POST /detect{query} HTTP/1.1\r\nHost: soak\r\nContent-Length: {len(data)}\r\n\r\n"
-    return head.encode() + data
+    return build_request(file.getvalue(), query)
 
 
 async def _swallow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -139,7 +73,7 @@ async def keep_busy_beside_a_flood(port: int, request: bytes, seconds: float, ra
     """As `keep_busy`, while `rate` requests a second go elsewhere: the flood itself takes its share of the machine."""
     async with await asyncio.start_server(_swallow, "127.0.0.1") as sink:
         flood = send_at_rate(sink.sockets[0].getsockname()[1], request, seconds, rate)
-        seen, _ = await asyncio.gather(keep_busy(port, request, seconds, 0), flood)
+        seen, _ = await asyncio.gather(ask_in_turn(port, request, seconds, 0), flood)
     return seen
 
 
@@ -156,8 +90,8 @@ def main() -> None:
     options, arguments = parser.parse_known_args()
     request, hasty_request = make_request(), make_request(f"?timeout={_TIMEOUT_SECONDS}")
     with serving(["--log-level=warning", *arguments]) as port:
-        asyncio.run(keep_busy(port, request, 3, 0))
-        capacity = len(asyncio.run(keep_busy(port, request, options.seconds, 0)).seconds) / options.seconds
+        asyncio.run(ask_in_turn(port, request, 3, 0))
+        capacity = len(asyncio.run(ask_in_turn(port, request, options.seconds, 0)).seconds) / options.seconds
         print(f"capacity: {capacity:.1f} images/s with {_CLIENTS} clients", flush=True)
 
         rate = _OVERLOAD * capacity
@@ -175,9 +109,9 @@ def main() -> None:
         )
 
         before = read_metrics(port)
-        first = asyncio.run(keep_busy(port, request, 60, _VANISHING))
+        first = asyncio.run(ask_in_turn(port, request, 60, _VANISHING))
         early = read_metrics(port)
-        rest = asyncio.run(keep_busy(port, request, 60 * options.minutes - 60, _VANISHING))
+        rest = asyncio.run(ask_in_turn(port, request, 60 * options.minutes - 60, _VANISHING))
         until = time.monotonic() + 10
         while (after := read_metrics(port))["centernet_requests_in_flight"] and time.monotonic() < until:
             time.sleep(0.1)

@@ -1,0 +1,267 @@
+"""`python -m app bench`: what a detection costs on this machine part by part, the limit, and what is reached of it."""
+
+import argparse
+import asyncio
+import contextlib
+import io
+import statistics
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from prometheus_client.parser import text_string_to_metric_families
+from pydantic import BaseModel
+
+from app.answers import encode_answer
+from app.arrangement import Arrangement, arrange
+from app.load import Seen, build_request, keep_busy
+from app.pipeline import Filter, Found
+from app.service import quieten_decoders
+from app.settings import InvalidSettings, Settings, read_settings
+from model.detector import Detector
+from model.image import BrokenImage, TooManyPixels, UnknownFormat
+from model.metadata import InvalidModel
+from model.session import ProviderUnavailable
+
+_PART_SECONDS = 0.5
+_WARM_UP_SECONDS = 1.0
+_PHOTO_ENDINGS = (".jpg", ".jpeg", ".png", ".webp")
+
+
+class Unusable(Exception):
+    """There is nothing to measure with."""
+
+
+class Load(BaseModel):
+    """What clients get that send their next photo as soon as they have an answer; they share the machine."""
+
+    connections: int
+    images_per_second: float
+    of_limit: float
+    p50_ms: float
+    p99_ms: float
+    server_cpu_ms_per_image: float
+
+
+class Report(BaseModel):
+    """All that was measured."""
+
+    model: str
+    provider: str
+    photos: list[str]
+    parts_ms: dict[str, float]  # one after the other, in one thread unless it says otherwise
+    arrangement: Arrangement
+    limit_images_per_second: float
+    ready_seconds: float
+    memory_mib: float
+    loads: list[Load]
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Measures and prints; returns the exit status: 2 for arguments of no use."""
+    parser = argparse.ArgumentParser(
+        "centernet-serve bench",
+        description="Measures what a detection costs on this machine, and what the server reaches of the limit.",
+        epilog="Further flags are the server's own, such as --model, --instances and --max-batch.",
+    )
+    parser.add_argument("--photos", type=Path, metavar="FOLDER", help="what to send; default: a drawn one, 900 x 600")
+    parser.add_argument("--connections", default="1,8,32", help="clients at once, separated by commas")
+    parser.add_argument("--seconds", type=float, default=5.0, help="that each number of clients is measured for")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="all figures, for other programs")
+    parsed, flags = parser.parse_known_args(arguments)
+    quieten_decoders()
+    try:
+        connections = [int(each) for each in parsed.connections.split(",")]
+        report = run(read_settings(flags), flags, _read_photos(parsed.photos), connections, parsed.seconds)
+    except (InvalidSettings, InvalidModel, ProviderUnavailable, Unusable, ValueError) as error:
+        print(f"centernet-serve bench: {error}", file=sys.stderr)
+        return 2
+    print(describe(report))
+    if parsed.json:
+        parsed.json.write_text(report.model_dump_json(indent=2))
+    return 0
+
+
+def run(
+    settings: Settings, flags: Sequence[str], photos: dict[str, bytes], connections: Sequence[int], seconds: float
+) -> Report:
+    """Measures the parts, the limit, and a server of these `flags`; raises what `Detector` raises, and `Unusable`."""
+    detector = Detector(settings.find_models()[0], settings.provider, settings.threads)
+    metadata = detector.metadata
+    blank = np.zeros((metadata.input_height, metadata.input_width, 3), np.uint8)
+    arrangement = arrange(detector, blank, settings)
+    try:
+        parts = measure_parts(detector, list(photos.values()), settings)
+    except (UnknownFormat, BrokenImage, TooManyPixels) as error:
+        raise Unusable(f"one of the photos cannot be used: {error}") from error
+    limit = measure_limit(detector, list(photos.values()), arrangement, seconds)
+    requests = [build_request(data) for data in photos.values()]
+    loads = []
+    with _serving([*flags, f"--max-queue={max(settings.max_queue, *connections)}"]) as (port, ready_seconds):
+        asyncio.run(keep_busy(port, requests, _WARM_UP_SECONDS, max(connections)))
+        for count in connections:
+            before = read_process(port)
+            seen = asyncio.run(keep_busy(port, requests, seconds, count))
+            after = read_process(port)
+            loads.append(_summarise(count, seen, seconds, limit, after["cpu_seconds"] - before["cpu_seconds"]))
+    return Report(
+        model=metadata.name,
+        provider=detector.provider,
+        photos=list(photos),
+        parts_ms=parts,
+        arrangement=arrangement,
+        limit_images_per_second=limit,
+        ready_seconds=ready_seconds,
+        memory_mib=after["resident_memory_bytes"] / 2**20,
+        loads=loads,
+    )
+
+
+def measure_parts(detector: Detector, photos: Sequence[bytes], settings: Settings) -> dict[str, float]:
+    """Returns the milliseconds of each part of a detection, the median over the photos in turn."""
+    canvases = [detector.prepare(photo, settings.max_pixels) for photo in photos]
+    wanted = Filter(settings.threshold, settings.limit)
+    [found] = detector.infer([canvases[0].pixels])
+    letterbox = canvases[0].letterbox
+
+    def finish(_: int = 0) -> Found:
+        return Found(detector.finish(wanted.select(found), letterbox), letterbox, 0, 0, 0)
+
+    ready = finish()
+    parts: dict[str, Callable[[int], object]] = {
+        "decode and letterbox": lambda turn: detector.prepare(photos[turn % len(photos)], settings.max_pixels),
+        f"inference of one, {settings.threads} threads": lambda turn: detector.infer(
+            [canvases[turn % len(canvases)].pixels]
+        ),
+        "filter and move the boxes": finish,
+        "write the JSON": lambda _: encode_answer(detector.metadata, ready, 0),
+    }
+    return {name: _time(part) for name, part in parts.items()}
+
+
+def measure_limit(detector: Detector, photos: Sequence[bytes], arrangement: Arrangement, seconds: float) -> float:
+    """Returns the images/s without HTTP: each instance decodes a batch and computes it, over and over."""
+    threads = arrangement.threads if arrangement.instances > 1 else None
+
+    def work(instance: int) -> int:
+        until, turn = time.perf_counter() + seconds, instance
+        while time.perf_counter() < until:
+            batch = [photos[(turn + offset) % len(photos)] for offset in range(arrangement.max_batch)]
+            detector.infer([detector.prepare(photo).pixels for photo in batch], threads)
+            turn += len(batch)
+        return turn - instance
+
+    with ThreadPoolExecutor(arrangement.instances) as instances:
+        started = time.perf_counter()
+        return sum(instances.map(work, range(arrangement.instances))) / (time.perf_counter() - started)
+
+
+def read_process(port: int) -> dict[str, float]:
+    """Returns the CPU seconds and the memory that a server has used, by its own word; 0 where the system tells none."""
+    text = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics").read().decode()
+    samples = {
+        sample.name: sample.value for family in text_string_to_metric_families(text) for sample in family.samples
+    }
+    names = {"cpu_seconds": "process_cpu_seconds_total", "resident_memory_bytes": "process_resident_memory_bytes"}
+    return {name: samples.get(metric, 0.0) for name, metric in names.items()}
+
+
+def describe(report: Report) -> str:
+    """Returns the report as text."""
+    chosen = report.arrangement
+    lines = [
+        f"{report.model} on {report.provider}, {len(report.photos)} photos",
+        "",
+        "| part | ms |",
+        "|---|---:|",
+        *(f"| {name} | {milliseconds:.3f} |" for name, milliseconds in report.parts_ms.items()),
+        "",
+        f"limit without HTTP: {report.limit_images_per_second:.1f} images/s"
+        f" (--instances {chosen.instances} --max-batch {chosen.max_batch}, {chosen.threads} threads each)",
+        f"ready after {report.ready_seconds:.2f} s; {report.memory_mib:.0f} MiB of memory at the end",
+        "",
+        "| connections | images/s | of the limit | p50 ms | p99 ms | server's CPU ms an image |",
+        "|---:|---:|---:|---:|---:|---:|",
+    ]
+    lines += [
+        f"| {load.connections} | {load.images_per_second:.1f} | {load.of_limit:.0%} | {load.p50_ms:.1f}"
+        f" | {load.p99_ms:.1f} | {load.server_cpu_ms_per_image:.2f} |"
+        for load in report.loads
+    ]
+    return "\n".join(lines)
+
+
+def _time(part: Callable[[int], object]) -> float:
+    part(0)
+    seconds, until = list[float](), time.perf_counter() + _PART_SECONDS
+    while len(seconds) < 3 or time.perf_counter() < until:
+        started = time.perf_counter()
+        part(len(seconds))
+        seconds.append(time.perf_counter() - started)
+    return 1000 * statistics.median(seconds)
+
+
+def _summarise(connections: int, seen: Seen, seconds: float, limit: float, cpu_seconds: float) -> Load:
+    if set(seen.statuses) != {200}:
+        raise Unusable(f"the server answered {dict(seen.statuses)} to {connections} connections: see its log above")
+    speed = len(seen.seconds) / seconds
+    percentiles = statistics.quantiles(seen.seconds, n=100) if len(seen.seconds) > 1 else seen.seconds * 99
+    return Load(
+        connections=connections,
+        images_per_second=speed,
+        of_limit=speed / limit,
+        p50_ms=1000 * percentiles[49],
+        p99_ms=1000 * percentiles[98],
+        server_cpu_ms_per_image=1000 * cpu_seconds / len(seen.seconds),
+    )
+
+
+@contextlib.contextmanager
+def _serving(flags: Sequence[str]) -> Iterator[tuple[int, float]]:
+    """Runs a server; gives its port and the seconds until it was ready."""
+    started = time.perf_counter()
+    command = [sys.executable, "-m", "app", *flags, "--port=0", "--log-level=warning"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        line = server.stdout.readline()
+        if not line:
+            raise Unusable("the server did not start")
+        try:
+            port = int(line.split()[-1].rsplit(":", 1)[1])
+            while not _is_ready(port):
+                time.sleep(0.01)
+            yield port, time.perf_counter() - started
+        finally:
+            server.terminate()
+
+
+def _is_ready(port: int) -> bool:
+    try:
+        urllib.request.urlopen(f"http://127.0.0.1:{port}/health/ready").close()
+    except urllib.error.HTTPError:
+        return False
+    return True
+
+
+def _read_photos(folder: Path | None) -> dict[str, bytes]:
+    """Returns photos by name; raises `Unusable` where the folder holds none."""
+    if folder is None:
+        return {"drawn": _draw_photo()}
+    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _PHOTO_ENDINGS)
+    if not files:
+        raise Unusable(f"there is no photo in {folder}: name a folder of {', '.join(_PHOTO_ENDINGS)}")
+    return {path.name: path.read_bytes() for path in files[:100]}
+
+
+def _draw_photo() -> bytes:
+    coarse = np.random.default_rng(0).integers(0, 256, (30, 45, 3), np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(coarse).resize((900, 600), Image.Resampling.BICUBIC).save(file, "JPEG", quality=90)
+    return file.getvalue()

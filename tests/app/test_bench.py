@@ -1,0 +1,56 @@
+"""What `python -m app bench` prints and writes, on a tiny model."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from app.__main__ import main
+from app.bench import Report
+from tests.app.colours import PHOTO_PNG
+
+
+def bench(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as ended:
+        main(["bench", *arguments])
+    assert isinstance(ended.value.code, int)
+    return ended.value.code
+
+
+def test_parts_limit_and_server_are_measured(
+    model_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "one.png").write_bytes(PHOTO_PNG)
+    flags = [f"--model={model_path}", "--provider=cpu", "--threads=1", "--instances=1", "--max-batch=2"]
+    options = [f"--photos={tmp_path / 'photos'}", "--connections=1,3", "--seconds=0.3", f"--json={tmp_path / 'out'}"]
+    assert bench(*options, *flags) == 0
+    report = Report.model_validate(json.loads((tmp_path / "out").read_text()))
+    assert (report.model, report.provider, report.photos) == ("colours", "cpu", ["one.png"])
+    assert report.limit_images_per_second > 0
+    assert [load.connections for load in report.loads] == [1, 3]
+    for load in report.loads:
+        assert load.images_per_second == pytest.approx(load.of_limit * report.limit_images_per_second)
+        assert 0 < load.p50_ms <= load.p99_ms
+    table = capsys.readouterr().out
+    assert all(f"| {name} |" in table for name in report.parts_ms)
+    assert "--instances 1 --max-batch 2" in table
+
+
+@pytest.mark.parametrize(
+    ("argument", "complaint"),
+    [
+        ("--photos=/nonexistent", "there is no photo in /nonexistent"),
+        ("--model=/nonexistent.onnx", "there is no file /nonexistent.onnx"),
+        ("--connections=many", "many"),
+    ],
+)
+def test_what_cannot_be_measured_is_said(argument: str, complaint: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert bench(argument) == 2
+    assert complaint in capsys.readouterr().err
+
+
+def test_a_photo_that_is_none_is_said(model_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "broken.jpg").write_bytes(b"hello")
+    assert bench(f"--photos={tmp_path}", f"--model={model_path}", "--instances=1", "--max-batch=1") == 2
+    assert "one of the photos cannot be used" in capsys.readouterr().err
