@@ -28,6 +28,18 @@ def test_the_package_is_of_the_version_that_the_server_names() -> None:
     assert importlib.metadata.version("centernet-service") == __version__
 
 
+def test_manifests_and_their_documentation_name_the_version() -> None:
+    files = [
+        *(ROOT / "docker" / "kubernetes").rglob("*.yaml"),
+        ROOT / "docs" / "kubernetes.md",
+        ROOT / "docs" / "releases.md",
+    ]
+    text = "\n".join(file.read_text() for file in files)
+    named = re.findall(r"(?:centernet-service[:-]|newTag: )(\d+\.\d+\.\d+)", text)
+    assert len(named) >= 5
+    assert set(named) == {__version__}
+
+
 def test_the_version_is_told_of_in_the_changelog() -> None:
     versions = re.findall(r"^## \[(\d+\.\d+\.\d+)\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
     assert versions[0] == __version__
