@@ -27,8 +27,8 @@ class Access:
         self._address_limit = _limit(settings.address_requests_per_minute)
         self._key_limit = _limit(settings.key_requests_per_minute)
         schemes = [Security(_BEARER), Security(_HEADER)] if self._keys else []  # what the documentation shows
-        self.form_guards: list[Any] = [*schemes, Depends(self._count_address)]
-        self.guards: list[Any] = [*self.form_guards, Depends(self._admit)]
+        self.form_guards: list[Any] = [*schemes, Depends(self._count_address)] if self._address_limit else schemes
+        self.guards: list[Any] = [*self.form_guards, Depends(self._admit)] if self._keys else self.form_guards
 
     async def admit(self, request: Request, form: Sequence[Part] = ()) -> None:
         """Raises `Unauthorized` unless a header, or the form's field `api_key`, holds a known key; `RateLimited`."""

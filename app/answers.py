@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pydantic import BaseModel, Field
 from pydantic_core import to_json
 
+from app.arrangement import Arrangement
 from app.models import Models, ServedModel
 from app.pipeline import Found
 from model.metadata import Metadata
@@ -91,6 +92,7 @@ class ModelDescription(BaseModel):
     git_commit: str
     labels: list[Label]
     skeleton: Skeleton = Field(description="the joints that it finds, and the pairs of them that a line connects")
+    arrangement: Arrangement | None = Field(None, description="how it is run; not there while it is warmed up")
 
 
 class Refusal(BaseModel):
@@ -162,6 +164,7 @@ def describe_model(model: ServedModel) -> ModelDescription:
             for label, label_id in zip(metadata.labels, metadata.label_ids, strict=True)
         ],
         skeleton=metadata.skeleton,
+        arrangement=model.arrangement,
     )
 
 

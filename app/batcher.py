@@ -4,10 +4,8 @@ import asyncio
 import collections
 import contextlib
 import dataclasses
-import functools
 import logging
 import math
-import queue
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -39,11 +37,10 @@ class InferenceFailed(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Served(Generic[Result]):
-    """A result, how long its item waited in the queue, and how long its batch was computed."""
+    """A result, and how long its item waited in the queue."""
 
     result: Result
     queue_seconds: float
-    inference_seconds: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,9 +49,9 @@ class _Waiting(Generic[Item, Result]):
     future: asyncio.Future[Served[Result]]
     since: float
 
-    def resolve(self, result: Result, started: float, inference_seconds: float) -> None:
+    def resolve(self, result: Result, started: float) -> None:
         if not self.future.done():
-            self.future.set_result(Served(result, started - self.since, inference_seconds))
+            self.future.set_result(Served(result, started - self.since))
 
     def fail(self, error: Exception) -> None:
         if not self.future.done():
@@ -62,34 +59,44 @@ class _Waiting(Generic[Item, Result]):
 
 
 class Batcher(Generic[Item, Result]):
-    """Runs `compute` in a thread of its own over up to `max_batch` items at once, first come, first served.
+    """Runs `compute` over up to `max_batch` items at once, first come, first served, in `instances` threads.
 
-    At most `max_queue` items are admitted at a time, so that the queue is bounded, and with it the memory of what
-    happens before it. `compute` returns one result for each item; where it raises, or takes longer than
-    `timeout_seconds`, only its own batch fails. `on_drop` is called for each item whose request ended in the queue.
+    No thread waits while there is something to do: a short queue is split among those that are idle. At most
+    `max_queue` items are admitted at a time, so that the queue is bounded, and with it the memory of what happens
+    before it. `compute` is told whether its item is the only one in hand, and returns a result for each, or the
+    exception that awaits who submitted it; where it raises, or takes longer than `timeout_seconds`, its whole batch
+    fails, and no other. `on_drop` is called for each item whose request ended in the queue. `max_batch` and
+    `instances` may be set until `run`.
     """
 
     def __init__(
         self,
-        compute: Callable[[Sequence[Item]], Sequence[Result]],
+        compute: Callable[[Sequence[Item], bool], Sequence[Result | Exception]],
         max_batch: int,
         max_queue: int,
         timeout_seconds: float = 60.0,
         on_drop: Callable[[], object] = lambda: None,
+        instances: int = 1,
     ) -> None:
         self._compute = compute
-        self._max_batch = max_batch
+        self.max_batch = max_batch
+        self.instances = instances
         self._max_queue = max_queue
         self._timeout_seconds = timeout_seconds
         self._on_drop = on_drop
-        self._waiting: collections.deque[_Waiting[Item, Result]] = collections.deque()
-        self._wake = asyncio.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None  # of `run`
+        self._changed = threading.Condition()  # guards what follows: threads take from it by themselves, so that none
+        self._waiting: collections.deque[_Waiting[Item, Result]] = collections.deque()  # waits for a busy event loop
+        self._computing: dict[threading.Thread, _Batch[Item, Result]] = {}
+        self._left_behind: set[threading.Thread] = set()  # those that hang, whose batches have failed already
+        self._handed_out = self._taken = 0  # batches
         self._closed = False
+        self._ended = asyncio.Event()
+        self._watch: asyncio.TimerHandle | None = None
         self._retired = False
         self._guests = 0
         self._seconds_per_item = 0.0
         self._failures = 0
-        self._left_behind: list[_Worker] = []
         self.running = False
         self.admitted = 0
 
@@ -111,7 +118,7 @@ class Batcher(Generic[Item, Result]):
     @property
     def hanging(self) -> bool:
         """Whether so many batches hang that it will not get better."""
-        return sum(worker.is_alive() for worker in self._left_behind) >= _MOST_FAILURES
+        return sum(thread.is_alive() for thread in self._left_behind) >= _MOST_FAILURES
 
     def find_overload(self, places: int = 1, patience_seconds: float = math.inf) -> Overloaded | None:
         """Returns why so many would not be let in for want of places or time; None where there is room."""
@@ -147,16 +154,18 @@ class Batcher(Generic[Item, Result]):
 
     async def run(self) -> None:
         """Forms batches and computes them until `close`; a batch that has begun is finished."""
-        worker = _Worker()
+        self._loop = asyncio.get_running_loop()
         self.running = True
         try:
-            while await self._wake.wait() and not self._closed:
-                if batch := self._take():
-                    worker = await self._run(batch, worker)
+            for _ in range(self.instances):
+                self._start_thread()
+            await self._ended.wait()
         finally:
             self.running = False
             self.close()
-            worker.stop()
+            for batch in self._computing.values():  # only where this task was cancelled is there any
+                for waiting in batch.waiting:
+                    waiting.fail(Stopped("the server is stopping"))
 
     def retire(self) -> None:
         """Closes as soon as everybody admitted has left."""
@@ -166,103 +175,126 @@ class Batcher(Generic[Item, Result]):
 
     def close(self) -> None:
         """Admits nobody any more, and ends what is queued with `Stopped`."""
-        self._closed = True
-        self._wake.set()
-        while self._waiting:
-            self._waiting.popleft().fail(Stopped("the server is stopping"))
+        with self._changed:
+            self._closed = True
+            stopped = list(self._waiting)
+            self._waiting.clear()
+            self._changed.notify_all()
+        for waiting in stopped:
+            waiting.fail(Stopped("the server is stopping"))
+        self._note_end()
 
     async def _submit(self, item: Item) -> Served[Result]:
         if self._closed:
             raise Stopped("the server is stopping")
-        waiting = _Waiting[Item, Result](item, asyncio.get_running_loop().create_future(), time.perf_counter())
-        self._waiting.append(waiting)
-        self._wake.set()
+        loop = asyncio.get_running_loop()
+        waiting = _Waiting[Item, Result](item, loop.create_future(), time.perf_counter())
+        with self._changed:
+            self._waiting.append(waiting)
+            self._changed.notify()
+        if self._watch is None:
+            self._watch = loop.call_later(self._timeout_seconds, self._end_what_hangs)
         return await waiting.future
 
-    def _take(self) -> list[_Waiting[Item, Result]]:
-        batch: list[_Waiting[Item, Result]] = []
-        while self._waiting and len(batch) < self._max_batch:
-            waiting = self._waiting.popleft()
-            if waiting.future.done():  # its client has gone, or its time is up
-                self._on_drop()
-            else:
-                batch.append(waiting)
-        if not self._waiting:
-            self._wake.clear()
-        return batch
-
-    async def _run(self, batch: list[_Waiting[Item, Result]], worker: "_Worker") -> "_Worker":
-        """Computes a batch, and returns who computes the next one."""
-        started = time.perf_counter()
-        items = [waiting.item for waiting in batch]
-        try:
-            async with asyncio.timeout(self._timeout_seconds):
-                results = await worker.run(lambda: self._compute(items))
-            seconds = time.perf_counter() - started
-            for waiting, result in zip(batch, results, strict=True):
-                waiting.resolve(result, started, seconds)
-            self._seconds_per_item += (seconds / len(batch) - self._seconds_per_item) * 0.1
-            self._failures = 0
-        except Exception as error:
-            self._failures += 1
-            message = "the model could not compute this image"
-            if isinstance(error, TimeoutError) and not worker.idle:
-                message = f"the model took longer than {self._timeout_seconds:g} s"
-                worker.stop()
-                self._left_behind = [each for each in [*self._left_behind, worker] if each.is_alive()]
-                worker = _Worker()
-            logger.exception("a batch of %d failed: %s", len(batch), message)
-            for waiting in batch:
-                failure = InferenceFailed(message)
-                failure.__cause__ = error
-                waiting.fail(failure)
-        finally:
-            for waiting in batch:  # only where this task was cancelled is anything left to fail
-                waiting.fail(Stopped("the server is stopping"))
-        return worker
-
-
-class _Worker:
-    """A thread that computes for the event loop; as a daemon, so that one that hangs does not keep the process."""
-
-    def __init__(self) -> None:
-        self.idle = True
-        self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._work, name="inference", daemon=True)
-        self._thread.start()
-
-    async def run(self, function: Callable[[], Result]) -> Result:
-        """Returns what `function` returns, or raises what it raises; cancelled, it leaves the thread to it."""
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[Result] = loop.create_future()
-
-        def finish(settle: Callable[[], None]) -> None:
-            self.idle = True
-            if not future.done():
-                settle()
-
-        def job() -> None:
-            try:
-                result = function()
-                settle = functools.partial(future.set_result, result)
-            except Exception as error:
-                settle = functools.partial(future.set_exception, error)
-            with contextlib.suppress(RuntimeError):  # the loop has been closed meanwhile
-                loop.call_soon_threadsafe(finish, settle)
-
-        self.idle = False
-        self._jobs.put(job)
-        return await future
-
-    def stop(self) -> None:
-        """Ends the thread as soon as it has nothing to do."""
-        self._jobs.put(None)
-
-    def is_alive(self) -> bool:
-        """Whether the thread has not ended yet."""
-        return self._thread.is_alive()
+    def _start_thread(self) -> None:
+        # as a daemon: one that hangs does not keep the process
+        threading.Thread(target=self._work, name="inference", daemon=True).start()
 
     def _work(self) -> None:
-        while (job := self._jobs.get()) is not None:
-            job()
-            del job  # it holds the batch
+        """What a thread does: takes a batch, computes it and has the event loop hand it out, until there is no more."""
+        thread = threading.current_thread()
+        while batch := self._take(thread):
+            outcome: Sequence[Result | Exception] | Exception
+            try:
+                outcome = self._compute([waiting.item for waiting in batch.waiting], batch.is_alone)
+            except Exception as error:
+                outcome = error
+            with self._changed:
+                if self._computing.pop(thread, None) is None:  # it took too long, and was replaced
+                    return
+            assert self._loop is not None
+            with contextlib.suppress(RuntimeError):  # the loop has been closed meanwhile
+                self._loop.call_soon_threadsafe(self._hand_out, batch, outcome, time.perf_counter())
+            del batch, outcome
+
+    def _take(self, thread: threading.Thread) -> "_Batch[Item, Result] | None":
+        """Waits for items and takes this thread's share of them; None when it is time to end."""
+        with self._changed:
+            while True:
+                while not self._waiting and not self._closed:
+                    self._changed.wait()
+                if self._closed:
+                    return None
+                idle = self.instances - len(self._computing)
+                share = min(self.max_batch, math.ceil(len(self._waiting) / idle))
+                batch: list[_Waiting[Item, Result]] = []
+                while self._waiting and len(batch) < share:
+                    waiting = self._waiting.popleft()
+                    if waiting.future.done():  # its client has gone, or its time is up
+                        self._on_drop()
+                    else:
+                        batch.append(waiting)
+                if batch:
+                    is_alone = len(batch) == 1 and not self._computing
+                    self._taken += 1
+                    taken = self._computing[thread] = _Batch(batch, is_alone, time.perf_counter())
+                    return taken
+
+    def _hand_out(
+        self, batch: "_Batch[Item, Result]", outcome: Sequence[Result | Exception] | Exception, ended: float
+    ) -> None:
+        """Gives everybody what was computed, in the event loop."""
+        self._handed_out += 1
+        if not isinstance(outcome, Exception) and len(outcome) != len(batch.waiting):
+            outcome = ValueError(f"{len(outcome)} results for {len(batch.waiting)} items")
+        if isinstance(outcome, Exception):
+            self._fail_batch(batch, outcome, "the model could not compute this image")
+        else:
+            for waiting, result in zip(batch.waiting, outcome, strict=True):
+                if isinstance(result, Exception):
+                    waiting.fail(result)
+                else:
+                    waiting.resolve(result, batch.started)
+            seconds = (ended - batch.started) / len(outcome) / self.instances
+            self._seconds_per_item += (seconds - self._seconds_per_item) * 0.1
+            self._failures = 0
+        self._note_end()
+
+    def _fail_batch(self, batch: "_Batch[Item, Result]", error: Exception, message: str) -> None:
+        self._failures += 1
+        logger.error("a batch of %d failed: %s", len(batch.waiting), message, exc_info=error)
+        for waiting in batch.waiting:
+            failure = InferenceFailed(message)
+            failure.__cause__ = error
+            waiting.fail(failure)
+
+    def _end_what_hangs(self) -> None:
+        """Fails what takes too long and puts another thread in its place; looks again while anything is in hand."""
+        due = time.perf_counter() - self._timeout_seconds
+        with self._changed:
+            hanging = {thread: batch for thread, batch in self._computing.items() if batch.started <= due}
+            for thread in hanging:
+                del self._computing[thread]
+            begun = [batch.started for batch in self._computing.values()]
+            is_busy = bool(begun or self._waiting)
+        self._left_behind = {thread for thread in self._left_behind if thread.is_alive()} | hanging.keys()
+        for batch in hanging.values():
+            self._handed_out += 1
+            self._fail_batch(batch, TimeoutError(), f"the model took longer than {self._timeout_seconds:g} s")
+            self._start_thread()
+        oldest = min(begun, default=due + self._timeout_seconds)
+        self._watch = None
+        if is_busy:
+            self._watch = asyncio.get_running_loop().call_later(oldest - due, self._end_what_hangs)
+        self._note_end()
+
+    def _note_end(self) -> None:
+        if self._closed and self._handed_out == self._taken:
+            self._ended.set()
+
+
+@dataclasses.dataclass(frozen=True)
+class _Batch(Generic[Item, Result]):
+    waiting: list[_Waiting[Item, Result]]
+    is_alone: bool  # whether nothing else is in hand
+    started: float

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from fastapi import Header, Query
 
-_LONGEST = 3600.0  # seconds
+LONGEST_SECONDS = 3600.0
 
 
 class DeadlineExceeded(Exception):
@@ -32,11 +32,15 @@ def build_timeout_reader(default_seconds: float) -> Callable[..., Coroutine[None
     async def read_timeout(
         in_query: Annotated[
             float | None,
-            Query(alias="timeout", gt=0, le=_LONGEST, allow_inf_nan=False, description="most seconds to answer in"),
+            Query(
+                alias="timeout", gt=0, le=LONGEST_SECONDS, allow_inf_nan=False, description="most seconds to answer in"
+            ),
         ] = None,
         in_header: Annotated[
             float | None,
-            Header(alias="X-Request-Timeout", gt=0, le=_LONGEST, allow_inf_nan=False, description="as `timeout`"),
+            Header(
+                alias="X-Request-Timeout", gt=0, le=LONGEST_SECONDS, allow_inf_nan=False, description="as `timeout`"
+            ),
         ] = None,
     ) -> float:
         return in_query or in_header or default_seconds

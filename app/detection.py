@@ -5,17 +5,17 @@ import dataclasses
 import functools
 import time
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi import APIRouter, Request, Response
 
 from app.accept import choose_media_type
 from app.answers import Answer, Answers, UnknownLabel, encode_answer, encode_answers
 from app.body import read_image, read_images
-from app.deadline import build_timeout_reader
 from app.disconnect import cancelled_on_disconnect
 from app.errors import describe, document
 from app.models import ServedModel
+from app.parameters import Parameters, document_parameters, find_defaults
 from app.pipeline import Filter, Found, admit, expect, find_objects, find_objects_in_each
 from app.service import Service
 from model.draw import draw_file
@@ -69,21 +69,16 @@ class Wanted:
 def build_detection_router(service: Service) -> APIRouter:
     """Returns the routes over `service`."""
     settings, metrics = service.settings, service.metrics
-    known = service.models.get().detector.metadata.labels
+    defaults = find_defaults(settings)
+    documented = document_parameters(defaults, service.models.get().detector.metadata.labels[0])
     router = APIRouter()
 
-    async def read_wanted(
-        timeout_seconds: Annotated[float, Depends(build_timeout_reader(settings.timeout_seconds))],
-        model: Annotated[str | None, Query(description="its name in `/models`; unless given, the first there")] = None,
-        threshold: Annotated[
-            float, Query(ge=0, le=1, allow_inf_nan=False, description="least score")
-        ] = settings.threshold,
-        limit: Annotated[int, Query(ge=1, description="most detections")] = settings.limit,
-        labels: Annotated[str | None, Query(description="only these, separated by commas", examples=[known[0]])] = None,
-    ) -> Wanted:
-        served = service.models.get(model)
+    def read_wanted(request: Request) -> Wanted:
+        parameters = Parameters.read(request, defaults)
+        served = service.models.get(parameters.model)
+        labels = parameters.labels
         indices = None if labels is None else find_labels(labels, served.detector.metadata.labels)
-        return Wanted(served, Filter(threshold, limit, indices), timeout_seconds)
+        return Wanted(served, Filter(parameters.threshold, parameters.limit, indices), parameters.timeout)
 
     @router.post(
         "/detect",
@@ -98,10 +93,11 @@ def build_detection_router(service: Service) -> APIRouter:
                 "content": {_JPEG: {"schema": _BINARY}, _PNG: {"schema": _BINARY}},
             }
         },
-        openapi_extra=_BODY,
+        openapi_extra=_BODY | documented,
     )
-    async def detect(request: Request, wanted: Annotated[Wanted, Depends(read_wanted)]) -> Response:
+    async def detect(request: Request) -> Response:
         started = time.perf_counter()
+        wanted = read_wanted(request)
         model, metadata = wanted.model, wanted.model.detector.metadata
         media_type = choose_media_type(",".join(request.headers.getlist("accept")), _MEDIA_TYPES)
         async with expect(model, wanted.timeout_seconds):
@@ -136,10 +132,11 @@ def build_detection_router(service: Service) -> APIRouter:
         response_model=Answers,
         response_description="For each picture, in their order, what `/detect` answers, or why it could not be read",
         responses=document(400, 401, 404, 408, 413, 422, 429, 500, 503, 504),
-        openapi_extra=_BATCH_BODY,
+        openapi_extra=_BATCH_BODY | documented,
     )
-    async def detect_batch(request: Request, wanted: Annotated[Wanted, Depends(read_wanted)]) -> Response:
+    async def detect_batch(request: Request) -> Response:
         started = time.perf_counter()
+        wanted = read_wanted(request)
         model, metadata = wanted.model, wanted.model.detector.metadata
         async with expect(model, wanted.timeout_seconds):
             files = await read_images(

@@ -21,6 +21,7 @@ from app.service import Service, build_service
 from app.settings import Settings
 from model.detector import Detector
 
+_IMAGES_IN_FLIGHT = 32  # in this process: enough to fill the next batches while others are computed
 _REQUESTS_IN_FLIGHT = 8
 _RETRIES = 20  # nobody waits at a screen for each picture
 
@@ -55,8 +56,7 @@ async def run_model(
     model = service.models.get()
     async with service.running():
         find = functools.partial(_find, service, model, wanted)
-        # one batch is decoded while another is computed
-        yield Finder(find, {model.name: describe_model(model)}, min(2 * settings.max_batch, settings.max_queue))
+        yield Finder(find, {model.name: describe_model(model)}, min(_IMAGES_IN_FLIGHT, settings.max_queue))
 
 
 @contextlib.asynccontextmanager

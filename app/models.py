@@ -5,19 +5,24 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from app import __version__
+from app.arrangement import Arrangement, arrange, batch_sizes
 from app.batcher import Batcher, InferenceFailed
 from app.metrics import Metrics
 from app.settings import Settings
+from model.canvas import Canvas
 from model.detector import Detections, Detector
 from model.metadata import InvalidModel
 from model.session import ProviderUnavailable
 
 logger = logging.getLogger(__name__)
+
+Picture = bytes | NDArray[np.uint8]  # an image file, or RGB pixels (h, w, 3)
 
 
 class NotReady(Exception):
@@ -28,32 +33,77 @@ class UnknownModel(Exception):
     """A model was asked for by a name that is not served; the message lists those that are."""
 
 
+class Prepared(NamedTuple):
+    """A picture ready for the model, and when it was made so, by `time.perf_counter`."""
+
+    canvas: Canvas
+    started: float
+    ended: float
+
+
+class Computed(NamedTuple):
+    """What the model found in a picture, in input pixels, and when it did, by `time.perf_counter`."""
+
+    detections: Detections
+    prepared: Prepared
+    started: float
+    ended: float
+
+
 class ServedModel:
-    """One model and the queue in front of it."""
+    """One model and the queue in front of it.
+
+    For a GPU pictures are prepared before they queue, so that there are many for each batch. A CPU has nobody else to
+    prepare them: there the thread that computes a batch does, which spares a picture the way from thread to thread.
+    """
 
     def __init__(self, detector: Detector, settings: Settings, metrics: Metrics) -> None:
         self.detector = detector
         self.name = detector.metadata.name
-        self._sizes = batch_sizes(detector.provider, settings.max_batch)
+        self.prepares_first = detector.provider != "cpu"
+        self.arrangement: Arrangement | None = None  # until it is warm
+        self._settings = settings
+        self._metrics = metrics
         self._blank = np.zeros((detector.metadata.input_height, detector.metadata.input_width, 3), np.uint8)
         self._batch_size = metrics.batch_size.labels(self.name)
-        self._is_warm = False
-        self.batcher: Batcher[NDArray[np.uint8], Detections] = Batcher(
+        self.batcher: Batcher[Picture | Prepared, Computed] = Batcher(
             self._compute,
-            settings.max_batch,
+            1,
             settings.max_queue,
             settings.inference_timeout_seconds,
             metrics.abandoned.labels(self.name).inc,
         )
 
     def warm_up(self) -> None:
-        """Computes blank pictures in each batch size that the provider prepares for; a second time does nothing."""
-        if not self._is_warm:
-            started = time.perf_counter()
-            for size in self._sizes:
-                self.detector.infer([self._blank] * size)
-            logger.info("%s: warmed up in %.1f s", self.name, time.perf_counter() - started)
-            self._is_warm = True
+        """Arranges how it is run, and computes each batch size that the provider prepares for; once."""
+        if self.arrangement:
+            return
+        started = time.perf_counter()
+        arrangement = arrange(self.detector, self._blank, self._settings)
+        self.batcher.instances, self.batcher.max_batch = arrangement.instances, arrangement.max_batch
+        self.detector.infer([self._blank])
+        for size in batch_sizes(arrangement.max_batch) if self.prepares_first else [arrangement.max_batch]:
+            self.detector.infer([self._blank] * size, arrangement.threads if arrangement.instances > 1 else None)
+        self.arrangement = arrangement
+        self.describe()
+        logger.info("%s: warmed up in %.1f s: %s", self.name, time.perf_counter() - started, arrangement)
+
+    def describe(self) -> None:
+        """Tells the metrics what is served, and how."""
+        arranged = self.arrangement.model_dump(exclude={"images_per_second"}) if self.arrangement else {}
+        facts = {
+            "provider": self.detector.provider,
+            "precision": self.detector.metadata.precision,
+            "version": __version__,
+            **{name: str(value) for name, value in arranged.items()},
+        }
+        self._metrics.model.labels(self.name).info(facts)
+
+    def prepare(self, picture: Picture) -> Prepared:
+        """Decodes and letterboxes; raises what `Detector.prepare` raises."""
+        started = time.perf_counter()
+        canvas = self.detector.prepare(picture, self._settings.max_pixels)
+        return Prepared(canvas, started, time.perf_counter())
 
     async def run(self) -> None:
         """Warms the model up, then serves what has queued and what comes, until the batcher is closed."""
@@ -83,12 +133,32 @@ class ServedModel:
             except InferenceFailed as error:
                 raise NotReady(f"{self.name} failed repeatedly, and just now: {error}") from error
 
-    def _compute(self, canvases: Sequence[NDArray[np.uint8]]) -> Sequence[Detections]:
-        self._batch_size.observe(len(canvases))
+    def _compute(self, pictures: Sequence[Picture | Prepared], is_alone: bool) -> Sequence[Computed | Exception]:
+        prepared = [each if isinstance(each, Prepared) else self._try_to_prepare(each) for each in pictures]
+        ready = [each for each in prepared if isinstance(each, Prepared)]
+        started = time.perf_counter()
+        found = iter(self._infer([each.canvas.pixels for each in ready], is_alone))
+        ended = time.perf_counter()
+        return [
+            Computed(next(found), each, started, ended) if isinstance(each, Prepared) else each for each in prepared
+        ]
+
+    def _try_to_prepare(self, picture: Picture) -> Prepared | Exception:
+        try:
+            return self.prepare(picture)
+        except Exception as error:  # the picture's own, which is none of the rest of the batch's business
+            return error
+
+    def _infer(self, canvases: Sequence[NDArray[np.uint8]], is_alone: bool) -> Sequence[Detections]:
+        if not canvases:
+            return []
+        assert self.arrangement is not None
         size = len(canvases)
-        if self.detector.provider != "cpu":
-            size = min(prepared for prepared in self._sizes if prepared >= size)
-        return self.detector.infer([*canvases, *[self._blank] * (size - len(canvases))])[: len(canvases)]
+        self._batch_size.observe(size)
+        if self.prepares_first:  # other sizes than those that CUDA has prepared are slow at first
+            size = min(each for each in batch_sizes(self.arrangement.max_batch) if each >= size)
+        threads = None if is_alone or self.arrangement.instances == 1 else self.arrangement.threads
+        return self.detector.infer([*canvases, *[self._blank] * (size - len(canvases))], threads)[: len(canvases)]
 
 
 class Models:
@@ -186,12 +256,9 @@ class Models:
 
     def _put(self, path: Path, model: ServedModel) -> None:
         self._served[path] = model
-        metadata = model.detector.metadata
         self._metrics.queue_depth.labels(model.name).set_function(lambda: model.batcher.queued)
         self._metrics.in_flight.labels(model.name).set_function(lambda: model.batcher.admitted)
-        self._metrics.model.labels(model.name).info(
-            {"provider": model.detector.provider, "precision": metadata.precision, "version": __version__}
-        )
+        model.describe()
 
     def _start(self, model: ServedModel) -> None:
         task = asyncio.create_task(model.run())
@@ -205,17 +272,6 @@ class Models:
                 metric.remove(model.name)
         model.batcher.retire()
         logger.info("%s: taken away", model.name)
-
-
-def batch_sizes(provider: str, max_batch: int) -> list[int]:
-    """The batch sizes that are prepared: the powers of two up to `max_batch`, and itself.
-
-    CUDA's first run of each size is slow, so that other batches are filled up to one of these; on the CPU a batch is
-    as large as it is, and only the usual one and the one that needs the most memory are tried.
-    """
-    if provider == "cpu":
-        return sorted({1, max_batch})
-    return sorted({2**power for power in range(max_batch.bit_length())} | {max_batch})
 
 
 def _sign(path: Path) -> tuple[int, ...]:

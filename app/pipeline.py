@@ -7,17 +7,16 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from app.batcher import InferenceFailed, Served, Stopped
 from app.deadline import cancelled_after
-from app.models import ServedModel
+from app.models import Computed, Picture, Prepared, ServedModel
 from app.service import Service
 from model.detector import Detections
 from model.image import BrokenImage, TooManyPixels, UnknownFormat
 from model.letterbox import Letterbox
 
-Submit = Callable[[NDArray[np.uint8]], Awaitable[Served[Detections]]]
+Submit = Callable[[Picture | Prepared], Awaitable[Served[Computed]]]
 
 # what may happen to one picture of several without a fault of the others
 PICTURE_FAULTS = (UnknownFormat, TooManyPixels, BrokenImage, InferenceFailed, Stopped)
@@ -37,11 +36,10 @@ class Filter:
 
     def select(self, found: Detections) -> Detections:
         """Returns the detections that pass; those given are sorted by falling score."""
-        keep = found.scores >= self.threshold
+        found = found.select(slice(np.count_nonzero(found.scores >= self.threshold)))
         if self.labels is not None:
-            keep &= np.isin(found.labels, self.labels)
-        keep &= np.cumsum(keep) <= self.limit
-        return found.select(keep)
+            found = found.select(np.isin(found.labels, self.labels))
+        return found.select(slice(self.limit))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,34 +65,38 @@ async def expect(model: ServedModel, timeout_seconds: float) -> AsyncIterator[No
             yield
 
 
-async def find_objects(
-    service: Service, model: ServedModel, submit: Submit, picture: bytes | NDArray[np.uint8], wanted: Filter
-) -> Found:
+async def find_objects(service: Service, model: ServedModel, submit: Submit, picture: Picture, wanted: Filter) -> Found:
     """Takes one picture, an image file or RGB pixels (h, w, 3), all the way; raises `PICTURE_FAULTS`."""
     detector = model.detector
-    started = time.perf_counter()
-    canvas = await asyncio.get_running_loop().run_in_executor(
-        service.decoders, detector.prepare, picture, service.settings.max_pixels
-    )
-    decoded = time.perf_counter()
-    served = await submit(canvas.pixels)
-    detections = detector.finish(wanted.select(served.result), canvas.letterbox)
+    item: Picture | Prepared = picture
+    if model.prepares_first:
+        item = await asyncio.get_running_loop().run_in_executor(service.decoders, model.prepare, picture)
+    submitted = time.perf_counter()
+    served = await submit(item)
+    computed = served.result
+    canvas, decode_started, decode_ended = computed.prepared
+    detections = detector.finish(wanted.select(computed.detections), canvas.letterbox)
 
-    inference_started = decoded + served.queue_seconds
-    service.stages.note(model.name, "decode", started, decoded)
-    service.stages.note(model.name, "queue", decoded, inference_started)
-    service.stages.note(model.name, "inference", inference_started, inference_started + served.inference_seconds)
+    service.stages.note(model.name, "decode", decode_started, decode_ended)
+    service.stages.note(model.name, "queue", submitted, submitted + served.queue_seconds)
+    service.stages.note(model.name, "inference", computed.started, computed.ended)
     for index in detections.labels.tolist():
         service.metrics.detections.labels(model.name, detector.metadata.labels[index]).inc()
-    return Found(detections, canvas.letterbox, decoded - started, served.queue_seconds, served.inference_seconds)
+    return Found(
+        detections,
+        canvas.letterbox,
+        decode_ended - decode_started,
+        served.queue_seconds,
+        computed.ended - computed.started,
+    )
 
 
 async def find_objects_in_each(
-    service: Service, model: ServedModel, submit: Submit, pictures: Sequence[bytes | NDArray[np.uint8]], wanted: Filter
+    service: Service, model: ServedModel, submit: Submit, pictures: Sequence[Picture], wanted: Filter
 ) -> list[Found | Exception]:
     """Takes pictures the same way side by side; gives in their order what was found, or the picture's fault."""
 
-    async def find(picture: bytes | NDArray[np.uint8]) -> Found | Exception:
+    async def find(picture: Picture) -> Found | Exception:
         try:
             return await find_objects(service, model, submit, picture, wanted)
         except PICTURE_FAULTS as fault:

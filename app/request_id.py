@@ -2,8 +2,8 @@
 
 import contextlib
 import contextvars
+import random
 import re
-import uuid
 from collections.abc import Iterator
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -22,7 +22,7 @@ def get_request_id() -> str:
 @contextlib.contextmanager
 def identified(sent: str = "") -> Iterator[str]:
     """Gives the block an id, the one `sent` if it can be used."""
-    request_id = sent if _USABLE.fullmatch(sent) else uuid.uuid4().hex
+    request_id = sent if _USABLE.fullmatch(sent) else f"{random.getrandbits(128):032x}"
     token = _current.set(request_id)
     try:
         yield request_id

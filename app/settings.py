@@ -53,9 +53,17 @@ class Settings(BaseSettings):
     )
     watch: bool = Field(False, description="load models again as soon as their files change; SIGHUP does so at once")
     provider: Provider = Field("auto", description="auto is CUDA where it works, else the CPU")
-    threads: int = Field(default_factory=count_cpus, ge=1, description="CPU threads of one inference")
-    decode_threads: int = Field(default_factory=count_cpus, ge=1, description="images decoded at once")
-    max_batch: int = Field(8, ge=1, description="most images in one inference")
+    threads: int = Field(default_factory=count_cpus, ge=1, description="CPU threads that compute, of one model")
+    instances: int | None = Field(
+        None, ge=1, description="inferences at once, which share the threads; unless set, measured at the start"
+    )
+    decode_threads: int = Field(
+        default_factory=count_cpus, ge=1, description="images decoded at once for a GPU; a CPU's instances decode too"
+    )
+    max_batch: int | None = Field(
+        None, ge=1, description="most images in one inference; unless set, measured at the start"
+    )
+    max_batch_seconds: float = Field(0.5, gt=0, description="longest that a batch of a measured size may take")
     max_queue: int = Field(64, ge=1, description="most images in hand: read, decoded, waiting or computed")
     max_connections: int = Field(2048, ge=1, description="most connections of clients; above it, 503")
     max_header_bytes: int = Field(32 * 2**10, ge=1, description="longest request line and headers; above it, 431")

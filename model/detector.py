@@ -30,8 +30,8 @@ class Detections:
     labels: NDArray[np.int64]
     keypoints: NDArray[np.float32] | None = None
 
-    def select(self, keep: NDArray[np.bool_] | NDArray[np.int64]) -> "Detections":
-        """Returns the rows where `keep` (N,) is true, or those of these indices."""
+    def select(self, keep: slice | NDArray[np.bool_] | NDArray[np.int64]) -> "Detections":
+        """Returns the rows of the slice, those where `keep` (N,) is true, or those of these indices."""
         keypoints = None if self.keypoints is None else self.keypoints[keep]
         return Detections(self.boxes_xyxy[keep], self.scores[keep], self.labels[keep], keypoints)
 
@@ -46,11 +46,12 @@ class Detector:
 
     def __init__(self, path: Path, provider: Provider = "auto", threads: int | None = None) -> None:
         self.path = path
-        self._session = open_session(path, provider, threads)
-        self.provider = "cuda" if "CUDAExecutionProvider" in self._session.get_providers() else "cpu"
+        self._session = session = open_session(path, provider, threads)
+        self._smaller: dict[int, ort.InferenceSession] = {}
+        self.provider = "cuda" if "CUDAExecutionProvider" in session.get_providers() else "cpu"
         try:
-            self.metadata = Metadata.from_properties(self._session.get_modelmeta().custom_metadata_map)
-            self.most_detections = _check_graph(self._session, self.metadata)
+            self.metadata = Metadata.from_properties(session.get_modelmeta().custom_metadata_map)
+            self.most_detections = _check_graph(session, self.metadata)
             self._outputs = list(_agreed_outputs(self.metadata))
         except InvalidModel as error:
             raise InvalidModel(f"{path}: {error}") from error
@@ -59,11 +60,19 @@ class Detector:
         """Letterboxes one image file, or RGB pixels (h, w, 3); raises what `model.image` raises."""
         return prepare(picture, self.metadata.input_height, self.metadata.input_width, max_pixels)
 
-    def infer(self, canvases: Sequence[NDArray[np.uint8]]) -> list[Detections]:
-        """Runs canvases as one batch; the boxes are still in input pixels. A score of 0 marks an unused row."""
-        outputs = self._session.run(self._outputs, {"images": np.stack(canvases)})
+    def open_with(self, threads: int) -> None:
+        """Readies `infer` for batches that have fewer of the CPU's threads, as several side by side should."""
+        self._smaller[threads] = open_session(self.path, "cpu", threads)
+
+    def infer(self, canvases: Sequence[NDArray[np.uint8]], threads: int | None = None) -> list[Detections]:
+        """Runs canvases as one batch; the boxes are still in input pixels. Scores of 0 mark the unused rows at the end.
+
+        `threads` are all, or a number that `open_with` has prepared for.
+        """
+        session = self._smaller[threads] if threads else self._session
+        outputs = session.run(self._outputs, {"images": np.stack(canvases)})
         found = [Detections(*rows) for rows in zip(*outputs, strict=True)]
-        return [rows.select(rows.scores > 0) for rows in found]
+        return [rows.select(slice(np.count_nonzero(rows.scores))) for rows in found]
 
     def finish(self, found: Detections, placed: Letterbox) -> Detections:
         """Moves boxes and joints from input pixels to the photo's, the boxes clipped to it."""

@@ -27,7 +27,8 @@ def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def make_settings(model_path: Path) -> Callable[..., Settings]:
     def make(**changes: Any) -> Settings:
         values: dict[str, Any] = {"model": model_path, "provider": "cpu", "threads": 1, "decode_threads": 2}
-        return Settings(**values | changes)
+        arrangement = {"instances": 1, "max_batch": 8}  # set, so that nothing is measured
+        return Settings(**values | arrangement | changes)
 
     return make
 

@@ -22,19 +22,19 @@ class HeldDetector(Detector):
         self.gate.set()
         self.batches: list[int] = []
 
-    def infer(self, canvases: Canvases) -> list[Detections]:
+    def infer(self, canvases: Canvases, threads: int | None = None) -> list[Detections]:
         self.batches.append(len(canvases))
         assert self.gate.wait(30)
-        return super().infer(canvases)
+        return super().infer(canvases, threads)
 
 
 class BrittleDetector(Detector):
     """Raises for a batch that holds a white picture, as a session that runs out of memory would."""
 
-    def infer(self, canvases: Canvases) -> list[Detections]:
+    def infer(self, canvases: Canvases, threads: int | None = None) -> list[Detections]:
         if any(canvas[32, 48].min() == 255 for canvas in canvases):
             raise RuntimeError("out of memory")
-        return super().infer(canvases)
+        return super().infer(canvases, threads)
 
 
 class SurprisedDetector(Detector):

@@ -20,11 +20,13 @@ class Doubling:
         self.gate = threading.Event()
         self.gate.set()
         self.batches: list[list[int]] = []
+        self.alone: list[bool] = []
         self.begun = asyncio.Event()
         self._loop = asyncio.get_running_loop()
 
-    def __call__(self, items: Sequence[int]) -> list[int]:
+    def __call__(self, items: Sequence[int], is_alone: bool) -> list[int]:
         self.batches.append(list(items))
+        self.alone.append(is_alone)
         self._loop.call_soon_threadsafe(self.begun.set)
         assert self.gate.wait(30)
         if min(items) < 0:
@@ -33,8 +35,10 @@ class Doubling:
 
 
 @contextlib.asynccontextmanager
-async def running(compute: Any, max_batch: int = 4, max_queue: int = 100) -> AsyncIterator[Batcher[int, int]]:
-    batcher = Batcher[int, int](compute, max_batch, max_queue)
+async def running(
+    compute: Any, max_batch: int = 4, max_queue: int = 100, instances: int = 1
+) -> AsyncIterator[Batcher[int, int]]:
+    batcher = Batcher[int, int](compute, max_batch, max_queue, instances=instances)
     task = asyncio.create_task(batcher.run())
     yield batcher
     batcher.close()
@@ -78,13 +82,12 @@ async def test_what_queued_during_a_run_is_the_next_batch_in_order() -> None:
 async def test_times_say_who_waited() -> None:
     compute = Doubling()
     async with running(compute) as batcher:
-        first, second = await hold(compute, batcher, [1, 2])
+        _, second = await hold(compute, batcher, [1, 2])
         queued = time.perf_counter()
         await asyncio.sleep(0)
         waited = time.perf_counter() - queued
         compute.gate.set()
         assert (await second).queue_seconds >= waited
-        assert (await first).inference_seconds >= waited
 
 
 async def test_full_queue_is_refused() -> None:
@@ -142,7 +145,7 @@ async def test_failing_batch_fails_only_its_own_items() -> None:
 
 
 async def test_results_missing_are_a_failure_not_a_hang() -> None:
-    async with running(lambda items: []) as batcher:
+    async with running(lambda items, is_alone: []) as batcher:
         with pytest.raises(InferenceFailed):
             await submit(batcher, 1)
 
@@ -249,7 +252,7 @@ async def test_failures_in_a_row_are_remembered_until_a_success() -> None:
 
 
 async def test_a_time_out_of_the_model_itself_is_a_failure_not_a_hang() -> None:
-    def compute(items: Sequence[int]) -> list[int]:
+    def compute(items: Sequence[int], is_alone: bool) -> list[int]:
         raise TimeoutError
 
     async with running(compute) as batcher:
@@ -272,3 +275,82 @@ async def test_retired_batcher_serves_who_was_admitted() -> None:
         assert not batcher.closed
     await runner
     assert batcher.closed
+
+
+async def until_taken(batcher: Batcher[int, int], left: int) -> None:
+    """Waits for the threads to have taken all but so many of what is queued."""
+    async with asyncio.timeout(30):
+        while batcher.queued > left:
+            await anyio.lowlevel.checkpoint()
+
+
+async def test_what_is_queued_is_computed_side_by_side() -> None:
+    compute = Doubling()
+    async with running(compute, max_batch=1, instances=3) as batcher:
+        compute.gate.clear()
+        tasks = [asyncio.create_task(submit(batcher, item)) for item in range(5)]
+        await asyncio.sleep(0)
+        await until_taken(batcher, 2)
+        assert sorted(compute.batches) == [[0], [1], [2]]
+        compute.gate.set()
+        assert [served.result for served in await asyncio.gather(*tasks)] == [0, 2, 4, 6, 8]
+
+
+async def test_a_short_queue_is_split_among_idle_threads() -> None:
+    compute = Doubling()
+    batcher = Batcher[int, int](compute, 4, 10, instances=2)
+    compute.gate.clear()
+    tasks = [asyncio.create_task(submit(batcher, item)) for item in range(4)]
+    await asyncio.sleep(0)
+    runner = asyncio.create_task(batcher.run())
+    await until_taken(batcher, 0)
+    compute.gate.set()
+    await asyncio.gather(*tasks)
+    assert sorted(compute.batches) == [[0, 1], [2, 3]]
+    batcher.close()
+    await runner
+
+
+async def test_an_item_is_told_whether_it_is_alone() -> None:
+    compute = Doubling()
+    async with running(compute, instances=2) as batcher:
+        await submit(batcher, 1)
+        tasks = await hold(compute, batcher, [2])
+        tasks.append(asyncio.create_task(submit(batcher, 3)))
+        await asyncio.sleep(0)
+        await until_taken(batcher, 0)
+        compute.gate.set()
+        await asyncio.gather(*tasks)
+    assert (compute.batches, compute.alone) == ([[1], [2], [3]], [True, True, False])
+
+
+async def test_an_exception_among_the_results_is_for_its_own_item() -> None:
+    def compute(items: Sequence[int], is_alone: bool) -> list[int | Exception]:
+        return [ValueError("odd") if item % 2 else item for item in items]
+
+    async with running(compute) as batcher:
+        outcomes = await asyncio.gather(*(submit(batcher, item) for item in range(3)), return_exceptions=True)
+        assert [type(outcome) for outcome in outcomes] == [Served, ValueError, Served]
+        assert not batcher.failing
+
+
+async def test_one_thread_that_hangs_leaves_the_other_to_work() -> None:
+    compute = Doubling()
+    gate = threading.Event()
+
+    def hang_at_one(items: Sequence[int], is_alone: bool) -> list[int]:
+        if 1 in items:
+            gate.wait(30)
+        return compute(items, is_alone)
+
+    batcher = Batcher[int, int](hang_at_one, 1, 10, timeout_seconds=0.2, instances=2)
+    runner = asyncio.create_task(batcher.run())
+    hanging = asyncio.create_task(submit(batcher, 1))
+    await asyncio.sleep(0)
+    assert (await submit(batcher, 2)).result == 4
+    with pytest.raises(InferenceFailed, match="longer than"):
+        await hanging
+    gate.set()
+    assert (await submit(batcher, 3)).result == 6
+    batcher.close()
+    await runner

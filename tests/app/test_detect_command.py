@@ -399,8 +399,8 @@ def test_no_more_than_allowed_is_read_ahead_and_order_is_kept() -> None:
 class Tiring(HeldDetector):
     """Stops when it has computed some pictures, until its gate is opened."""
 
-    def infer(self, canvases: Canvases) -> list[Detections]:
-        found = super().infer(canvases)
+    def infer(self, canvases: Canvases, threads: int | None = None) -> list[Detections]:
+        found = super().infer(canvases, threads)
         if sum(self.batches) > 20:
             self.gate.clear()
         return found

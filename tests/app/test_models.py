@@ -10,11 +10,13 @@ import anyio.lowlevel
 import httpx
 import pytest
 
+from app.arrangement import batch_sizes
 from app.metrics import Metrics
-from app.models import Models, ServedModel, batch_sizes
+from app.models import Computed, Models, ServedModel
 from app.server import create_app
 from app.settings import Settings
 from model.detector import Detections, Detector
+from model.image import BrokenImage, UnknownFormat
 from model.metadata import InvalidModel
 from tests.app.client import Client
 from tests.app.colours import PHOTO_PNG, describe, save_model
@@ -185,10 +187,10 @@ class Brittle(Detector):
 
     broken = False
 
-    def infer(self, canvases: Canvases) -> list[Detections]:
+    def infer(self, canvases: Canvases, threads: int | None = None) -> list[Detections]:
         if self.broken:
             raise RuntimeError("out of memory")
-        return super().infer(canvases)
+        return super().infer(canvases, threads)
 
 
 async def test_readiness_follows_repeated_failures_and_recovery(folder: Path, settings: Settings) -> None:
@@ -252,17 +254,33 @@ async def test_hanging_model_is_reported_dead(folder: Path) -> None:
 
 
 def test_cuda_batches_are_filled_up_to_prepared_sizes(folder: Path, settings: Settings) -> None:
-    assert batch_sizes("cuda", 8) == [1, 2, 4, 8]
-    assert batch_sizes("cuda", 6) == [1, 2, 4, 6]
-    assert batch_sizes("cpu", 8) == [1, 8]
+    assert (batch_sizes(8), batch_sizes(6)) == ([1, 2, 4, 8], [1, 2, 4, 6])
     detector = HeldDetector(folder / "a.onnx")
     detector.provider = "cuda"
     model = ServedModel(detector, settings.model_copy(update={"max_batch": 6}), Metrics())
     model.warm_up()
     model.warm_up()
-    assert detector.batches == [1, 2, 4, 6]
-    canvas = detector.prepare(PHOTO_PNG).pixels
+    assert detector.batches == [1, 1, 2, 4, 6]
     for given in range(1, 7):
-        found = model._compute([canvas] * given)
-        assert [rows.labels.tolist() for rows in found] == [[0, 1, 2]] * given
-    assert detector.batches[4:] == [1, 2, 4, 4, 6, 6]
+        computed = model._compute([model.prepare(PHOTO_PNG)] * given, False)
+        found = [each.detections.labels.tolist() for each in computed if isinstance(each, Computed)]
+        assert found == [[0, 1, 2]] * given
+    assert detector.batches[5:] == [1, 2, 4, 4, 6, 6]
+
+
+def test_a_broken_picture_spoils_no_other_of_its_batch(folder: Path, settings: Settings) -> None:
+    model = ServedModel(HeldDetector(folder / "a.onnx"), settings, Metrics())
+    model.warm_up()
+    first, broken, last = model._compute([PHOTO_PNG, PHOTO_PNG[:-40], PHOTO_PNG], False)
+    assert isinstance(first, Computed) and isinstance(last, Computed) and isinstance(broken, BrokenImage)
+    assert first.detections.labels.tolist() == last.detections.labels.tolist() == [0, 1, 2]
+    assert [type(each) for each in model._compute([b"nothing"], True)] == [UnknownFormat]
+
+
+async def test_the_arrangement_is_told(client: Client) -> None:
+    await client.detect()
+    [first, _] = (await client.get("/models")).json()["models"]
+    arrangement = first["arrangement"]
+    assert (arrangement["instances"], arrangement["threads"]) == (1, 1)
+    facts = {"provider": "cpu", "instances": "1", "threads": "1", "max_batch": str(arrangement["max_batch"])}
+    assert await client.sample("centernet_model_info", model="first", **facts) == 1

@@ -44,6 +44,7 @@ async def test_model_that_cannot_be_warmed_up_ends_the_service(serve: Serve, mod
 
 
 async def test_models_are_described(client: Client) -> None:
+    await client.detect()  # it is warm then
     assert (await client.get("/models")).json() == {
         "models": [
             {
@@ -62,6 +63,7 @@ async def test_models_are_described(client: Client) -> None:
                     {"label": "blue", "label_id": 30},
                 ],
                 "skeleton": {"joints": [], "edges": []},
+                "arrangement": {"instances": 1, "threads": 1, "max_batch": 8, "images_per_second": None},
             }
         ],
         "refused": [],

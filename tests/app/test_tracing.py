@@ -78,7 +78,7 @@ async def test_each_request_and_stage_has_a_span(serve: Serve, monkeypatch: pyte
     assert attributes(request)["http.response.header.x_request_id"] == ["mine"]
 
     stages = sorted((span for span in spans if span is not request), key=lambda s: s.start_time_unix_nano)
-    assert [span.name for span in stages] == ["read", "decode", "queue", "inference", "encode"]
+    assert [span.name for span in stages] == ["read", "queue", "decode", "inference", "encode"]  # on a CPU
     for span in stages:
         assert span.parent_span_id == request.span_id
         assert attributes(span) == {"centernet.model": "colours"}

@@ -1,0 +1,92 @@
+"""How a model is run: how many batches side by side, how large, with how many threads each. Measured, unless set."""
+
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, Field
+
+from app.settings import Settings
+from model.detector import Detector
+
+_GAIN = 1.03  # times the images/s that a larger batch must be worth: it costs latency and memory
+_LARGEST = {"cpu": 8, "cuda": 32}  # batch that is tried: no CPU has been seen to gain beyond
+_TRIAL_SECONDS = 0.05
+
+Canvases = Sequence[NDArray[np.uint8]]
+
+
+class Arrangement(BaseModel):
+    """`instances` batches of up to `max_batch` images at once, on `threads` of the CPU's each."""
+
+    instances: int = Field(examples=[2])
+    threads: int = Field(examples=[1])
+    max_batch: int = Field(examples=[4])
+    images_per_second: float | None = Field(None, description="as measured; none where all of it is set")
+
+
+def measure(detector: Detector, canvases: Canvases, trial: Arrangement) -> float:
+    """Returns the images/s of all instances together, each of which computes the canvases as a batch."""
+    threads = trial.threads if trial.instances > 1 else None
+
+    def run(_: int) -> int:
+        started, runs = time.perf_counter(), 0
+        while runs == 0 or time.perf_counter() - started < _TRIAL_SECONDS:
+            detector.infer(canvases, threads)
+            runs += 1
+        return runs
+
+    with ThreadPoolExecutor(trial.instances) as instances:
+        detector.infer(canvases, threads)  # the first run of a size is slow
+        started = time.perf_counter()
+        runs = sum(instances.map(run, range(trial.instances)))
+        return runs * len(canvases) / (time.perf_counter() - started)
+
+
+Measure = Callable[[Detector, Canvases, Arrangement], float]
+
+
+def arrange(
+    detector: Detector, blank: NDArray[np.uint8], settings: Settings, measure: Measure = measure
+) -> Arrangement:
+    """Returns what computes the most `blank` pictures a second, no batch taking longer than `max_batch_seconds`.
+
+    Takes about half a second on a CPU, and leaves the detector ready for what it returns.
+    """
+    sizes = [settings.max_batch] if settings.max_batch else batch_sizes(_LARGEST[detector.provider])
+    counts = _choose_counts(detector.provider, settings)
+    best, best_speed = None, 0.0
+    for count in counts:
+        threads = max(1, settings.threads // count)
+        if count > 1:
+            detector.open_with(threads)
+        smaller_speed = 0.0
+        for size in sizes:
+            trial = Arrangement(instances=count, threads=threads, max_batch=size)
+            if len(sizes) == len(counts) == 1:
+                return trial
+            trial.images_per_second = speed = measure(detector, [blank] * size, trial)
+            is_slow = size > sizes[0] and count * size / speed > settings.max_batch_seconds
+            if is_slow or speed < _GAIN * smaller_speed:
+                break
+            smaller_speed = speed
+            if speed >= _GAIN * best_speed:
+                best, best_speed = trial, speed
+    assert best is not None
+    return best
+
+
+def batch_sizes(largest: int) -> list[int]:
+    """Returns the powers of two up to the largest size, and that itself."""
+    return sorted({2**power for power in range(largest.bit_length())} | {largest})
+
+
+def _choose_counts(provider: str, settings: Settings) -> list[int]:
+    """Returns the numbers of instances to try: on a CPU as many as there are threads, and halves of that, down to 1."""
+    if settings.instances:
+        return [settings.instances]
+    if provider != "cpu":
+        return [1]
+    return [settings.threads >> halvings for halvings in range(settings.threads.bit_length())]

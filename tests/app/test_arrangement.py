@@ -1,0 +1,85 @@
+"""How a model is run: chosen by speeds that are given here, and real sessions for what is set."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+import numpy as np
+import pytest
+
+from app.arrangement import Arrangement, Canvases, arrange, batch_sizes
+from app.settings import Settings
+from model.detector import Detector
+from tests.app.detectors import HeldDetector
+
+BLANK = np.zeros((64, 96, 3), np.uint8)
+
+
+@pytest.fixture
+def detector(model_path: Path) -> Detector:
+    return HeldDetector(model_path)
+
+
+def choose(
+    detector: Detector, images_per_second: Callable[[int, int], float], **set_by_hand: object
+) -> tuple[int, int, int]:
+    def measure(_: Detector, canvases: Canvases, trial: Arrangement) -> float:
+        assert len(canvases) == trial.max_batch
+        return images_per_second(trial.instances, trial.max_batch)
+
+    settings = Settings.model_validate({"threads": 4, **set_by_hand})
+    found = arrange(detector, BLANK, settings, measure)
+    assert found.images_per_second == images_per_second(found.instances, found.max_batch)
+    return found.instances, found.threads, found.max_batch
+
+
+def test_side_by_side_where_that_is_faster(detector: Detector) -> None:
+    assert choose(detector, lambda instances, _: 100 * instances) == (4, 1, 1)
+    assert choose(detector, lambda instances, _: 100 * min(instances, 2)) == (4, 1, 1)
+    assert choose(detector, lambda instances, _: 100 if instances == 2 else 90) == (2, 2, 1)
+
+
+def test_a_larger_batch_must_be_worth_its_latency(detector: Detector) -> None:
+    assert choose(detector, lambda instances, size: (100 + size) / instances) == (1, 4, 1)
+    assert choose(detector, lambda instances, size: 100 * min(size, 4) / instances) == (1, 4, 4)
+    assert choose(detector, lambda _, size: 100 * size, instances=1) == (1, 4, 8)
+    assert choose(detector, lambda instances, _: 100 / instances, max_batch=6) == (1, 4, 6)
+
+
+def test_a_gpu_gets_one_instance_and_larger_batches(detector: Detector) -> None:
+    detector.provider = "cuda"
+    assert choose(detector, lambda _, size: 1000 * size) == (1, 4, 32)
+
+
+def test_no_batch_takes_longer_than_allowed(detector: Detector) -> None:
+    detector.provider = "cuda"
+    # 0.02 s and 0.01 s an image
+    assert choose(detector, lambda _, size: size / (0.02 + 0.01 * size), max_batch_seconds=0.08) == (1, 4, 4)
+
+
+def test_what_is_set_is_not_measured(detector: Detector) -> None:
+    def measure(*_: object) -> NoReturn:
+        raise AssertionError
+
+    found = arrange(detector, BLANK, Settings(threads=4, instances=2, max_batch=3), measure)
+    assert found == Arrangement(instances=2, threads=2, max_batch=3)
+    assert detector.infer([np.zeros((64, 96, 3), np.uint8)] * 3, 2)
+
+
+def test_what_is_measured_can_be_run(detector: Detector) -> None:
+    found = arrange(detector, BLANK, Settings(threads=2))
+    assert found.images_per_second and found.images_per_second > 0
+    assert len(detector.infer([BLANK] * found.max_batch, found.threads if found.instances > 1 else None)) > 0
+
+
+def test_batch_sizes_are_the_powers_of_two_and_the_largest() -> None:
+    assert (batch_sizes(1), batch_sizes(8), batch_sizes(12)) == ([1], [1, 2, 4, 8], [1, 2, 4, 8, 12])
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_session_with_fewer_threads_finds_the_same(model_path: Path, threads: int) -> None:
+    detector = Detector(model_path, "cpu", 2)
+    detector.open_with(threads)
+    canvas = np.random.default_rng(0).integers(0, 256, (64, 96, 3), np.uint8)
+    [all_threads], [fewer] = detector.infer([canvas]), detector.infer([canvas], threads)
+    np.testing.assert_allclose(fewer.boxes_xyxy, all_threads.boxes_xyxy, rtol=1e-5)
