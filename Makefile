@@ -1,8 +1,10 @@
 # Every target does its own set-up; all that a machine needs is make and Python 3.11 or newer.
 PYTHON ?= python3
 INSTALL = pip install --quiet --constraint constraints.txt --editable
+VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' app/__init__.py)
 
-.PHONY: serve develop test check format test-serving bench soak fuzz slow-clients clean
+.PHONY: serve develop test check format test-serving bench soak fuzz slow-clients images push \
+	licences sbom version notes clean
 
 # serve: the server with the shipped model on 127.0.0.1:8000, without torch
 serve: .venv-serve/ready
@@ -15,12 +17,15 @@ develop: .venv/ready
 test: .venv/ready
 	.venv/bin/python -m pytest $(ARGS)
 
-# check: lint, format, types, and which package may import which
+# check: lint, format, types, which package may import which, and the workflows
 check: .venv/ready
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 	.venv/bin/lint-imports
+	.venv/bin/check-jsonschema --quiet --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	.venv/bin/check-jsonschema --quiet --builtin-schema vendor.dependabot .github/dependabot.yml
+	.venv/bin/zizmor --offline --quiet --min-severity medium .github
 
 format: .venv/ready
 	.venv/bin/ruff check --fix .
@@ -48,20 +53,50 @@ fuzz: .venv/ready
 slow-clients: .venv/ready
 	.venv/bin/python -m tests.slow_clients
 
+# images: the server's, for CPUs and for CUDA
+images:
+	docker build -f docker/serve.Dockerfile -t centernet-service:cpu .
+	docker build -f docker/serve.Dockerfile --build-arg EXTRAS=[cuda] -t centernet-service:cuda .
+
+# push: those images under their version: make push IMAGE=registry.example.com/team/centernet-service
+push:
+	test -n "$(IMAGE)"
+	docker tag centernet-service:cpu "$(IMAGE):$(VERSION)"
+	docker tag centernet-service:cuda "$(IMAGE):$(VERSION)-cuda"
+	docker push "$(IMAGE):$(VERSION)"
+	docker push "$(IMAGE):$(VERSION)-cuda"
+
+# licences: of all that the server installs; one that pyproject.toml does not allow is an error
+licences: .venv/ready .venv-serve/ready
+	.venv/bin/pip-licenses --python .venv-serve/bin/python
+
+# sbom: the same as a bill of materials, CycloneDX in JSON
+sbom: .venv/ready .venv-serve/ready
+	mkdir -p dist
+	.venv/bin/cyclonedx-py environment --output-reproducible --output-file dist/centernet-service-$(VERSION).cdx.json \
+		.venv-serve
+
+version:
+	@echo $(VERSION)
+
+# notes: what CHANGELOG.md says of this version
+notes:
+	@sed -n '/^## \[$(VERSION)\]/,/^## \[/ { /^## \[/d; p; }' CHANGELOG.md
+
 clean:
 	rm -rf .venv .venv-serve .venv-test-serving
 
-.venv-serve/ready: pyproject.toml constraints.txt
+.venv-serve/ready: pyproject.toml constraints.txt app/__init__.py
 	$(PYTHON) -m venv .venv-serve
 	.venv-serve/bin/$(INSTALL) .
 	touch $@
 
-.venv/ready: pyproject.toml constraints.txt
+.venv/ready: pyproject.toml constraints.txt app/__init__.py
 	$(PYTHON) -m venv .venv
 	.venv/bin/$(INSTALL) ".[train,dev]"
 	touch $@
 
-.venv-test-serving/ready: pyproject.toml constraints.txt
+.venv-test-serving/ready: pyproject.toml constraints.txt app/__init__.py
 	$(PYTHON) -m venv .venv-test-serving
 	.venv-test-serving/bin/$(INSTALL) ".[dev]"
 	touch $@

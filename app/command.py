@@ -17,6 +17,7 @@ from anyio import to_thread
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 from numpy.typing import NDArray
 
+from app import __version__
 from app.answers import Problem, Refused, UnknownLabel
 from app.finder import Finder, ask_server, run_model
 from app.outputs import Copies, Looked, Write, draw, name_copy, write_lines, write_table
@@ -99,6 +100,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "centernet-detect",
         description="Finds objects in photos and videos. Exit status: 1 if a picture failed, 2 for unusable arguments.",
     )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     parser.add_argument(
         "paths",
         nargs="+",

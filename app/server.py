@@ -8,11 +8,12 @@ from starlette.middleware.cors import CORSMiddleware
 
 from app import __version__, deepstack, inference_protocol
 from app.admin import build_admin_router
-from app.answers import Health, ModelDescription, ModelList, describe_model, list_models
+from app.answers import ModelDescription, ModelList, describe_model, list_models
 from app.body import BoundBodies
 from app.deepstack import build_deepstack_router
 from app.detection import build_detection_router
 from app.errors import answer_errors, document
+from app.health import build_health_router
 from app.inference_protocol import build_inference_router, build_probe_router
 from app.metrics import CountRequests
 from app.overload import RefuseOverload
@@ -54,6 +55,7 @@ def create_app(settings: Settings, *detectors: Detector) -> FastAPI:
         app.include_router(build_admin_router(service), dependencies=access.guards)
     else:
         app.state.admin = _build_admin_app(service)
+    app.include_router(build_health_router(service))
     app.include_router(build_page_router())
     shapes = {deepstack.PATH: deepstack.shape_problem, inference_protocol.PATH: inference_protocol.shape_problem}
     app.state.metrics = metrics  # for `listener`
@@ -74,16 +76,6 @@ def create_app(settings: Settings, *detectors: Detector) -> FastAPI:
     if traces:
         traces.cover(app)
 
-    @app.get("/health/live", summary="Is the process worth keeping?", responses=document(503))
-    async def live() -> Health:
-        service.check_live()
-        return Health(status="live")
-
-    @app.get("/health/ready", summary="Is the model warmed up?", responses=document(503))
-    async def ready() -> Health:
-        await service.check_ready()
-        return Health(status="ready")
-
     @app.get("/models", summary="What is served", dependencies=access.guards)
     async def show_models() -> ModelList:
         return list_models(models)
@@ -99,6 +91,7 @@ def _build_admin_app(service: Service) -> FastAPI:
     app = FastAPI(title="CenterNet service: for who runs it", version=__version__)
     app.state.metrics = service.metrics
     app.include_router(build_admin_router(service))
+    app.include_router(build_health_router(service))  # here they answer when all connections of clients are taken
     answer_errors(app, service.metrics, {})
     app.add_middleware(CountRequests, metrics=service.metrics)
     app.add_middleware(IdentifyRequests)

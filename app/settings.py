@@ -1,14 +1,16 @@
 """What an operator may set: each a flag, and an environment variable `CENTERNET_*` of the same name."""
 
+import argparse
 import importlib.resources
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import BaseSettings, CliSettingsSource, NoDecode, SettingsConfigDict
 
+from app import __version__
 from app.keys import Digest, hash_keys
 from app.logs import LogFormat
 from model.image import MAX_PIXELS
@@ -33,7 +35,6 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(
         env_prefix="CENTERNET_",
         env_ignore_empty=True,
-        cli_prog_name="centernet-serve",
         cli_kebab_case=True,
         cli_hide_none_type=True,
         frozen=True,
@@ -173,9 +174,15 @@ def _read_keys(path: Path) -> tuple[Digest, ...]:
 
 
 def read_settings(arguments: Sequence[str]) -> Settings:
-    """Reads flags, then the environment; raises `InvalidSettings`, and exits as argparse does on an unknown flag."""
+    """Reads flags, then the environment; raises `InvalidSettings`.
+
+    Exits as argparse does on an unknown flag, and after `--help` and `--version`.
+    """
+    parser = argparse.ArgumentParser("centernet-serve", description=Settings.__doc__)
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    flags: CliSettingsSource[Any] = CliSettingsSource(Settings, root_parser=parser, cli_parse_args=list(arguments))
     try:
-        return Settings(_cli_parse_args=list(arguments))
+        return Settings(_cli_settings_source=flags)
     except ValidationError as error:
         lines = [
             ": ".join([*map(str, fault["loc"]), fault["msg"].removeprefix("Value error, ")]) for fault in error.errors()

@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import dataclasses
+import importlib.metadata
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -172,6 +173,8 @@ def _val_set(parsed: argparse.Namespace, config: Config | None) -> Dataset:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("centernet-train", description="Trains, evaluates and exports detectors.")
+    version = importlib.metadata.version("centernet-service")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {version}")
     commands = parser.add_subparsers(dest="command", required=True)
     training = commands.add_parser("train", help="train CONFIG.toml [--key value ...]: any setting can be overridden")
     training.add_argument("config", type=Path)

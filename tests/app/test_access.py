@@ -227,5 +227,7 @@ async def test_admin_routes_may_have_a_port_of_their_own(make_settings: Make, mo
             assert await operator.sample("centernet_detections_total", label="red") == 1
             reloaded = await operator.post("/models/reload")
             assert [model["name"] for model in reloaded.json()["models"]] == ["colours"]
+            assert (await operator.get("/health/live")).json() == {"status": "live"}
+            assert (await operator.get("/health/ready")).json() == {"status": "ready"}
             refused = await operator.get("/detect")
             assert (refused.status_code, refused.json()["request_id"]) == (404, refused.headers["x-request-id"])

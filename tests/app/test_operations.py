@@ -117,7 +117,9 @@ async def test_apps_count_apart(serve: Serve) -> None:
 
 async def test_documentation_shows_bodies_and_refusals(client: Client) -> None:
     assert (await client.get("/docs")).status_code == 200
-    detect = (await client.get("/openapi.json")).json()["paths"]["/detect"]["post"]
+    document = (await client.get("/openapi.json")).json()
+    assert document["info"]["version"] == __version__
+    detect = document["paths"]["/detect"]["post"]
     assert {"image/*", "multipart/form-data"} <= set(detect["requestBody"]["content"])
     statuses = "200 400 401 404 406 408 413 415 422 429 500 503 504"
     assert sorted(detect["responses"]) == statuses.split()

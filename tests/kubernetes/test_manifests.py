@@ -1,0 +1,172 @@
+"""The manifests are valid, safe, and true of the server."""
+
+import functools
+import json
+import re
+
+import kubernetes_validate
+import pytest
+from cloudcoil.models.keda.v1alpha1 import ScaledObject
+from cloudcoil.models.prometheus_operator.v1 import ServiceMonitor
+from pydantic import BaseModel, ValidationError
+
+from app import __version__
+from app.settings import Settings
+from tests.kubernetes.manifests import (
+    COMPONENTS,
+    OVERLAYS,
+    ROOT,
+    Manifest,
+    build,
+    compose,
+    every,
+    find,
+    find_pod,
+    find_server,
+    needs_kubectl,
+    read_guide,
+    read_settings_map,
+)
+
+pytestmark = needs_kubectl
+
+OLDEST, NEWEST = "1.30", "1.37"
+OLDEST_WITH_IMAGE_VOLUMES = "1.31"
+OPERATORS: dict[str, type[BaseModel]] = {"ServiceMonitor": ServiceMonitor, "ScaledObject": ScaledObject}
+ALL = every()
+
+
+def check_schema(manifest: Manifest, version: str) -> None:
+    """Raises `ValidationError`, one or the other's, for what an API server would refuse or drop."""
+    if model := OPERATORS.get(manifest["kind"]):
+        model.model_validate(manifest, extra="forbid")
+    else:
+        kubernetes_validate.validate(manifest, version, strict=True)
+
+
+@functools.cache
+def check_once(manifest: str, version: str) -> None:
+    """As `check_schema`; most manifests are the same in all kustomizations, and schemas take long to read."""
+    check_schema(json.loads(manifest), version)
+
+
+@pytest.mark.parametrize("kustomization", ALL)
+def test_schemas_are_kept(kustomization: str) -> None:
+    oldest = OLDEST_WITH_IMAGE_VOLUMES if "model-image" in kustomization else OLDEST
+    for manifest in build(kustomization):
+        for version in (oldest, NEWEST):
+            check_once(json.dumps(manifest), version)
+
+
+def test_schemas_refuse_what_they_should() -> None:
+    manifests = build(compose("cpu", "monitoring", "autoscaling"))
+    for kind, part in (("Deployment", "strategy"), ("ServiceMonitor", "endpoints"), ("ScaledObject", "triggers")):
+        [manifest] = find(manifests, kind)
+        for wrong in ({part: 1}, {"misspelt": 1}):
+            with pytest.raises((ValidationError, kubernetes_validate.ValidationError)):
+                check_schema(manifest | {"spec": manifest["spec"] | wrong}, NEWEST)
+
+
+def test_everything_is_tried() -> None:
+    folder = ROOT / "docker" / "kubernetes"
+    assert sorted(path.name for path in (folder / "overlays").iterdir()) == sorted(OVERLAYS)
+    assert sorted(path.name for path in (folder / "components").iterdir()) == sorted(COMPONENTS)
+    assert len(read_guide()) == 2
+
+
+@pytest.mark.parametrize("kustomization", ALL)
+def test_variables_are_settings(kustomization: str) -> None:
+    names = {f"CENTERNET_{name.upper()}" for name in Settings.model_fields}
+    assert read_settings_map(build(kustomization)).keys() <= names
+    assert not any(
+        variable["name"].startswith("CENTERNET_")
+        for container in find_pod(build(kustomization))["spec"]["containers"]
+        for variable in container.get("env", [])
+    )
+
+
+@pytest.mark.parametrize("kustomization", ALL)
+def test_pods_meet_the_restricted_standard(kustomization: str) -> None:
+    [namespace] = find(build(kustomization), "Namespace")
+    assert namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
+    pod = find_pod(build(kustomization))["spec"]
+    assert not pod.keys() & {"hostNetwork", "hostPID", "hostIPC", "serviceAccountName"}
+    assert pod["automountServiceAccountToken"] is False
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    for container in [*pod["containers"], *pod.get("initContainers", [])]:
+        assert container["securityContext"] == {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        }
+        assert container["resources"]["limits"].keys() >= {"cpu", "memory"}
+        assert not any("hostPort" in port for port in container.get("ports", []))
+    allowed = {"emptyDir", "configMap", "secret", "persistentVolumeClaim", "image"}
+    assert {kind for volume in pod["volumes"] for kind in volume if kind != "name"} <= allowed
+
+
+@pytest.mark.parametrize("kustomization", ALL)
+def test_everything_finds_the_pods_and_their_ports(kustomization: str) -> None:
+    manifests = build(kustomization)
+    labels = find_pod(manifests)["metadata"]["labels"]
+    selectors = [
+        *(manifest["spec"]["selector"]["matchLabels"] for manifest in find(manifests, "Deployment")),
+        *(manifest["spec"]["selector"]["matchLabels"] for manifest in find(manifests, "PodDisruptionBudget")),
+        *(manifest["spec"]["podSelector"]["matchLabels"] for manifest in find(manifests, "NetworkPolicy")),
+        *(manifest["spec"]["selector"] for manifest in find(manifests, "Service")),
+    ]
+    assert len(selectors) >= 4
+    for selector in selectors:
+        assert selector
+        assert selector.items() <= labels.items()
+    [service] = find(manifests, "Service")
+    ports = {port["name"]: port["containerPort"] for port in find_server(manifests)["ports"]}
+    assert ports["metrics"] == int(read_settings_map(manifests)["CENTERNET_METRICS_PORT"])
+    image = (ROOT / "docker" / "serve.Dockerfile").read_text()
+    assert re.findall(r"CENTERNET_PORT=(\d+)", image) == re.findall(r"EXPOSE (\d+)", image) == [str(ports["http"])]
+    assert {port["targetPort"] for port in service["spec"]["ports"]} == ports.keys()
+    for policy in find(manifests, "NetworkPolicy"):
+        for rule in policy["spec"].get("ingress", []):
+            assert {port["port"] for port in rule["ports"]} <= ports.keys()
+    for monitor in find(manifests, "ServiceMonitor"):
+        assert monitor["spec"]["selector"]["matchLabels"].items() <= service["metadata"]["labels"].items()
+        assert {endpoint["port"] for endpoint in monitor["spec"]["endpoints"]} <= {
+            port["name"] for port in service["spec"]["ports"]
+        }
+    assert {manifest["metadata"].get("namespace") for manifest in manifests if manifest["kind"] != "Namespace"} == {
+        "centernet"
+    }
+
+
+@pytest.mark.parametrize("kustomization", ALL)
+def test_a_pod_has_time_to_stop(kustomization: str) -> None:
+    pod = find_pod(build(kustomization))["spec"]
+    settings = read_settings_map(build(kustomization))
+    pause = find_server(build(kustomization))["lifecycle"]["preStop"]["sleep"]["seconds"]
+    stop = float(settings["CENTERNET_STOP_TIMEOUT_SECONDS"])
+    assert stop >= Settings.model_fields["timeout_seconds"].default
+    assert pod["terminationGracePeriodSeconds"] >= pause + stop + 5
+
+
+@pytest.mark.parametrize("kustomization", ALL)
+def test_images_are_of_this_version_and_user(kustomization: str) -> None:
+    pod = find_pod(build(kustomization))["spec"]
+    [gpus] = {container["resources"]["limits"].get("nvidia.com/gpu") for container in pod["containers"]}
+    suffix = "-cuda" if gpus else ""
+    for container in [*pod["containers"], *pod.get("initContainers", [])]:
+        assert container["image"].rpartition("/")[2] == f"centernet-service:{__version__}{suffix}"
+    image = (ROOT / "docker" / "serve.Dockerfile").read_text()
+    user, group = re.findall(r"^USER (\d+):(\d+)", image, re.MULTILINE)[0]
+    security = pod["securityContext"]
+    assert (security["runAsUser"], security["runAsGroup"], security["fsGroup"]) == (int(user), int(group), int(group))
+    for container in pod.get("initContainers", []):
+        assert f"{container['command'][0].removesuffix('/bin/python')} " in image.replace("\n", " ")
+
+
+def test_autoscaling_alone_says_how_many_pods() -> None:
+    [deployment] = find(build(compose("cpu", "autoscaling")), "Deployment")
+    [scaled] = find(build(compose("cpu", "autoscaling")), "ScaledObject")
+    assert "replicas" not in deployment["spec"]
+    assert scaled["spec"]["scaleTargetRef"]["name"] == deployment["metadata"]["name"]
+    assert 2 <= scaled["spec"]["minReplicaCount"] < scaled["spec"]["maxReplicaCount"]

@@ -1,0 +1,90 @@
+"""A server with the settings that a pod would have, asked as the kubelet would ask it."""
+
+import contextlib
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.settings import find_shipped_model
+from tests.kubernetes.manifests import ROOT, build, find_pod, find_server, needs_kubectl, read_guide, read_settings_map
+
+pytestmark = needs_kubectl
+
+PORTS = {"CENTERNET_PORT": "0", "CENTERNET_METRICS_PORT": "0"}  # any free ones
+
+
+@pytest.fixture
+def addresses(tmp_path: Path) -> Iterator[dict[str, str]]:
+    """Runs the guide's pod on this machine: its volumes are folders, its ports any free ones."""
+    manifests = build(read_guide()[0])
+    settings = read_settings_map(manifests)
+    mounts = {mount["mountPath"]: tmp_path / mount["name"] for mount in find_server(manifests)["volumeMounts"]}
+    for folder in mounts.values():
+        folder.mkdir()
+    (mounts["/etc/centernet"] / "keys").write_text("secret\n")
+    shutil.copy(find_shipped_model(), mounts["/models"] / "model.onnx")
+    mounted = re.compile(rf"^({'|'.join(map(re.escape, mounts))})(?=/|$)")
+    settings = {name: mounted.sub(lambda found: str(mounts[found[0]]), value) for name, value in settings.items()}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("CENTERNET_")}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "app"],
+        cwd=ROOT,
+        env=environment | settings | PORTS | {"CENTERNET_MAX_CONNECTIONS": "1"},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        try:
+            assert process.stdout is not None
+            words = [process.stdout.readline().split() for _ in PORTS]
+            assert all(words), "the server ended"
+            yield dict(zip(("http", "metrics"), (line[-1] for line in words), strict=True))
+        finally:
+            process.send_signal(signal.SIGTERM)
+            started = time.monotonic()
+            process.wait(60)
+    pause = find_server(manifests)["lifecycle"]["preStop"]["sleep"]["seconds"]
+    assert process.returncode == 0
+    assert pause + time.monotonic() - started < find_pod(manifests)["spec"]["terminationGracePeriodSeconds"]
+
+
+def ask(addresses: dict[str, str], probe: dict[str, Any]) -> int:
+    """Returns the status of a probe, which asks on a new connection."""
+    address = addresses[probe["httpGet"]["port"]] + probe["httpGet"]["path"]
+    request = urllib.request.Request(address, headers={"Connection": "close"})
+    try:
+        with urllib.request.urlopen(request, timeout=probe["timeoutSeconds"]) as answer:
+            status: int = answer.status
+            return status
+    except urllib.error.HTTPError as error:
+        error.close()
+        return error.code
+
+
+def test_probes_are_answered_without_a_key_and_when_all_connections_are_taken(addresses: dict[str, str]) -> None:
+    server = find_server(build(read_guide()[0]))
+    startup, liveness, readiness = (server[f"{name}Probe"] for name in ("startup", "liveness", "readiness"))
+    deadline = time.monotonic() + startup["failureThreshold"] * startup["periodSeconds"]
+    while ask(addresses, startup) != 200:
+        assert time.monotonic() < deadline
+    assert ask(addresses, liveness) == 200
+    assert ask(addresses, readiness) == 200
+    with contextlib.ExitStack() as stack:
+        host, port = addresses["http"].removeprefix("http://").split(":")
+        client = stack.enter_context(socket.create_connection((host, int(port))))
+        client.sendall(b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert client.recv(12) == b"HTTP/1.1 200"  # it has the one connection, and keeps it
+        assert ask(addresses, readiness) == 503
+        assert ask(addresses, liveness) == 200

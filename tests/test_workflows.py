@@ -1,0 +1,73 @@
+"""GitHub's workflows do what `.ci/run` and the Makefile do, with no more rights than that takes."""
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from app import __version__
+
+ROOT = Path(__file__).parents[1]
+MAKEFILE = (ROOT / "Makefile").read_text()
+WORKFLOWS: dict[str, Any] = {
+    path.stem: yaml.safe_load(path.read_text()) for path in (ROOT / ".github" / "workflows").glob("*.yml")
+}
+
+
+def find_steps(workflow: str) -> list[dict[str, Any]]:
+    return [step for job in WORKFLOWS[workflow]["jobs"].values() for step in job.get("steps", [])]
+
+
+def test_github_tests_what_ci_does() -> None:
+    [job] = WORKFLOWS["test"]["jobs"].values()
+    targets = re.findall(r"^make (\S+)$", (ROOT / ".ci" / "run").read_text(), re.MULTILINE)
+    assert sorted(job["strategy"]["matrix"]["target"]) == sorted(targets)
+    assert "make ${{ matrix.target }}" in [step.get("run") for step in find_steps("test")]
+
+
+def test_targets_are_there() -> None:
+    commands = [step.get("run", "") for workflow in WORKFLOWS for step in find_steps(workflow)]
+    named = {
+        word
+        for command in commands
+        for words in re.findall(r"make(?: --silent)?((?: [a-z][a-z-]*)+)", command)
+        for word in words.split()
+    }
+    assert named >= {"images", "sbom", "push", "version", "notes"}
+    assert named <= set(re.findall(r"^([a-z-]+):", MAKEFILE, re.MULTILINE))
+
+
+@pytest.mark.parametrize("name", WORKFLOWS)
+def test_rights_are_few_and_actions_pinned(name: str) -> None:
+    workflow = WORKFLOWS[name]
+    assert workflow["permissions"] == {}
+    for job in workflow["jobs"].values():
+        writes = {scope for scope, right in job["permissions"].items() if right == "write"}
+        assert writes <= ({"contents", "packages"} if name == "release" else set())
+    for action in (step["uses"] for step in find_steps(name) if "uses" in step):
+        assert re.fullmatch(r"actions/[\w-]+@[0-9a-f]{40}", action)
+
+
+@pytest.mark.parametrize("name", WORKFLOWS)
+def test_commands_are_those_of_a_shell(name: str) -> None:
+    commands = [re.sub(r"\$\{\{.*?\}\}", "x", step["run"]) for step in find_steps(name) if "run" in step]
+    assert commands
+    for command in commands:
+        subprocess.run(["bash", "-n"], input=command, text=True, check=True)
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+def test_make_tells_version_and_notes() -> None:
+    def make(target: str) -> str:
+        command = ["make", "--silent", "--no-print-directory", "--directory", str(ROOT), target]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+    assert make("version").strip() == __version__
+    changelog = (ROOT / "CHANGELOG.md").read_text()
+    section = changelog.partition(f"\n## [{__version__}]")[2].partition("\n")[2].partition("\n## [")[0]
+    assert section.strip()
+    assert make("notes").strip() == section.strip()
