@@ -2,7 +2,7 @@
 PYTHON ?= python3
 INSTALL = pip install --quiet --constraint constraints.txt --editable
 
-.PHONY: serve develop test check format test-serving soak fuzz slow-clients clean
+.PHONY: serve develop test check format test-serving soak fuzz slow-clients images requirements try-compose clean
 
 # serve: the server with the shipped model on 127.0.0.1:8000, without torch
 serve: .venv-serve/ready
@@ -43,6 +43,27 @@ fuzz: .venv/ready
 # slow-clients: a usual client beside 1,000 slow ones; needs slowhttptest
 slow-clients: .venv/ready
 	.venv/bin/python -m tests.slow_clients
+
+# images: what docker compose runs, with their version and commit in their labels
+images:
+	docker build -f docker/serve.Dockerfile --target cpu -t centernet-service:cpu $(LABELS) .
+	docker build -f docker/serve.Dockerfile --target cuda -t centernet-service:cuda $(LABELS) .
+	docker build -f docker/train.Dockerfile -t centernet-train $(LABELS) .
+LABELS = --build-arg VERSION="$$(sed -n 's/^__version__ = "\(.*\)"/\1/p' app/__init__.py)" \
+	--build-arg REVISION="$$(git describe --always --dirty --abbrev=40 --exclude='*')"
+
+# requirements: pins what the images install, by hash; the versions are those of constraints.txt
+requirements: .venv/ready
+	echo "setuptools>=77" | $(COMPILE) - -o docker/requirements/build.txt
+	$(COMPILE) pyproject.toml -o docker/requirements/serve.txt
+	$(COMPILE) pyproject.toml --extra cuda -o docker/requirements/cuda.txt
+	$(COMPILE) pyproject.toml --extra train -o docker/requirements/train.txt
+COMPILE = .venv/bin/uv pip compile --quiet --generate-hashes --universal --python-version 3.13 --no-annotate \
+	--constraint constraints.txt --custom-compile-command "make requirements"
+
+# try-compose: builds and runs all of docker-compose.yml that a machine without a GPU can; needs a Docker engine
+try-compose: .venv/ready
+	.venv/bin/python -m tests.compose $(ARGS)
 
 clean:
 	rm -rf .venv .venv-serve .venv-test-serving

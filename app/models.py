@@ -65,6 +65,11 @@ class ServedModel:
         finally:
             self.batcher.close()
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether what is sent is computed, as far as the last batches tell."""
+        return self.batcher.running and not self.batcher.failing
+
     def check_live(self) -> None:
         """Raises `NotReady` where inference has ended, or hangs again and again."""
         if self.batcher.closed:
@@ -189,6 +194,7 @@ class Models:
         metadata = model.detector.metadata
         self._metrics.queue_depth.labels(model.name).set_function(lambda: model.batcher.queued)
         self._metrics.in_flight.labels(model.name).set_function(lambda: model.batcher.admitted)
+        self._metrics.ready.labels(model.name).set_function(lambda: model.is_ready)
         self._metrics.model.labels(model.name).info(
             {"provider": model.detector.provider, "precision": metadata.precision, "version": __version__}
         )
@@ -201,7 +207,8 @@ class Models:
     def _take_away(self, path: Path) -> None:
         model = self._served.pop(path)
         if all(other.name != model.name for other in self):
-            for metric in (self._metrics.queue_depth, self._metrics.in_flight, self._metrics.model):
+            metrics = self._metrics
+            for metric in (metrics.queue_depth, metrics.in_flight, metrics.ready, metrics.model):
                 metric.remove(model.name)
         model.batcher.retire()
         logger.info("%s: taken away", model.name)
