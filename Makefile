@@ -49,14 +49,14 @@ images:
 	docker build -f docker/serve.Dockerfile --target cpu -t centernet-service:cpu $(LABELS) .
 	docker build -f docker/serve.Dockerfile --target cuda -t centernet-service:cuda $(LABELS) .
 	docker build -f docker/train.Dockerfile -t centernet-train $(LABELS) .
-LABELS = --build-arg VERSION="$$(sed -n 's/^__version__ = "\(.*\)"/\1/p' app/__init__.py)" \
-	--build-arg REVISION="$$(git describe --always --dirty --abbrev=40 --exclude='*')"
+LABELS = --label org.opencontainers.image.version="$$(sed -n 's/^__version__ = "\(.*\)"/\1/p' app/__init__.py)" \
+	--label org.opencontainers.image.revision="$$(git describe --always --dirty --abbrev=40 --exclude='*')"
 
 # requirements: pins what the images install, by hash; the versions are those of constraints.txt
 requirements: .venv/ready
 	echo "setuptools>=77" | $(COMPILE) - -o docker/requirements/build.txt
-	$(COMPILE) pyproject.toml -o docker/requirements/serve.txt
-	$(COMPILE) pyproject.toml --extra cuda -o docker/requirements/cuda.txt
+	$(COMPILE) pyproject.toml --extra otel -o docker/requirements/serve.txt
+	$(COMPILE) pyproject.toml --extra otel --extra cuda -o docker/requirements/cuda.txt
 	$(COMPILE) pyproject.toml --extra train -o docker/requirements/train.txt
 COMPILE = .venv/bin/uv pip compile --quiet --generate-hashes --universal --python-version 3.13 --no-annotate \
 	--constraint constraints.txt --custom-compile-command "make requirements"
