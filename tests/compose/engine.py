@@ -71,10 +71,14 @@ class Project:
         return self.compose("ps", "--quiet", service).split()[-1]
 
 
-def inspect_image(image: str) -> dict[str, Any] | None:
-    """What the engine knows of an image; None where it has none of that name."""
-    text = run("docker", "image", "inspect", image, check=False)
-    return dict(json.loads(text)[0]) if text.startswith("[\n") else None
+def find_image(image: str) -> dict[str, Any] | None:
+    """What the engine knows of an image, pulled where need be; None where it cannot be had."""
+    for _ in range(2):
+        asked = subprocess.run(["docker", "image", "inspect", image], capture_output=True, text=True)
+        if not asked.returncode:
+            return dict(json.loads(asked.stdout)[0])
+        run("docker", "pull", "--quiet", image, check=False)
+    return None
 
 
 def find_port() -> int:
