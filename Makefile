@@ -3,7 +3,7 @@ PYTHON ?= python3
 INSTALL = pip install --quiet --constraint constraints.txt --editable
 VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' app/__init__.py)
 
-.PHONY: serve develop test check format test-serving bench soak fuzz slow-clients images push \
+.PHONY: serve develop test check format test-serving bench soak fuzz slow-clients images requirements try-compose push \
 	licences sbom version notes clean
 
 # serve: the server with the shipped model on 127.0.0.1:8000, without torch
@@ -53,10 +53,13 @@ fuzz: .venv/ready
 slow-clients: .venv/ready
 	.venv/bin/python -m tests.slow_clients
 
-# images: the server's, for CPUs and for CUDA
+# images: what docker compose runs, with their version and commit in their labels
 images:
-	docker build -f docker/serve.Dockerfile -t centernet-service:cpu .
-	docker build -f docker/serve.Dockerfile --build-arg EXTRAS=[cuda] -t centernet-service:cuda .
+	docker build -f docker/serve.Dockerfile --target cpu -t centernet-service:cpu $(LABELS) .
+	docker build -f docker/serve.Dockerfile --target cuda -t centernet-service:cuda $(LABELS) .
+	docker build -f docker/train.Dockerfile -t centernet-train $(LABELS) .
+LABELS = --label org.opencontainers.image.version=$(VERSION) \
+	--label org.opencontainers.image.revision="$$(git describe --always --dirty --abbrev=40 --exclude='*')"
 
 # push: those images under their version: make push IMAGE=registry.example.com/team/centernet-service
 push:
@@ -82,6 +85,19 @@ version:
 # notes: what CHANGELOG.md says of this version
 notes:
 	@sed -n '/^## \[$(VERSION)\]/,/^## \[/ { /^## \[/d; p; }' CHANGELOG.md
+
+# requirements: pins what the images install, by hash; the versions are those of constraints.txt
+requirements: .venv/ready
+	echo "setuptools>=77" | $(COMPILE) - -o docker/requirements/build.txt
+	$(COMPILE) pyproject.toml --extra otel -o docker/requirements/serve.txt
+	$(COMPILE) pyproject.toml --extra otel --extra cuda -o docker/requirements/cuda.txt
+	$(COMPILE) pyproject.toml --extra train -o docker/requirements/train.txt
+COMPILE = .venv/bin/uv pip compile --quiet --generate-hashes --universal --python-version 3.13 --no-annotate \
+	--constraint constraints.txt --custom-compile-command "make requirements"
+
+# try-compose: builds and runs all of docker-compose.yml that a machine without a GPU can; needs a Docker engine
+try-compose: .venv/ready
+	.venv/bin/python -m tests.compose $(ARGS)
 
 clean:
 	rm -rf .venv .venv-serve .venv-test-serving

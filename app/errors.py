@@ -110,6 +110,8 @@ def answer_errors(app: FastAPI, metrics: Metrics, shapes: Mapping[str, Shape]) -
                 return Response(to_json(shape(problem)), problem.status, headers, "application/json")
         return _encode(problem, headers)
 
+    for each in KINDS.values():
+        metrics.rejections.labels(each.reason)  # at 0 from the start: an increase is seen only between two values
     for kind in KINDS.keys() - {Exception}:
         app.add_exception_handler(kind, answer)
     app.add_exception_handler(HTTPException, answer_plain)

@@ -6,6 +6,8 @@ import time
 import prometheus_client as prometheus
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.memory import read_memory_limit
+
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 _BATCH = (1, 2, 4, 8, 16, 32, 64)
 _METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
@@ -20,6 +22,10 @@ class Metrics:
         self.registry = registry = prometheus.CollectorRegistry()
         prometheus.ProcessCollector(registry=registry)
         prometheus.PlatformCollector(registry=registry)
+        if limit := read_memory_limit():
+            prometheus.Gauge(
+                "centernet_memory_limit_bytes", "Most memory that the container may use.", registry=registry
+            ).set(limit)
         self.requests = prometheus.Counter(
             "centernet_requests", "Answers sent.", ["route", "method", "status"], registry=registry
         )
@@ -57,6 +63,12 @@ class Metrics:
         )
         self.rejections = prometheus.Counter(
             "centernet_rejections", "Requests refused or failed.", ["reason"], registry=registry
+        )
+        self.ready = prometheus.Gauge(
+            "centernet_model_ready",
+            "1 where pictures are computed, 0 where not yet or no more.",
+            ["model"],
+            registry=registry,
         )
         self.model = prometheus.Info("centernet_model", "What is served.", ["model"], registry=registry)
         for metric in (self.requests, self.request_seconds, self.stage_seconds, self.detections):

@@ -115,6 +115,11 @@ class ServedModel:
         finally:
             self.batcher.close()
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether what is sent is computed, as far as the last batches tell."""
+        return self.batcher.running and not self.batcher.failing
+
     def check_live(self) -> None:
         """Raises `NotReady` where inference has ended, or hangs again and again."""
         if self.batcher.closed:
@@ -259,6 +264,7 @@ class Models:
         self._metrics.queue_depth.labels(model.name).set_function(lambda: model.batcher.queued)
         self._metrics.in_flight.labels(model.name).set_function(lambda: model.batcher.admitted)
         model.describe()
+        self._metrics.ready.labels(model.name).set_function(lambda: model.is_ready)
 
     def _start(self, model: ServedModel) -> None:
         task = asyncio.create_task(model.run())
@@ -268,7 +274,8 @@ class Models:
     def _take_away(self, path: Path) -> None:
         model = self._served.pop(path)
         if all(other.name != model.name for other in self):
-            for metric in (self._metrics.queue_depth, self._metrics.in_flight, self._metrics.model):
+            metrics = self._metrics
+            for metric in (metrics.queue_depth, metrics.in_flight, metrics.ready, metrics.model):
                 metric.remove(model.name)
         model.batcher.retire()
         logger.info("%s: taken away", model.name)

@@ -49,7 +49,7 @@ class Settings(BaseSettings):
     model: Annotated[tuple[Path, ...], NoDecode] = Field(
         default_factory=lambda: (find_shipped_model(),),
         description="ONNX files as `training export` writes them, and folders of them, separated by commas; "
-        "the first is used where a request names none",
+        "the first is used where a request names none; a folder that is watched may be empty beside another model",
     )
     watch: bool = Field(False, description="load models again as soon as their files change; SIGHUP does so at once")
     provider: Provider = Field("auto", description="auto is CUDA where it works, else the CPU")
@@ -116,8 +116,6 @@ class Settings(BaseSettings):
         for path in paths:
             if not path.exists():
                 raise ValueError(f"there is no file {path}; name an exported model")
-            if not _list_models(path):
-                raise ValueError(f"there is no .onnx file in {path}; export a model into it")
         return paths
 
     @field_validator("cors_origins", mode="before")
@@ -146,6 +144,15 @@ class Settings(BaseSettings):
         if path:
             _read_keys(path)
         return path
+
+    @model_validator(mode="after")
+    def _must_hold_models(self) -> Self:
+        serves = bool(self.find_models())
+        for path in self.model:
+            # a watched folder may wait for its first model while another one serves
+            if not _list_models(path) and not (serves and self.watch and path.is_dir()):
+                raise ValueError(f"model: there is no .onnx file in {path}; export a model into it")
+        return self
 
     @model_validator(mode="after")
     def _must_hold_one(self) -> Self:

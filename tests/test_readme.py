@@ -80,7 +80,7 @@ def test_commands_work_in_the_order_shown(checkout: Path) -> None:
             elif command in TOO_LONG:
                 assert f"\n{command.split()[1]}:" in (ROOT / "Makefile").read_text()
             elif command.startswith("docker"):
-                assert command.startswith("docker compose up")  # tried by hand: it needs an engine and a registry
+                assert command.startswith("docker compose up")  # `make try-compose` does it
             elif command.startswith(SERVERS):
                 server.close()
                 address = server.enter_context(running(command, checkout, environment))

@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import dataclasses
 import importlib.metadata
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -90,6 +91,8 @@ def parse_overrides(arguments: Sequence[str]) -> dict[str, str]:
 
 def _train(parsed: argparse.Namespace, overrides: dict[str, str]) -> None:
     config = load_config(parsed.config, overrides)
+    if parsed.export:
+        _check_writable(_name_model(parsed.export, config.name).parent)
     with join_processes() as processes:
         console = Console(quiet=not processes.is_first)
         if parsed.dry_run:
@@ -99,6 +102,29 @@ def _train(parsed: argparse.Namespace, overrides: dict[str, str]) -> None:
         with log:
             best = train(config, parsed.resume, console, processes)
             console.print(f"best weights: {best}")
+            if parsed.export and processes.is_first:
+                _export(best, parsed.export, console)
+
+
+def _check_writable(folder: Path) -> None:
+    """Raises `InvalidConfig` before hours of training rather than behind them."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InvalidConfig(f"--export: {folder} cannot be made: {error.strerror}") from error
+    if not os.access(folder, os.W_OK):
+        raise InvalidConfig(f"--export: {folder} cannot be written to: user {os.getuid()} has no right to")
+
+
+def _export(best: Path, target: Path, console: Console) -> None:
+    checkpoint = load_checkpoint(best)
+    config = checkpoint.config
+    dataset = load_dataset(config.data_root / config.val_annotations, config.data_root / config.val_images)
+    export(checkpoint, dataset, _name_model(target, config.name), console)
+
+
+def _name_model(target: Path, name: str) -> Path:
+    return target if target.suffix == ".onnx" else target / f"{name}.onnx"
 
 
 def _evaluate(parsed: argparse.Namespace, console: Console) -> None:
@@ -179,6 +205,12 @@ def _parser() -> argparse.ArgumentParser:
     training = commands.add_parser("train", help="train CONFIG.toml [--key value ...]: any setting can be overridden")
     training.add_argument("config", type=Path)
     training.add_argument("--resume", action="store_true", help="go on where the run was stopped")
+    training.add_argument(
+        "--export",
+        type=Path,
+        metavar="FOLDER|MODEL.onnx",
+        help="export the best weights at the end, into a folder under the run's name",
+    )
     training.add_argument("--dry-run", action="store_true", help="draw the first views, measure speed and memory, stop")
 
     data = argparse.ArgumentParser(add_help=False)

@@ -22,11 +22,13 @@ async def test_server_lives_before_it_is_ready(serve: Serve, model_path: Path) -
         assert (await client.get("/health/live")).json() == {"status": "live"}
         unready = await client.get("/health/ready")
         assert (unready.status_code, unready.json()["type"]) == (503, "/docs#not-ready")
+        assert await client.sample("centernet_model_ready", model="colours") == 0
         early = asyncio.create_task(client.detect())
         await client.until("centernet_queue_depth", 1)
         detector.gate.set()
         assert (await early).status_code == 200
         assert (await client.get("/health/ready")).json() == {"status": "ready"}
+        assert await client.sample("centernet_model_ready", model="colours") == 1
 
 
 class Dead(Detector):
@@ -81,6 +83,7 @@ async def test_requests_are_counted(client: Client) -> None:
     assert await client.sample("centernet_requests_total", route="unmatched", method="GET", status="404") == 1
     assert await client.sample("centernet_requests_total", method="other", status="405") == 1
     assert await client.sample("centernet_rejections_total", reason="unknown-format") == 1
+    assert 'centernet_rejections_total{reason="overloaded"} 0.0' in (await client.get("/metrics")).text
     assert await client.sample("centernet_request_seconds_count", route="/detect") >= 4
     assert await client.sample("centernet_detections_total", label="red") == 3
     assert await client.sample("centernet_detections_total", label="blue") == 0

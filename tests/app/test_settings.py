@@ -100,6 +100,14 @@ def test_unusable_start_ends_with_two_and_no_traceback(arguments: list[str], wor
     assert finished.stdout == ""
 
 
+def test_watched_folder_may_be_empty_beside_another_model(model_path: Path, tmp_path: Path) -> None:
+    both = f"{tmp_path},{model_path}"
+    assert read_settings(["--model", both, "--watch", "true"]).find_models() == [model_path]
+    for arguments in (["--model", both], ["--model", str(tmp_path), "--watch", "true"]):
+        with pytest.raises(InvalidSettings, match=f"^model: there is no .onnx file in {tmp_path}"):
+            read_settings(arguments)
+
+
 def test_help_names_every_flag() -> None:
     finished = subprocess.run([sys.executable, "-m", "app", "--help"], capture_output=True, text=True, check=True)
     for name in Settings.model_fields:

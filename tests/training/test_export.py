@@ -178,6 +178,31 @@ def test_train_evaluate_export_evaluate_in_a_row(
     assert figures[0]["ap50"] == pytest.approx(figures[1]["ap50"], abs=1)
 
 
+def test_training_exports_its_best_weights_under_the_runs_name(shapes: Path, tmp_path: Path) -> None:
+    config = tmp_path / "gate.toml"
+    settings = small_config(shapes, tmp_path / "runs", name="gate").model_dump(mode="json", exclude_none=True)
+    config.write_text("\n".join(f"{key} = {json.dumps(value)}" for key, value in settings.items()))
+    main(["train", str(config), "--epochs", "1", "--export", str(tmp_path / "models")])
+    main(["train", str(config), "--epochs", "1", "--resume", "--export", str(tmp_path / "other.onnx")])
+    assert [path.name for path in (tmp_path / "models").iterdir()] == ["gate.onnx"]
+    exported, again = (
+        Detector(path, "cpu").metadata for path in (tmp_path / "models/gate.onnx", tmp_path / "other.onnx")
+    )
+    assert (exported.name, again.name) == ("gate", "other")
+    assert exported.ap == again.ap is not None
+
+
+def test_where_training_cannot_export_it_does_not_begin(
+    shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    arguments = ["--name", "early", "--output", str(tmp_path / "runs"), "--data-root", str(shapes)]
+    with pytest.raises(SystemExit, match="2"):
+        main(["train", "training/configs/tiny.toml", *arguments, "--export", str(tmp_path / "file" / "models")])
+    assert capsys.readouterr().err.startswith(f"centernet-train: --export: {tmp_path}/file/models cannot be made")
+    assert not (tmp_path / "runs").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

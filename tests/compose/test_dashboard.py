@@ -1,0 +1,166 @@
+"""Every query of dashboard, rules and alerts asks for series that the server exposes, by labels that they have."""
+
+import json
+import re
+from collections.abc import AsyncIterator, Iterator
+
+import promql_parser
+import pytest
+import yaml
+from grafana_foundation_sdk.cog.encoder import JSONEncoder
+from grafana_foundation_sdk.cog.plugins import register_default_plugins
+from grafana_foundation_sdk.models.dashboard import Dashboard
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.app.client import Serve
+from tests.compose.dashboard import fill_in, list_queries, read_dashboard
+from tests.compose.files import DOCKER
+
+SCRAPED = {"job": "centernet", "instance": "server:8001"}
+Series = dict[str, list[dict[str, str]]]
+
+
+def list_rules() -> Iterator[dict[str, str]]:
+    for name in ("recording.yml", "alerts.yml"):
+        for group in yaml.safe_load((DOCKER / "prometheus" / name).read_text())["groups"]:
+            yield from group["rules"]
+
+
+@pytest.fixture(scope="module")
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture
+async def exposed(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Series]:
+    """What Prometheus has, by name, behind one picture that was answered and one that was not."""
+    monkeypatch.setattr("app.metrics.read_memory_limit", lambda: 2**31)
+    async with serve() as client:
+        assert (await client.detect()).status_code == 200
+        assert (await client.detect(b"no picture")).status_code == 415
+        text = (await client.get("/metrics")).text
+    series: Series = {"up": [SCRAPED], "ALERTS": [SCRAPED]}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            series.setdefault(sample.name, []).append(sample.labels | SCRAPED)
+    for rule in list_rules():
+        if "record" in rule:
+            by = re.search(r"by \(([^)]*)\)", rule["expr"])
+            assert by
+            names = [name.strip() for name in by[1].split(",") if name.strip() != "le"]
+            values = {"route": "/detect", "model": "colours", "stage": "queue"} | SCRAPED
+            series[rule["record"]] = [{name: values[name] for name in names}]
+    yield series
+
+
+def check(query: str, exposed: Series) -> set[str]:
+    """Fails where a selector finds nothing, or a grouping names a label that is not there; returns the labels left."""
+    found: set[str] = set()
+    groupings: list[set[str]] = []
+
+    def visit(part: promql_parser.Expr) -> None:
+        if isinstance(part, promql_parser.VectorSelector):
+            assert part.name in exposed, f"there is no series {part.name}: {query}"
+            matching = [each for each in exposed[part.name] if matches(part, each)]
+            assert matching, f"{part.prettify()} finds none"
+            found.update(*matching)
+        elif isinstance(part, promql_parser.AggregateExpr) and part.modifier:
+            groupings.append(set(part.modifier.labels))
+
+    promql_parser.walk(promql_parser.parse(query), visit)
+    for grouping in groupings:
+        assert grouping <= found, f"no labels {grouping - found}: {query}"
+    return set.intersection(found, *groupings)
+
+
+def matches(selector: promql_parser.VectorSelector, labels: dict[str, str]) -> bool:
+    for matcher in selector.matchers.matchers:
+        value, op = labels.get(matcher.name, ""), str(matcher.op).removeprefix("MatchOp.")
+        holds = (
+            matcher.value == value if op in ("Equal", "NotEqual") else re.fullmatch(matcher.value, value) is not None
+        )
+        if holds == op.startswith("Not"):
+            return False
+    return True
+
+
+@pytest.mark.anyio
+async def test_every_panel_asks_for_what_there_is(exposed: Series) -> None:
+    queries = list(list_queries())
+    assert len(queries) > 25
+    for title, query, legend in queries:
+        left = check(query, exposed)
+        for label in re.findall(r"\{\{(\w+)\}\}", legend):
+            assert label in left, f"{title}: {label} is not among {left}"
+
+
+@pytest.mark.anyio
+async def test_every_rule_asks_for_what_there_is(exposed: Series) -> None:
+    # a plain answer is no error: what alerts about errors look for is not there yet, and its metric is
+    exposed["centernet_requests_total"].append({"route": "/detect", "method": "POST", "status": "500"} | SCRAPED)
+    for rule in list_rules():
+        left = check(rule["expr"], exposed)
+        for label in re.findall(r"\$labels\.(\w+)", str(rule.get("annotations"))):
+            assert label in left, f"{rule}: {label} is not among {left}"
+
+
+@pytest.mark.anyio
+async def test_a_wrong_query_is_found(exposed: Series) -> None:
+    for query, fault in [
+        ("centernet_stages_seconds_count", "there is no series"),
+        ('centernet_requests_total{status="418"}', "finds none"),
+        ('rate(centernet_stage_seconds_bucket{stage!~".+"}[5m])', "finds none"),
+        ("sum by (lable) (centernet_detections_total)", "no labels"),
+    ]:
+        with pytest.raises(AssertionError, match=fault):
+            check(query, exposed)
+
+
+@pytest.mark.anyio
+async def test_variables_are_labels_that_there_are(exposed: Series) -> None:
+    for variable in read_dashboard()["templating"]["list"]:
+        if variable["type"] == "query":
+            selector, label = re.fullmatch(r"label_values\((.+), (\w+)\)", variable["query"]["query"]).groups()
+            assert label == variable["name"]
+            assert label in check(fill_in(selector), exposed)
+
+
+def test_grafana_knows_every_field_of_the_dashboard() -> None:
+    register_default_plugins()
+    dashboard = read_dashboard()
+    understood = json.loads(json.dumps(Dashboard.from_json(dashboard), cls=JSONEncoder))
+    assert without(dashboard, understood) == []
+
+
+def without(given: object, understood: object, at: str = "") -> list[str]:
+    """Lists what of `given` is lost or changed in `understood`."""
+    if isinstance(given, dict) and isinstance(understood, dict):
+        return [
+            fault
+            for key, value in given.items()
+            for fault in ([f"{at}.{key}"] if key not in understood else without(value, understood[key], f"{at}.{key}"))
+        ]
+    if isinstance(given, list) and isinstance(understood, list) and len(given) == len(understood):
+        pairs = enumerate(zip(given, understood, strict=True))
+        return [fault for index, pair in pairs for fault in without(*pair, f"{at}[{index}]")]
+    return [] if given == understood else [at]
+
+
+def test_panels_do_not_overlap() -> None:
+    places = [(panel["title"], panel["gridPos"]) for panel in read_dashboard()["panels"]]
+    for index, (title, one) in enumerate(places):
+        assert one["x"] + one["w"] <= 24
+        for other_title, other in places[:index]:
+            apart = (
+                one["x"] + one["w"] <= other["x"]
+                or other["x"] + other["w"] <= one["x"]
+                or one["y"] + one["h"] <= other["y"]
+                or other["y"] + other["h"] <= one["y"]
+            )
+            assert apart, f"{title} lies over {other_title}"
+
+
+def test_data_source_is_asked_as_often_as_prometheus_asks() -> None:
+    [source] = yaml.safe_load((DOCKER / "grafana/provisioning/datasources/prometheus.yml").read_text())["datasources"]
+    scrape = yaml.safe_load((DOCKER / "prometheus/prometheus.yml").read_text())["global"]["scrape_interval"]
+    assert source["jsonData"]["timeInterval"] == scrape
