@@ -64,6 +64,13 @@ class Detector:
         """Readies `infer` for batches that have fewer of the CPU's threads, as several side by side should."""
         self._smaller[threads] = open_session(self.path, "cpu", threads)
 
+    def give_back(self, canvas: NDArray[np.uint8]) -> None:
+        """Runs one canvas, and gives the memory back that larger batches have needed on the CPU; ORT would keep it."""
+        options = ort.RunOptions()
+        options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+        for session in (self._session, *self._smaller.values()):
+            session.run(self._outputs, {"images": canvas[None]}, options)
+
     def infer(self, canvases: Sequence[NDArray[np.uint8]], threads: int | None = None) -> list[Detections]:
         """Runs canvases as one batch; the boxes are still in input pixels. Scores of 0 mark the unused rows at the end.
 
