@@ -24,8 +24,8 @@ from model.detector import Detector
 from model.metadata import InvalidModel, Metadata
 from model.session import ProviderUnavailable
 
-_PHOTOS_PER_TASK = 64  # 20 MB of pixels at 320 x 320
-_MOST_TASKS = 10_000
+_TASKS = 1000  # as many as this, or a few times more, spread the work well
+_FEWEST_PHOTOS_PER_TASK, _MOST_PHOTOS_PER_TASK = 8, 256  # the most are 80 MB of pixels at 320 x 320
 
 
 class TooManyActors(Exception):
@@ -109,7 +109,7 @@ def _find_objects(
     missing: pa.Array,
 ) -> None:
     """Writes a row for each of `missing`; raises `TooManyActors`."""
-    size = max(_PHOTOS_PER_TASK, math.ceil(len(missing) / _MOST_TASKS))
+    size = min(_MOST_PHOTOS_PER_TASK, max(_FEWEST_PHOTOS_PER_TASK, len(missing) // _TASKS))
     parts = [pa.table({"file": missing[at : at + size]}) for at in range(0, len(missing), size)]
     reader = ReadPhotos(
         photos.filesystem,
@@ -152,4 +152,5 @@ def _count_actors(parsed: argparse.Namespace) -> int:
             f"there is room for {math.floor(fitting)} actors with {parsed.cpus} CPUs and {parsed.gpus:g} GPUs each:"
             " lower --actors, --cpus or --gpus"
         )
-    return parsed.actors or math.floor(fitting)
+    actors: int = parsed.actors or math.floor(fitting)
+    return actors
