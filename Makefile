@@ -2,11 +2,15 @@
 PYTHON ?= python3
 INSTALL = pip install --quiet --constraint constraints.txt --editable
 
-.PHONY: serve develop test check format test-serving soak fuzz slow-clients clean
+.PHONY: serve serve-ray develop test check format test-serving soak fuzz slow-clients clean
 
 # serve: the server with the shipped model on 127.0.0.1:8000, without torch
 serve: .venv-serve/ready
 	.venv-serve/bin/python -m app $(ARGS)
+
+# serve-ray: the same as replicas behind Ray Serve, as docker/ray/serve.yaml says
+serve-ray: .venv-ray/ready
+	RAY_USAGE_STATS_ENABLED=0 .venv-ray/bin/serve run docker/ray/serve.yaml
 
 # develop: a .venv to train and work in
 develop: .venv/ready
@@ -45,11 +49,16 @@ slow-clients: .venv/ready
 	.venv/bin/python -m tests.slow_clients
 
 clean:
-	rm -rf .venv .venv-serve .venv-test-serving
+	rm -rf .venv .venv-serve .venv-ray .venv-test-serving
 
 .venv-serve/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-serve
 	.venv-serve/bin/$(INSTALL) .
+	touch $@
+
+.venv-ray/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-ray
+	.venv-ray/bin/$(INSTALL) ".[ray]"
 	touch $@
 
 .venv/ready: pyproject.toml constraints.txt
