@@ -3,12 +3,16 @@ PYTHON ?= python3
 INSTALL = pip install --quiet --constraint constraints.txt --editable
 VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' app/__init__.py)
 
-.PHONY: serve develop test check format test-serving bench soak fuzz slow-clients images requirements try-compose push \
+.PHONY: serve serve-ray develop test check format test-serving bench soak fuzz slow-clients images requirements try-compose push \
 	licences sbom version notes clean
 
 # serve: the server with the shipped model on 127.0.0.1:8000, without torch
 serve: .venv-serve/ready
 	.venv-serve/bin/python -m app $(ARGS)
+
+# serve-ray: the same as replicas behind Ray Serve, as docker/ray/serve.yaml says
+serve-ray: .venv-ray/ready
+	RAY_USAGE_STATS_ENABLED=0 .venv-ray/bin/serve run docker/ray/serve.yaml
 
 # develop: a .venv to train and work in
 develop: .venv/ready
@@ -100,11 +104,16 @@ try-compose: .venv/ready
 	.venv/bin/python -m tests.compose $(ARGS)
 
 clean:
-	rm -rf .venv .venv-serve .venv-test-serving
+	rm -rf .venv .venv-serve .venv-ray .venv-test-serving
 
 .venv-serve/ready: pyproject.toml constraints.txt app/__init__.py
 	$(PYTHON) -m venv .venv-serve
 	.venv-serve/bin/$(INSTALL) .
+	touch $@
+
+.venv-ray/ready: pyproject.toml constraints.txt app/__init__.py
+	$(PYTHON) -m venv .venv-ray
+	.venv-ray/bin/$(INSTALL) ".[ray]"
 	touch $@
 
 .venv/ready: pyproject.toml constraints.txt app/__init__.py

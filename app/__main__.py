@@ -1,4 +1,4 @@
-"""Starts the server: `python -m app` or `centernet-serve`; `python -m app detect` is `app.command`."""
+"""Starts the server: `python -m app` or `centernet-serve`; `app detect` is `app.command`, `app bulk` is `app.bulk`."""
 
 import asyncio
 import contextlib
@@ -26,6 +26,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit(command.main(arguments[1:]))
     if arguments[:1] == ["bench"]:
         raise SystemExit(bench.main(arguments[1:]))
+    if arguments[:1] == ["bulk"]:
+        raise SystemExit(_run_bulk(arguments[1:]))
     try:
         settings = read_settings(arguments)
         set_up_logging(settings.log_level, settings.log_format)
@@ -43,6 +45,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # uvicorn raises it once more when it has shut down
     with contextlib.suppress(KeyboardInterrupt), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(serve(pairs))
+
+
+def _run_bulk(arguments: Sequence[str]) -> int:
+    try:
+        from app import bulk  # Ray is an extra
+    except ModuleNotFoundError as error:
+        if error.name not in ("ray", "pyarrow"):
+            raise
+        print("centernet-bulk: it needs Ray: pip install '.[ray]'", file=sys.stderr)
+        return 2
+    return bulk.main(arguments)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """What the server sends: the shapes that its documentation shows, and a detection's JSON."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from pydantic import BaseModel, Field
 from pydantic_core import to_json
@@ -8,6 +9,7 @@ from pydantic_core import to_json
 from app.arrangement import Arrangement
 from app.models import Models, ServedModel
 from app.pipeline import Found
+from model.detector import Detections
 from model.metadata import Metadata
 from model.skeleton import Skeleton
 
@@ -168,9 +170,9 @@ def describe_model(model: ServedModel) -> ModelDescription:
     )
 
 
-def encode_answer(metadata: Metadata, found: Found, total_seconds: float) -> bytes:
-    """Returns an `Answer` as JSON; built of plain values, since models would cost more than the rest of the request."""
-    detections: list[dict[str, object]] = [
+def describe_detections(metadata: Metadata, found: Detections) -> list[dict[str, Any]]:
+    """Returns what a `Detection` holds, as plain values."""
+    detections: list[dict[str, Any]] = [
         {
             "label": metadata.labels[index],
             "label_id": metadata.label_ids[index],
@@ -178,18 +180,20 @@ def encode_answer(metadata: Metadata, found: Found, total_seconds: float) -> byt
             "box": {"x_min": round(x1, 2), "y_min": round(y1, 2), "x_max": round(x2, 2), "y_max": round(y2, 2)},
         }
         for (x1, y1, x2, y2), score, index in zip(
-            found.detections.boxes_xyxy.tolist(),
-            found.detections.scores.tolist(),
-            found.detections.labels.tolist(),
-            strict=True,
+            found.boxes_xyxy.tolist(), found.scores.tolist(), found.labels.tolist(), strict=True
         )
     ]
-    if found.detections.keypoints is not None:
-        for detection, joints in zip(detections, found.detections.keypoints.tolist(), strict=True):
+    if found.keypoints is not None:
+        for detection, joints in zip(detections, found.keypoints.tolist(), strict=True):
             detection["keypoints"] = [
                 {"name": name, "x": round(x, 2), "y": round(y, 2), "score": round(score, 4)}
                 for name, (x, y, score) in zip(metadata.skeleton.joints, joints, strict=True)
             ]
+    return detections
+
+
+def encode_answer(metadata: Metadata, found: Found, total_seconds: float) -> bytes:
+    """Returns an `Answer` as JSON; built of plain values, since models would cost more than the rest of the request."""
     timings = {
         "decode": found.decode_seconds,
         "queue": found.queue_seconds,
@@ -200,7 +204,7 @@ def encode_answer(metadata: Metadata, found: Found, total_seconds: float) -> byt
         {
             "model": metadata.name,
             "image": {"width": found.letterbox.photo_width, "height": found.letterbox.photo_height},
-            "detections": detections,
+            "detections": describe_detections(metadata, found.detections),
             "timings_ms": {stage: round(seconds * 1000, 3) for stage, seconds in timings.items()},
         }
     )

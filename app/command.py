@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from app import __version__
 from app.answers import Problem, Refused, UnknownLabel
+from app.arguments import add_wanted, count
 from app.finder import Finder, ask_server, run_model
 from app.outputs import Copies, Looked, Write, draw, name_copy, write_lines, write_table
 from app.pictures import (
@@ -117,11 +118,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     where.add_argument(
         "--api-key", default=os.environ.get("CENTERNET_API_KEY"), help="the server's; default: CENTERNET_API_KEY"
     )
-    what = parser.add_argument_group("what")
-    what.add_argument("--threshold", type=_ratio, help="least score, 0 to 1; default: the settings', or the server's")
-    what.add_argument("--limit", type=_count, help="most detections of a picture; default: as threshold")
-    what.add_argument("--labels", help="only these, separated by commas: dog,car")
-    what.add_argument("--every", type=_count, default=1, metavar="N", help="of a video, look at every N-th frame")
+    what = add_wanted(parser, "the settings', or the server's")
+    what.add_argument("--every", type=count, default=1, metavar="N", help="of a video, look at every N-th frame")
     output = parser.add_argument_group("output", "Any of them together; - is standard output. Default: --jsonl -")
     output.add_argument("--jsonl", type=Path, metavar="FILE", help="a line of JSON for each picture")
     output.add_argument("--csv", type=Path, metavar="FILE", help="a row for each object")
@@ -134,18 +132,6 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     if not (parsed.jsonl or parsed.csv or parsed.annotated):
         parsed.jsonl = _STDOUT
     return parsed
-
-
-def _ratio(text: str) -> float:
-    if not 0 <= float(text) <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not from 0 to 1")
-    return float(text)
-
-
-def _count(text: str) -> int:
-    if int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is less than 1")
-    return int(text)
 
 
 def _check_outputs(parsed: argparse.Namespace, sources: Sequence[Source]) -> None:

@@ -20,6 +20,7 @@ from app.pipeline import PICTURE_FAULTS, Filter, find_objects
 from app.service import Service, build_service
 from app.settings import Settings
 from model.detector import Detector
+from model.metadata import Metadata
 
 _IMAGES_IN_FLIGHT = 32  # in this process: enough to fill the next batches while others are computed
 _REQUESTS_IN_FLIGHT = 8
@@ -47,11 +48,7 @@ async def run_model(
     Raises `UnknownLabel`, and what `Detector` raises.
     """
     detector = Detector(settings.find_models()[0], settings.provider, settings.threads)
-    wanted = Filter(
-        settings.threshold if threshold is None else threshold,
-        settings.limit if limit is None else limit,
-        None if labels is None else find_labels(labels, detector.metadata.labels),
-    )
+    wanted = choose(settings, detector.metadata, threshold, limit, labels)
     service = build_service(settings, [detector])
     model = service.models.get()
     async with service.running():
@@ -70,6 +67,17 @@ async def ask_server(
         models = {each.name: each for each in await client.models()}
         find = functools.partial(client.detect, model=model, threshold=threshold, limit=limit, labels=labels)
         yield Finder(find, models, _REQUESTS_IN_FLIGHT)
+
+
+def choose(
+    settings: Settings, metadata: Metadata, threshold: float | None, limit: int | None, labels: str | None
+) -> Filter:
+    """Returns which detections are wanted, by the settings where nothing else is said; raises `UnknownLabel`."""
+    return Filter(
+        settings.threshold if threshold is None else threshold,
+        settings.limit if limit is None else limit,
+        None if labels is None else find_labels(labels, metadata.labels),
+    )
 
 
 async def _find(service: Service, model: ServedModel, wanted: Filter, picture: Path | NDArray[np.uint8]) -> Answer:

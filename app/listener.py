@@ -31,7 +31,7 @@ class _Companion(uvicorn.Server):
 
 def configure(app: FastAPI, settings: Settings, host: str, port: int) -> uvicorn.Config:
     """Returns how uvicorn serves an app of `create_app` at an address."""
-    metrics = app.state.metrics
+    metrics = app.state.service.metrics
     protocol: Any = functools.partial(Connection, settings, metrics, functools.partial(respond, metrics=metrics))
     # uvicorn says int, and takes any number
     keep_alive: Any = settings.idle_timeout_seconds

@@ -3,11 +3,11 @@
 import contextlib
 from collections.abc import AsyncIterator
 
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
 from app import __version__, deepstack, inference_protocol
-from app.admin import build_admin_router
+from app.admin import Admin, OwnAdmin, build_admin_router
 from app.answers import ModelDescription, ModelList, describe_model, list_models
 from app.body import BoundBodies
 from app.deepstack import build_deepstack_router
@@ -26,8 +26,11 @@ from app.tracing import Traces
 from model.detector import Detector
 
 
-def create_app(settings: Settings, *detectors: Detector) -> FastAPI:
-    """Returns the server of these models; nothing runs before its lifespan begins. Raises `TracingUnavailable`."""
+def create_app(settings: Settings, *detectors: Detector, admin: Admin | None = None) -> FastAPI:
+    """Returns the server of these models; nothing runs before its lifespan begins. Raises `TracingUnavailable`.
+
+    `admin` asks others together with this process, where there are others; its service is the app's `state.service`.
+    """
     quieten_decoders()
     traces = Traces() if settings.traces else None
     service = build_service(settings, detectors, traces.tracer if traces else None)
@@ -51,14 +54,15 @@ def create_app(settings: Settings, *detectors: Detector) -> FastAPI:
     app.include_router(build_deepstack_router(service), dependencies=access.form_guards)
     app.include_router(build_probe_router(service))
     app.include_router(build_inference_router(service), dependencies=access.guards)
+    admin_router = build_admin_router(admin or OwnAdmin(service))
     if settings.metrics_port is None:
-        app.include_router(build_admin_router(service), dependencies=access.guards)
+        app.include_router(admin_router, dependencies=access.guards)
     else:
-        app.state.admin = _build_admin_app(service)
+        app.state.admin = _build_admin_app(service, admin_router)
     app.include_router(build_health_router(service))
     app.include_router(build_page_router())
     shapes = {deepstack.PATH: deepstack.shape_problem, inference_protocol.PATH: inference_protocol.shape_problem}
-    app.state.metrics = metrics  # for `listener`
+    app.state.service = service  # for who runs the app
     app.add_middleware(RefuseOverload, service=service, routes=detection.routes)
     app.add_middleware(BoundBodies, max_bytes=settings.max_held_bytes, metrics=metrics)
     answer_errors(app, metrics, shapes)
@@ -87,10 +91,10 @@ def create_app(settings: Settings, *detectors: Detector) -> FastAPI:
     return app
 
 
-def _build_admin_app(service: Service) -> FastAPI:
+def _build_admin_app(service: Service, router: APIRouter) -> FastAPI:
     app = FastAPI(title="CenterNet service: for who runs it", version=__version__)
-    app.state.metrics = service.metrics
-    app.include_router(build_admin_router(service))
+    app.state.service = service
+    app.include_router(router)
     app.include_router(build_health_router(service))  # here they answer when all connections of clients are taken
     answer_errors(app, service.metrics, {})
     app.add_middleware(CountRequests, metrics=service.metrics)

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from datetime import timedelta
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -28,6 +29,7 @@ class Processes:
     index: int = 0
     count: int = 1
     local_index: int = 0  # among those of this machine: the number of its GPU
+    are_restarted: bool = False  # after a failure, by `torchrun`, with the same command
 
     @property
     def is_first(self) -> bool:
@@ -50,6 +52,10 @@ class Processes:
             raise InvalidConfig(f"no GPU for process {self.local_index}: lower --nproc-per-node, or use --device cpu")
         torch.cuda.set_device(self.local_index)  # where NCCL works
         return torch.device("cuda", self.local_index)
+
+    def may_begin(self, last_path: Path) -> bool:
+        """Whether a resumed run that has saved nothing begins anew: where the same command is to serve every start."""
+        return self.tell(self.are_restarted and not last_path.exists())
 
     def check_shares(self, config: Config) -> None:
         """Raises `InvalidConfig` where the batch cannot be shared out evenly."""
@@ -116,13 +122,22 @@ def hold_gradients(network: nn.Module, is_held: bool) -> AbstractContextManager[
 
 @contextlib.contextmanager
 def join_processes() -> Iterator[Processes]:
-    """Joins the processes that `torchrun` has started, by NCCL between GPUs and by Gloo between CPUs; or is alone."""
+    """Joins the processes that `torchrun` has started, by NCCL between GPUs and by Gloo between CPUs; or is alone.
+
+    Raises `InvalidConfig` where processes that are restarted would not find each other.
+    """
     if not dist.is_torchelastic_launched():
         yield Processes()
         return
+    are_restarted = int(os.environ["TORCHELASTIC_MAX_RESTARTS"]) > 0
+    if are_restarted and os.environ["TORCHELASTIC_USE_AGENT_STORE"] == "True":
+        raise InvalidConfig(
+            "torchrun --max-restarts needs TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in its environment: without it PyTorch"
+            " tells restarted processes the addresses of those that have ended"
+        )
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(backend, timeout=_PATIENCE)
     try:
-        yield Processes(dist.get_rank(), dist.get_world_size(), int(os.environ["LOCAL_RANK"]))
+        yield Processes(dist.get_rank(), dist.get_world_size(), int(os.environ["LOCAL_RANK"]), are_restarted)
     finally:
         dist.destroy_process_group()

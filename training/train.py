@@ -36,7 +36,9 @@ def train(config: Config, resume: bool, console: Console, processes: Processes =
 
     last_path, best_path = config.run_folder / "last.pt", config.run_folder / "best.pt"
     first_epoch, first_step, best_ap, best_epoch = 0, 0, -1.0, 0
-    if resume:
+    if resume and processes.may_begin(last_path):
+        console.print(f"nothing to resume: {last_path} is yet to be written")
+    elif resume:
         saved = _load_resumable(last_path, config)
         learner.load_state_dict(saved)
         first_epoch, first_step, best_ap = saved["epoch"], saved["step"], saved["best_ap"]

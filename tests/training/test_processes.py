@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -15,34 +17,37 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor, nn
 
 from tests.training.configs import small_config
-from training.checkpoint import load_checkpoint
+from training.checkpoint import InvalidCheckpoint, load_checkpoint
 from training.config import Config, InvalidConfig
 from training.datasets.load import load_dataset
 from training.learner import Learner, Step
 from training.loader import training_batches
-from training.processes import ALONE, Processes, hold_gradients
+from training.processes import ALONE, Processes, hold_gradients, join_processes
 from training.train import train
 
 ROOT = Path(__file__).parents[2]
 TERMS = ("loss/heatmap", "loss/offset", "loss/size", "loss/giou", "learning_rate", "gradient_norm")
 
 
-def train_in_two(config: Config, folder: Path, *flags: str) -> subprocess.CompletedProcess[str]:
+def launch_two(config: Config, folder: Path, *flags: str, restarts: int = 0) -> subprocess.Popen[str]:
     settings = config.model_dump(mode="json", exclude_unset=True)
     path = folder / f"{config.name}.toml"
     path.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in settings.items()))
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
     rendezvous = ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", "--local-addr", "127.0.0.1"]
+    rendezvous += ["--max-restarts", str(restarts)]
     command = [*launch, *rendezvous, "-m", "training", "train", str(path), *flags]
-    return subprocess.run(
-        command,
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    environment["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
+    return subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
+
+
+def train_in_two(config: Config, folder: Path, *flags: str) -> subprocess.CompletedProcess[str]:
+    with launch_two(config, folder, *flags) as process:
+        output, errors = process.communicate(timeout=300)
+    return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
 
 
 def curves(run: Path) -> dict[str, list[float]]:
@@ -94,6 +99,49 @@ def test_a_killed_run_goes_on_in_more_processes(shapes: Path, tmp_path: Path, mo
     expected, got = curves(whole), curves(tmp_path / "killed")
     for term in TERMS[:-1]:
         np.testing.assert_allclose(got[term], expected[term], rtol=1e-3, err_msg=term)
+
+
+def find_process(launcher: int, index: int) -> int:
+    children = Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()
+    [found] = [pid for pid in children if f"LOCAL_RANK={index}".encode() in read_environment(pid)]
+    return int(found)
+
+
+def read_environment(pid: str) -> list[bytes]:
+    return Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds a process of torchrun's below /proc")
+def test_torchrun_goes_on_after_a_process_is_killed(shapes: Path, tmp_path: Path) -> None:
+    config = small_config(shapes, tmp_path, name="elastic", epochs=4, precision="fp32", optimizer="sgd")
+    with launch_two(config, tmp_path, "--resume", restarts=1) as process:
+        assert process.stdout is not None
+        before = ""
+        while not before.endswith("epoch 1/4: "):  # not by lines: the next would come after the next epoch
+            before += process.stdout.read(1)
+        os.kill(find_process(process.pid, 0), signal.SIGKILL)  # the one that writes
+        output, errors = process.communicate(timeout=600)
+    assert process.returncode == 0, errors
+    assert "nothing to resume" in before
+    resumed = re.search(r"last.pt at epoch (\d), step", " ".join(output.split()))
+    assert resumed is not None and int(resumed[1]) >= 2, output
+    assert [row["epoch"] for row in rows(tmp_path / "elastic")] == [1, 2, 3, 4]
+    assert len(curves(tmp_path / "elastic")["loss/heatmap"]) == 4 * 3  # each step once
+
+
+def test_only_a_run_that_torchrun_restarts_may_resume_nothing(shapes: Path, tmp_path: Path) -> None:
+    config = small_config(shapes, tmp_path)
+    with pytest.raises(InvalidCheckpoint, match="no such checkpoint"):
+        train(config, True, Console(quiet=True))
+    assert Processes(are_restarted=True).may_begin(tmp_path / "last.pt")
+
+
+def test_restarts_that_would_not_find_each_other_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    elastic = {"TORCHELASTIC_RUN_ID": "1", "TORCHELASTIC_MAX_RESTARTS": "3", "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    for name, value in elastic.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InvalidConfig, match="TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1"), join_processes():
+        pass
 
 
 def test_a_batch_that_cannot_be_shared_is_refused(shapes: Path, tmp_path: Path) -> None:

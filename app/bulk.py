@@ -1,0 +1,156 @@
+"""Finds objects in very many photos by Ray Data, on one machine or a cluster: `python -m app bulk PHOTOS FOUND`."""
+
+import argparse
+import math
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray
+from ray.data import ActorPoolStrategy
+
+from app.answers import UnknownLabel
+from app.arguments import add_wanted, count
+from app.bulk_steps import FindObjects, ReadPhotos
+from app.finder import choose
+from app.pictures import IMAGE_SUFFIXES, NoPictures
+from app.pipeline import Filter
+from app.places import Place, UnusablePlace, open_place, read_column
+from app.settings import InvalidSettings, Settings, read_settings
+from model.detector import Detector
+from model.metadata import InvalidModel, Metadata
+from model.session import ProviderUnavailable
+
+_TASKS = 1000  # as many as this, or a few times more, spread the work well
+_FEWEST_PHOTOS_PER_TASK, _MOST_PHOTOS_PER_TASK = 8, 256  # the most are 80 MB of pixels at 320 x 320
+
+
+class TooManyActors(Exception):
+    """More actors are asked for than the machines have room for."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; returns 1 if a photo has a problem, 2 for arguments of no use."""
+    parsed = _parse(arguments)
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray reports home unless told not to
+    try:
+        flags = {"--model": parsed.model, "--provider": parsed.provider}
+        settings = read_settings([f"{flag}={value}" for flag, value in flags.items() if value is not None])
+        model = settings.find_models()[0].absolute()
+        metadata = Detector(model, "cpu", 1).metadata
+        wanted = choose(settings, metadata, parsed.threshold, parsed.limit, parsed.labels)
+        photos, found = open_place(parsed.photos), open_place(parsed.found)
+        names, missing = _find_missing(photos, found)
+        print(f"{names} photos, {names - len(missing)} of them done", file=sys.stderr)
+        if missing:
+            _connect()
+            _find_objects(parsed, settings, model, metadata, wanted, photos, found, missing)
+        problems = read_column(found, "problem")
+    except (
+        *(InvalidSettings, InvalidModel, ProviderUnavailable, UnknownLabel, NoPictures, UnusablePlace),
+        *(TooManyActors, OSError),
+    ) as error:
+        print(f"centernet-bulk: {error}", file=sys.stderr)
+        return 2
+    faulty = len(problems) - problems.null_count
+    print(f"{len(problems)} photos in {parsed.found}, {faulty} of them with a problem", file=sys.stderr)
+    return 1 if faulty else 0
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        "python -m app bulk",
+        description="Finds objects in very many photos, into Parquet with a row for each. Started again, it goes on"
+        " with what is missing. The server's settings hold as CENTERNET_*. RAY_ADDRESS names a Ray cluster; without it"
+        " Ray runs on this machine. Exit status: 1 if a photo has a problem, 2 for unusable arguments.",
+    )
+    parser.add_argument("photos", help="folder of photos, however deep, or the URI of one: s3://bucket/photos")
+    parser.add_argument("found", help="folder for the Parquet, or the URI of one")
+    where = parser.add_argument_group("where")
+    where.add_argument("--model", help="ONNX file, at the same path on each machine; default: the shipped one")
+    where.add_argument("--provider", help="auto, cpu or cuda; default: auto")
+    where.add_argument("--actors", type=count, help="sessions at work; default: as many as fit")
+    where.add_argument("--cpus", type=count, default=1, help="CPUs, and threads, of each; default: 1")
+    where.add_argument("--gpus", type=float, default=0, help="GPUs of each, as 0.5; default: 0")
+    where.add_argument(
+        "--photos-per-file", type=count, default=1000, help="what a kill may lose for each task; default: 1000"
+    )
+    add_wanted(parser, "the settings'")
+    return parser.parse_args(arguments)
+
+
+def _find_missing(photos: Place, found: Place) -> tuple[int, pa.Array]:
+    """Returns how many photos there are, and the names of those without a row; raises `NoPictures`."""
+    names = pa.array([photos.prefix + file.path for file in photos.list_files(IMAGE_SUFFIXES)], pa.string())
+    if not len(names):
+        raise NoPictures(f"{photos.prefix}{photos.path}: no photos in this folder")
+    done = read_column(found, "file")
+    return len(names), names.filter(pc.invert(pc.is_in(names, done)))
+
+
+def _connect() -> None:
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init()
+    else:
+        ray.init(address="local", include_dashboard=False)
+
+
+def _find_objects(
+    parsed: argparse.Namespace,
+    settings: Settings,
+    model: Path,
+    metadata: Metadata,
+    wanted: Filter,
+    photos: Place,
+    found: Place,
+    missing: pa.Array,
+) -> None:
+    """Writes a row for each of `missing`; raises `TooManyActors`."""
+    size = min(_MOST_PHOTOS_PER_TASK, max(_FEWEST_PHOTOS_PER_TASK, len(missing) // _TASKS))
+    parts = [pa.table({"file": missing[at : at + size]}) for at in range(0, len(missing), size)]
+    reader = ReadPhotos(
+        photos.filesystem,
+        photos.prefix,
+        metadata.input_height,
+        metadata.input_width,
+        settings.max_image_bytes,
+        settings.max_pixels,
+    )
+    (
+        ray.data.from_arrow(parts)
+        .map_batches(
+            reader, batch_format="numpy", num_cpus=1
+        )  # beside GPUs; Ray does it in the actors where there are none
+        .map_batches(
+            FindObjects,
+            fn_constructor_args=(model, settings.provider, parsed.cpus, wanted),
+            batch_format="numpy",
+            batch_size=settings.max_batch,
+            compute=ActorPoolStrategy(size=_count_actors(parsed)),
+            num_cpus=parsed.cpus,
+            num_gpus=parsed.gpus,
+        )
+        .write_parquet(
+            found.path,
+            filesystem=found.filesystem,
+            min_rows_per_file=parsed.photos_per_file,
+            ray_remote_args={"num_cpus": 0},  # the actors may hold all CPUs
+        )
+    )
+
+
+def _count_actors(parsed: argparse.Namespace) -> int:
+    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    fitting = resources.get("CPU", 0) / parsed.cpus
+    if parsed.gpus:
+        fitting = min(fitting, resources.get("GPU", 0) / parsed.gpus)
+    if (parsed.actors or 1) > fitting:
+        raise TooManyActors(
+            f"there is room for {math.floor(fitting)} actors with {parsed.cpus} CPUs and {parsed.gpus:g} GPUs each:"
+            " lower --actors, --cpus or --gpus"
+        )
+    actors: int = parsed.actors or math.floor(fitting)
+    return actors

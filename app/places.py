@@ -1,0 +1,72 @@
+"""Folders on disk or in an object store: the photos in one, and the Parquet in another that says which are done."""
+
+import contextlib
+import dataclasses
+from collections.abc import Collection
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path, PurePosixPath
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyarrow import fs
+
+_AT_ONCE = 16  # requests to an object store
+
+
+class UnusablePlace(Exception):
+    """A folder cannot be used for what it was named for; the message says why."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """A folder; `prefix` before a file's path, as in s3://, makes a name that is good for others too."""
+
+    filesystem: fs.FileSystem
+    path: str
+    prefix: str = ""
+
+    def list_files(self, suffixes: Collection[str]) -> list[fs.FileInfo]:
+        """Returns its files by path, however deep, without what is hidden; there are none where there is no folder."""
+        selector = fs.FileSelector(self.path, recursive=True, allow_not_found=True)
+        return sorted(
+            (
+                file
+                for file in self.filesystem.get_file_info(selector)
+                if file.is_file
+                and PurePosixPath(file.path).suffix.lower() in suffixes
+                and not any(part.startswith(".") for part in PurePosixPath(file.path).relative_to(self.path).parts)
+            ),
+            key=lambda file: file.path,
+        )
+
+
+def open_place(name: str) -> Place:
+    """Opens a path, or a URI that pyarrow knows, such as s3://bucket/folder; raises `UnusablePlace`."""
+    scheme, separator, _ = name.partition("://")
+    try:
+        filesystem, path = fs.FileSystem.from_uri(name if separator else str(Path(name).absolute()))
+    except (pa.ArrowInvalid, OSError) as error:
+        raise UnusablePlace(f"{name}: {error}") from error
+    return Place(filesystem, path, "" if scheme == "file" or not separator else scheme + separator)
+
+
+def read_column(place: Place, column: str) -> pa.ChunkedArray:
+    """Returns one text column of all Parquet files; removes those that a kill has cut short, which hold nothing.
+
+    Raises `UnusablePlace` where a file has no such column.
+    """
+
+    def read(file: fs.FileInfo) -> pa.ChunkedArray:
+        try:
+            with place.filesystem.open_input_file(file.path) as stream, pq.ParquetFile(stream) as parquet:
+                if column not in parquet.schema_arrow.names:
+                    raise UnusablePlace(f"{file.path}: it has no column {column!r}: name a folder of its own")
+                return parquet.read(columns=[column]).column(column)
+        except pa.ArrowInvalid:  # the footer, written last, is missing
+            with contextlib.suppress(FileNotFoundError):
+                place.filesystem.delete_file(file.path)
+            return pa.chunked_array([], pa.string())
+
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        columns = list(pool.map(read, place.list_files({".parquet"})))
+    return pa.chunked_array([chunk for each in columns for chunk in each.chunks], pa.string())
