@@ -77,7 +77,7 @@ def make_data() -> Iterator[Path]:
 def build(project: Project, services: list[str]) -> None:
     for service in services:
         started = time.monotonic()
-        project.compose("--profile", "gpu", "--profile", "train", "build", service, show=True)
+        project.compose("build", service, show=True)
         image = {"server": "centernet-service:cpu", "train": "centernet-train"}[service]
         seconds = time.monotonic() - started
         facts = find_image(image)
@@ -144,7 +144,7 @@ def check_grafana(project: Project) -> None:
 
 
 def check_training(project: Project, server: httpx.Client, photo: bytes) -> None:
-    project.compose("--profile", "train", "run", "--rm", "-T", "train", show=True)
+    project.compose("run", "--rm", "-T", "train", show=True)
     say("training has ended and exported")
     wait_for("served", 60, lambda: server.get("/models").json()["models"][0]["name"] == "trained")
     answer = server.post("/detect", content=photo, params={"threshold": 0})
@@ -197,8 +197,9 @@ def main() -> None:
             print(project.compose("logs", "--no-color", "--tail", "60", check=False), file=sys.stderr)
             raise
         finally:
-            project.compose("--profile", "train", "down", "--volumes", "--remove-orphans", "--timeout", "20", show=True)
-    say("all of it holds; containers, networks and volumes are gone again")
+            project.remove()
+    expect(not project.list_what_is_left(), "containers and volumes are gone again")
+    say("all of it holds")
 
 
 def try_all(project: Project, photo: bytes, train: bool) -> None:

@@ -52,6 +52,7 @@ class Project:
         self.ports = {name: find_port() for name in ("SERVER_PORT", "PROMETHEUS_PORT", "GRAFANA_PORT")}
         self._environment = {
             "COMPOSE_PROJECT_NAME": name,
+            "COMPOSE_PROFILES": "cpu,train",
             "SERVER_ADDRESS": "127.0.0.1",
             **{port: str(number) for port, number in self.ports.items()},
             **variables,
@@ -60,6 +61,16 @@ class Project:
 
     def compose(self, *arguments: str, check: bool = True, show: bool = False) -> str:
         return run(*self._compose, *arguments, check=check, show=show, environment=self._environment)
+
+    def remove(self) -> None:
+        """Stops and removes everything of the project but its images."""
+        self.compose("down", "--volumes", "--remove-orphans", "--timeout", "20", show=True)
+
+    def list_what_is_left(self) -> list[str]:
+        """The project's containers and volumes."""
+        ours = f"label=com.docker.compose.project={self._environment['COMPOSE_PROJECT_NAME']}"
+        containers = run("docker", "ps", "--all", "--quiet", "--filter", ours)
+        return (containers + run("docker", "volume", "ls", "--quiet", "--filter", ours)).split()
 
     def inspect(self, service: str) -> dict[str, Any]:
         """What the engine knows of a service's container."""
