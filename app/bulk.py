@@ -26,6 +26,7 @@ from model.session import ProviderUnavailable
 
 _TASKS = 1000  # as many as this, or a few times more, spread the work well
 _FEWEST_PHOTOS_PER_TASK, _MOST_PHOTOS_PER_TASK = 8, 256  # the most are 80 MB of pixels at 320 x 320
+_MAX_BATCH = 8  # unless set
 
 
 class TooManyActors(Exception):
@@ -121,14 +122,13 @@ def _find_objects(
     )
     (
         ray.data.from_arrow(parts)
-        .map_batches(
-            reader, batch_format="numpy", num_cpus=1
-        )  # beside GPUs; Ray does it in the actors where there are none
+        # in tasks beside GPUs; Ray does it in the actors where there are none
+        .map_batches(reader, batch_format="numpy", num_cpus=1)
         .map_batches(
             FindObjects,
             fn_constructor_args=(model, settings.provider, parsed.cpus, wanted),
             batch_format="numpy",
-            batch_size=settings.max_batch,
+            batch_size=settings.max_batch or _MAX_BATCH,
             compute=ActorPoolStrategy(size=_count_actors(parsed)),
             num_cpus=parsed.cpus,
             num_gpus=parsed.gpus,
