@@ -36,24 +36,29 @@ def ray_environment() -> Iterator[Mapping[str, str]]:
     with tempfile.TemporaryDirectory(
         prefix="ray-", ignore_cleanup_errors=True
     ) as folder:  # its sockets need short paths
-        command = [sys.executable, "-m", "tests.ray.cluster", folder]
-        cluster = subprocess.Popen(
-            command,
-            cwd=ROOT,
-            env=environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
+        cluster, address = start_cluster(environment, folder)
         try:
-            assert cluster.stdout is not None
-            address = cluster.stdout.readline().strip()
             assert address, "Ray did not start"
             yield environment | {"RAY_ADDRESS": address}
         finally:
             cluster.communicate(timeout=60)
             kill_session(cluster.pid)
+
+
+def start_cluster(environment: Mapping[str, str], folder: str, tries: int = 3) -> tuple[subprocess.Popen[str], str]:
+    """Returns the process that holds a cluster, and its address; empty where Ray did not start."""
+    command = [sys.executable, "-m", "tests.ray.cluster", folder]
+    pipe = subprocess.PIPE
+    cluster = subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdin=pipe, stdout=pipe, text=True, start_new_session=True
+    )
+    assert cluster.stdout is not None
+    address = cluster.stdout.readline().strip()
+    if address or tries == 1:
+        return cluster, address
+    cluster.communicate()
+    kill_session(cluster.pid)
+    return start_cluster(environment, folder, tries - 1)  # Ray gives itself 30 seconds, too few on a busy machine
 
 
 def kill_session(session: int) -> None:
