@@ -60,7 +60,7 @@ class Settings(BaseSettings):
     decode_threads: int = Field(
         default_factory=count_cpus,
         ge=1,
-        description="images decoded at once; instances of one CPU thread decode for themselves",
+        description="images decoded at once; instances of one thread decode for themselves",
     )
     max_batch: int | None = Field(
         None, ge=1, description="most images in one inference; unless set, measured at the start"
