@@ -53,8 +53,8 @@ class Computed(NamedTuple):
 class ServedModel:
     """One model and the queue in front of it.
 
-    Pictures are prepared before they queue where that fills a GPU's batches, or keeps CPUs busy. Where every CPU computes
-    by itself, the thread that computes a batch prepares it, which spares each picture a way from thread to thread.
+    Pictures are prepared before they queue where that fills a GPU's batches, or keeps CPUs busy. Where every CPU
+    computes by itself, its thread prepares what it computes, which spares a picture the way from thread to thread.
     """
 
     def __init__(self, detector: Detector, settings: Settings, metrics: Metrics) -> None:
