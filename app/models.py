@@ -53,14 +53,14 @@ class Computed(NamedTuple):
 class ServedModel:
     """One model and the queue in front of it.
 
-    For a GPU pictures are prepared before they queue, so that there are many for each batch. A CPU has nobody else to
-    prepare them: there the thread that computes a batch does, which spares a picture the way from thread to thread.
+    Pictures are prepared before they queue where that fills a GPU's batches, or keeps CPUs busy. Where every CPU
+    computes by itself, its thread prepares what it computes, which spares a picture the way from thread to thread.
     """
 
     def __init__(self, detector: Detector, settings: Settings, metrics: Metrics) -> None:
         self.detector = detector
         self.name = detector.metadata.name
-        self.prepares_first = detector.provider != "cpu"
+        self.prepares_first = self._is_padded = detector.provider != "cpu"
         self.arrangement: Arrangement | None = None  # until it is warm
         self._settings = settings
         self._metrics = metrics
@@ -82,9 +82,10 @@ class ServedModel:
         arrangement = arrange(self.detector, self._blank, self._settings)
         self.batcher.instances, self.batcher.max_batch = arrangement.instances, arrangement.max_batch
         self.detector.infer([self._blank])
-        for size in batch_sizes(arrangement.max_batch) if self.prepares_first else [arrangement.max_batch]:
+        for size in batch_sizes(arrangement.max_batch) if self._is_padded else [arrangement.max_batch]:
             self.detector.infer([self._blank] * size, arrangement.threads if arrangement.instances > 1 else None)
         self.arrangement = arrangement
+        self.prepares_first = self._is_padded or arrangement.threads > 1
         self.describe()
         logger.info("%s: warmed up in %.1f s: %s", self.name, time.perf_counter() - started, arrangement)
 
@@ -160,7 +161,7 @@ class ServedModel:
         assert self.arrangement is not None
         size = len(canvases)
         self._batch_size.observe(size)
-        if self.prepares_first:  # other sizes than those that CUDA has prepared are slow at first
+        if self._is_padded:  # other sizes than those that CUDA has prepared are slow at first
             size = min(each for each in batch_sizes(self.arrangement.max_batch) if each >= size)
         threads = None if is_alone or self.arrangement.instances == 1 else self.arrangement.threads
         return self.detector.infer([*canvases, *[self._blank] * (size - len(canvases))], threads)[: len(canvases)]

@@ -58,7 +58,9 @@ class Settings(BaseSettings):
         None, ge=1, description="inferences at once, which share the threads; unless set, measured at the start"
     )
     decode_threads: int = Field(
-        default_factory=count_cpus, ge=1, description="images decoded at once for a GPU; a CPU's instances decode too"
+        default_factory=count_cpus,
+        ge=1,
+        description="images decoded at once; instances of one thread decode for themselves",
     )
     max_batch: int | None = Field(
         None, ge=1, description="most images in one inference; unless set, measured at the start"
