@@ -20,9 +20,9 @@ def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_model(tmp_path_factory.mktemp("model") / "colours.onnx")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def ray_environment() -> Iterator[Mapping[str, str]]:
-    """The environment in which commands find a Ray of four CPUs, which ends with the tests."""
+    """The environment in which commands find a Ray of four CPUs, which ends with these tests."""
     pytest.importorskip("ray")
     if not Path("/proc/self").exists():
         pytest.skip("what Ray leaves behind is found below /proc")
