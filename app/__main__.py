@@ -1,4 +1,4 @@
-"""Starts the server: `python -m app` or `centernet-serve`; `app detect` is `app.command`, `app bulk` is `app.bulk`."""
+"""Starts the server: `python -m app` or `centernet-serve`; `app detect`, `bench` and `bulk` are of their own."""
 
 import asyncio
 import contextlib
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import uvloop
 
-from app import bench, command
+from app import command
 from app.listener import listen, serve
 from app.logs import set_up_logging
 from app.server import create_app
@@ -25,6 +25,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if arguments[:1] == ["detect"]:
         raise SystemExit(command.main(arguments[1:]))
     if arguments[:1] == ["bench"]:
+        from app import bench  # of no use to a server
+
         raise SystemExit(bench.main(arguments[1:]))
     if arguments[:1] == ["bulk"]:
         raise SystemExit(_run_bulk(arguments[1:]))

@@ -28,22 +28,32 @@ class Arrangement(BaseModel):
     max_batch: int = Field(examples=[4])
     images_per_second: float | None = Field(None, description="as measured; none where all of it is set")
 
+    @property
+    def session_threads(self) -> int | None:
+        """What `Detector.infer` is told: one instance has all threads."""
+        return self.threads if self.instances > 1 else None
+
+
+def time_runs(work: Callable[[int], object], least_seconds: float) -> float:
+    """Returns the median seconds of `work`, which is told the number of its run: what else goes on does not decide."""
+    seconds, until = list[float](), time.perf_counter() + least_seconds
+    while len(seconds) < _LEAST_RUNS or time.perf_counter() < until:
+        started = time.perf_counter()
+        work(len(seconds))
+        seconds.append(time.perf_counter() - started)
+    return statistics.median(seconds)
+
 
 def measure(detector: Detector, canvases: Canvases, trial: Arrangement) -> float:
     """Returns the images/s of all instances together, each of which computes the canvases as a batch."""
-    threads = trial.threads if trial.instances > 1 else None
 
-    def run(_: int) -> float:
-        seconds, until = list[float](), time.perf_counter() + _TRIAL_SECONDS
-        while len(seconds) < _LEAST_RUNS or time.perf_counter() < until:
-            started = time.perf_counter()
-            detector.infer(canvases, threads)
-            seconds.append(time.perf_counter() - started)
-        return statistics.median(seconds)  # what else the machine does in between does not decide
+    def run(_: int = 0) -> object:
+        return detector.infer(canvases, trial.session_threads)
 
     with ThreadPoolExecutor(trial.instances) as instances:
-        detector.infer(canvases, threads)  # the first run of a size is slow
-        return sum(len(canvases) / seconds for seconds in instances.map(run, range(trial.instances)))
+        run()  # the first run of a size is slow
+        seconds = instances.map(lambda _: time_runs(run, _TRIAL_SECONDS), range(trial.instances))
+        return sum(len(canvases) / each for each in seconds)
 
 
 Measure = Callable[[Detector, Canvases, Arrangement], float]

@@ -13,6 +13,7 @@ import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from PIL import Image
@@ -20,7 +21,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from pydantic import BaseModel
 
 from app.answers import encode_answer
-from app.arrangement import Arrangement, arrange
+from app.arrangement import Arrangement, arrange, time_runs
 from app.load import Seen, build_request, keep_busy
 from app.pipeline import Filter, Found
 from app.service import quieten_decoders
@@ -104,7 +105,9 @@ def run(
     limit = measure_limit(detector, list(photos.values()), arrangement, seconds)
     requests = [build_request(data) for data in photos.values()]
     loads = []
-    with _serving([*flags, f"--max-queue={max(settings.max_queue, *connections)}"]) as (port, ready_seconds):
+    started = time.perf_counter()
+    with serving([*flags, f"--max-queue={max(settings.max_queue, *connections)}", "--log-level=warning"]) as port:
+        ready_seconds = time.perf_counter() - started
         asyncio.run(keep_busy(port, requests, _WARM_UP_SECONDS, max(connections)))
         for count in connections:
             before = read_process(port)
@@ -143,18 +146,19 @@ def measure_parts(detector: Detector, photos: Sequence[bytes], settings: Setting
         "filter and move the boxes": finish,
         "write the JSON": lambda _: encode_answer(detector.metadata, ready, 0),
     }
-    return {name: _time(part) for name, part in parts.items()}
+    for part in parts.values():
+        part(0)  # the first run is slow
+    return {name: 1000 * time_runs(part, _PART_SECONDS) for name, part in parts.items()}
 
 
 def measure_limit(detector: Detector, photos: Sequence[bytes], arrangement: Arrangement, seconds: float) -> float:
     """Returns the images/s without HTTP: each instance decodes a batch and computes it, over and over."""
-    threads = arrangement.threads if arrangement.instances > 1 else None
 
     def work(instance: int) -> int:
         until, turn = time.perf_counter() + seconds, instance
         while time.perf_counter() < until:
             batch = [photos[(turn + offset) % len(photos)] for offset in range(arrangement.max_batch)]
-            detector.infer([detector.prepare(photo).pixels for photo in batch], threads)
+            detector.infer([detector.prepare(photo).pixels for photo in batch], arrangement.session_threads)
             turn += len(batch)
         return turn - instance
 
@@ -198,16 +202,6 @@ def describe(report: Report) -> str:
     return "\n".join(lines)
 
 
-def _time(part: Callable[[int], object]) -> float:
-    part(0)
-    seconds, until = list[float](), time.perf_counter() + _PART_SECONDS
-    while len(seconds) < 3 or time.perf_counter() < until:
-        started = time.perf_counter()
-        part(len(seconds))
-        seconds.append(time.perf_counter() - started)
-    return 1000 * statistics.median(seconds)
-
-
 def _summarise(connections: int, seen: Seen, seconds: float, limit: float, cpu_seconds: float) -> Load:
     if set(seen.statuses) != {200}:
         raise Unusable(f"the server answered {dict(seen.statuses)} to {connections} connections: see its log above")
@@ -224,20 +218,20 @@ def _summarise(connections: int, seen: Seen, seconds: float, limit: float, cpu_s
 
 
 @contextlib.contextmanager
-def _serving(flags: Sequence[str]) -> Iterator[tuple[int, float]]:
-    """Runs a server; gives its port and the seconds until it was ready."""
-    started = time.perf_counter()
-    command = [sys.executable, "-m", "app", *flags, "--port=0", "--log-level=warning"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+def serving(flags: Sequence[str], log: IO[bytes] | None = None) -> Iterator[int]:
+    """Runs a server, which writes into the file `log` if there is one, and gives its port once it is ready."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "app", *flags, "--port=0"], stdout=subprocess.PIPE, stderr=log, text=True
+    ) as server:
         assert server.stdout is not None
         line = server.stdout.readline()
         if not line:
             raise Unusable("the server did not start")
         try:
-            port = int(line.split()[-1].rsplit(":", 1)[1])
+            port = int(line.rsplit(":", 1)[1])
             while not _is_ready(port):
                 time.sleep(0.01)
-            yield port, time.perf_counter() - started
+            yield port
         finally:
             server.terminate()
 
@@ -253,14 +247,15 @@ def _is_ready(port: int) -> bool:
 def _read_photos(folder: Path | None) -> dict[str, bytes]:
     """Returns photos by name; raises `Unusable` where the folder holds none."""
     if folder is None:
-        return {"drawn": _draw_photo()}
+        return {"drawn": draw_photo()}
     files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _PHOTO_ENDINGS)
     if not files:
         raise Unusable(f"there is no photo in {folder}: name a folder of {', '.join(_PHOTO_ENDINGS)}")
     return {path.name: path.read_bytes() for path in files[:100]}
 
 
-def _draw_photo() -> bytes:
+def draw_photo() -> bytes:
+    """Returns a JPEG of 900 x 600 pixels."""
     coarse = np.random.default_rng(0).integers(0, 256, (30, 45, 3), np.uint8)
     file = io.BytesIO()
     Image.fromarray(coarse).resize((900, 600), Image.Resampling.BICUBIC).save(file, "JPEG", quality=90)

@@ -83,7 +83,7 @@ class ServedModel:
         self.batcher.instances, self.batcher.max_batch = arrangement.instances, arrangement.max_batch
         self.detector.infer([self._blank])
         for size in batch_sizes(arrangement.max_batch) if self._is_padded else [arrangement.max_batch]:
-            self.detector.infer([self._blank] * size, arrangement.threads if arrangement.instances > 1 else None)
+            self.detector.infer([self._blank] * size, arrangement.session_threads)
         self.arrangement = arrangement
         self.prepares_first = self._is_padded or arrangement.threads > 1
         self.describe()
@@ -163,7 +163,7 @@ class ServedModel:
         self._batch_size.observe(size)
         if self._is_padded:  # other sizes than those that CUDA has prepared are slow at first
             size = min(each for each in batch_sizes(self.arrangement.max_batch) if each >= size)
-        threads = None if is_alone or self.arrangement.instances == 1 else self.arrangement.threads
+        threads = None if is_alone else self.arrangement.session_threads
         return self.detector.infer([*canvases, *[self._blank] * (size - len(canvases))], threads)[: len(canvases)]
 
 

@@ -14,8 +14,9 @@ import httpx
 import numpy as np
 from PIL import Image
 
+from app.bench import serving
 from tests.app.colours import PHOTO, save_model
-from tests.load.server import read_metrics, serving
+from tests.load.server import read_metrics
 
 _CLIENTS = 16
 _PARTS = 10

@@ -3,15 +3,14 @@
 import argparse
 import asyncio
 import contextlib
-import io
 import statistics
 import time
 
 import numpy as np
-from PIL import Image
 
+from app.bench import draw_photo, serving
 from app.load import Connection, Seen, build_request, keep_busy
-from tests.load.server import read_metrics, serving
+from tests.load.server import read_metrics
 
 _CLIENTS = 16
 _OVERLOAD = 10  # times the capacity
@@ -51,14 +50,6 @@ async def send_at_rate(port: int, request: bytes, seconds: float, rate: float) -
     return seen
 
 
-def make_request(query: str = "") -> bytes:
-    """A POST of a JPEG of 900 x 600 pixels."""
-    coarse = np.random.default_rng(0).integers(0, 256, (30, 45, 3), np.uint8)
-    file = io.BytesIO()
-    Image.fromarray(coarse).resize((900, 600), Image.Resampling.BICUBIC).save(file, "JPEG", quality=90)
-    return build_request(file.getvalue(), query)
-
-
 async def _swallow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     """Takes requests and refuses them: the least that anybody can do."""
     with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
@@ -88,7 +79,8 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=20.0, help="of the long run")
     parser.add_argument("--seconds", type=float, default=20.0, help="of each short one")
     options, arguments = parser.parse_known_args()
-    request, hasty_request = make_request(), make_request(f"?timeout={_TIMEOUT_SECONDS}")
+    photo = draw_photo()
+    request, hasty_request = build_request(photo), build_request(photo, f"?timeout={_TIMEOUT_SECONDS}")
     with serving(["--log-level=warning", *arguments]) as port:
         asyncio.run(ask_in_turn(port, request, 3, 0))
         capacity = len(asyncio.run(ask_in_turn(port, request, options.seconds, 0)).seconds) / options.seconds
