@@ -88,6 +88,7 @@ class ModelDescription(BaseModel):
     precision: str = Field(examples=["fp32"])
     input: Size
     dataset: str = Field(examples=["COCO 2017"])
+    threshold: float = Field(description="least score of what is answered, unless a request says otherwise")
     ap: float | None
     ap50: float | None
     keypoint_ap: float | None
@@ -157,6 +158,7 @@ def describe_model(model: ServedModel) -> ModelDescription:
         precision=metadata.precision,
         input=Size(width=metadata.input_width, height=metadata.input_height),
         dataset=metadata.dataset,
+        threshold=model.threshold,
         ap=metadata.ap,
         ap50=metadata.ap50,
         keypoint_ap=metadata.keypoint_ap,

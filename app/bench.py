@@ -130,7 +130,7 @@ def run(
 def measure_parts(detector: Detector, photos: Sequence[bytes], settings: Settings) -> dict[str, float]:
     """Returns the milliseconds of each part of a detection, the median over the photos in turn."""
     canvases = [detector.prepare(photo, settings.max_pixels) for photo in photos]
-    wanted = Filter(settings.threshold, settings.limit)
+    wanted = Filter(settings.find_threshold(detector.metadata), settings.limit)
     [found] = detector.infer([canvases[0].pixels])
     letterbox = canvases[0].letterbox
 

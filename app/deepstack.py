@@ -91,7 +91,7 @@ def build_deepstack_router(service: Service) -> APIRouter:
             parts = await read_parts(request, settings.max_image_bytes, settings.body_timeout_seconds)
             await service.access.admit(request, parts)
             model = service.models.get(name)
-            data, threshold = _find_image(parts), _find_threshold(parts, settings.threshold)
+            data, threshold = _find_image(parts), _find_threshold(parts, model.threshold)
             read = time.perf_counter()
             with admit(service, model, timeout_seconds) as submit:
                 async with cancelled_on_disconnect(request):

@@ -78,7 +78,8 @@ def build_detection_router(service: Service) -> APIRouter:
         served = service.models.get(parameters.model)
         labels = parameters.labels
         indices = None if labels is None else find_labels(labels, served.detector.metadata.labels)
-        return Wanted(served, Filter(parameters.threshold, parameters.limit, indices), parameters.timeout)
+        threshold = served.threshold if parameters.threshold is None else parameters.threshold
+        return Wanted(served, Filter(threshold, parameters.limit, indices), parameters.timeout)
 
     @router.post(
         "/detect",

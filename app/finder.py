@@ -74,7 +74,7 @@ def choose(
 ) -> Filter:
     """Returns which detections are wanted, by the settings where nothing else is said; raises `UnknownLabel`."""
     return Filter(
-        settings.threshold if threshold is None else threshold,
+        settings.find_threshold(metadata) if threshold is None else threshold,
         settings.limit if limit is None else limit,
         None if labels is None else find_labels(labels, metadata.labels),
     )

@@ -138,7 +138,7 @@ def build_inference_router(service: Service) -> APIRouter:
             )
             read = time.perf_counter()
             parameters = inference.parameters
-            threshold = settings.threshold if parameters.threshold is None else parameters.threshold
+            threshold = served.threshold if parameters.threshold is None else parameters.threshold
             wanted = Filter(threshold, parameters.limit or settings.limit)
             with admit(service, served, timeout_seconds, len(pictures)) as submit:
                 async with cancelled_on_disconnect(request):

@@ -60,6 +60,7 @@ class ServedModel:
     def __init__(self, detector: Detector, settings: Settings, metrics: Metrics) -> None:
         self.detector = detector
         self.name = detector.metadata.name
+        self.threshold = settings.find_threshold(detector.metadata)  # where a request does not say
         self.prepares_first = self._is_padded = detector.provider != "cpu"
         self.arrangement: Arrangement | None = None  # until it is warm
         self._settings = settings

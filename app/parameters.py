@@ -18,7 +18,9 @@ class Parameters(BaseModel):
 
     timeout: float = Field(gt=0, le=LONGEST_SECONDS, allow_inf_nan=False, description="most seconds to answer in")
     model: str | None = Field(None, description="its name in `/models`; unless given, the first there")
-    threshold: float = Field(ge=0, le=1, allow_inf_nan=False, description="least score")
+    threshold: float | None = Field(
+        None, ge=0, le=1, allow_inf_nan=False, description="least score; unless given, the model's own in `/models`"
+    )
     limit: int = Field(ge=1, description="most detections")
     labels: str | None = Field(None, description="only these, separated by commas")
 
@@ -36,7 +38,7 @@ class Parameters(BaseModel):
 
 def find_defaults(settings: Settings) -> dict[str, Any]:
     """Returns what a request gets that says nothing."""
-    return {"timeout": settings.timeout_seconds, "threshold": settings.threshold, "limit": settings.limit}
+    return {"timeout": settings.timeout_seconds, "limit": settings.limit}
 
 
 def document_parameters(defaults: Mapping[str, Any], label: str) -> dict[str, Any]:

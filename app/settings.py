@@ -14,7 +14,10 @@ from app import __version__
 from app.keys import Digest, hash_keys
 from app.logs import LogFormat
 from model.image import MAX_PIXELS
+from model.metadata import Metadata
 from model.session import Provider, count_cpus
+
+_THRESHOLD = 0.3  # of a model that says none
 
 
 class InvalidSettings(Exception):
@@ -84,7 +87,9 @@ class Settings(BaseSettings):
     idle_timeout_seconds: float = Field(5, gt=0, description="longest that a connection may stay without a request")
     answer_timeout_seconds: float = Field(60, gt=0, description="longest that a client may take to take its answer")
     body_timeout_seconds: float = Field(60, gt=0, description="longest that a body may take to arrive")
-    threshold: float = Field(0.3, ge=0, le=1, description="least score of a detection, unless a request says otherwise")
+    threshold: float | None = Field(
+        None, ge=0, le=1, description="least score of a detection, unless a request says otherwise; unset: the model's"
+    )
     limit: int = Field(100, ge=1, description="most detections of an image, unless a request says otherwise")
     deepstack_limit: int = Field(20, ge=1, description="as limit, for /v1/vision: Frigate reads no more than 20")
     api_keys: Annotated[tuple[Digest, ...], NoDecode] = Field(
@@ -169,6 +174,12 @@ class Settings(BaseSettings):
     def find_models(self) -> list[Path]:
         """Returns the model files that are there now, in the order of the setting, those of a folder by name."""
         return list(dict.fromkeys(file for path in self.model for file in _list_models(path)))
+
+    def find_threshold(self, metadata: Metadata) -> float:
+        """Returns the least score of what a model finds, where a request does not say."""
+        if self.threshold is not None:
+            return self.threshold
+        return _THRESHOLD if metadata.threshold is None else metadata.threshold
 
 
 def _list_models(path: Path) -> list[Path]:

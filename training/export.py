@@ -13,9 +13,12 @@ from model.detector import Detections, Detector
 from model.graph import build_onnx, save_onnx
 from model.metadata import Metadata
 from model.network import CenterNet
+from training.calibration import Evidence, fit_scaling, measure_gain
 from training.checkpoint import Checkpoint
+from training.config import Config
 from training.datasets.dataset import Dataset
-from training.evaluate import detect_with_model, print_metrics
+from training.diagnosis import diagnose
+from training.evaluate import detect_with_model, detect_with_network, print_metrics
 from training.loader import LetterboxedPhotos
 from training.metrics import Metrics, measure
 
@@ -31,12 +34,13 @@ class ParityFailure(Exception):
 
 
 def export(checkpoint: Checkpoint, dataset: Dataset, path: Path, console: Console) -> Metrics:
-    """Writes `path` after checking it on `dataset`'s photos, and stamps it with the AP that it reaches there.
+    """Writes `path` with scores calibrated and the graph checked on `dataset`, and with the AP that it reaches there.
 
     Raises `ParityFailure`, and then writes nothing.
     """
-    network = checkpoint.build_network()
-    size = checkpoint.config.input_size
+    network, config = checkpoint.build_network(), checkpoint.config
+    size = config.input_size
+    _calibrate(network, dataset, config, console)
     metadata = Metadata(
         name=path.stem,
         labels=checkpoint.labels,
@@ -45,7 +49,7 @@ def export(checkpoint: Checkpoint, dataset: Dataset, path: Path, console: Consol
         input_width=size,
         stride=network.stride,
         precision="fp32",
-        dataset=checkpoint.config.dataset,
+        dataset=config.dataset,
         ap=None,
         ap50=None,
         git_commit=checkpoint.git_commit,
@@ -59,10 +63,11 @@ def export(checkpoint: Checkpoint, dataset: Dataset, path: Path, console: Consol
         detector = Detector(temporary, "cpu")
         checked = check_parity(network, detector, dataset)
         console.print(f"the graph finds what the network finds in {checked} photos")
-        metrics = measure(dataset, detect_with_model(detector, dataset, console))
+        found = detect_with_model(detector, dataset, console)
+        metrics, threshold = measure(dataset, found), diagnose(dataset, found).threshold
         keypoint_ap = round(metrics.keypoints.ap, 2) if metrics.keypoints else None
         ap, ap50 = round(metrics.ap, 2), round(metrics.ap50, 2)
-        metadata = dataclasses.replace(metadata, ap=ap, ap50=ap50, keypoint_ap=keypoint_ap)
+        metadata = dataclasses.replace(metadata, ap=ap, ap50=ap50, keypoint_ap=keypoint_ap, threshold=threshold)
         save_onnx(proto, metadata, temporary)
         temporary.replace(path)
     finally:
@@ -70,6 +75,20 @@ def export(checkpoint: Checkpoint, dataset: Dataset, path: Path, console: Consol
     print_metrics(metrics, console)
     console.print(f"wrote {path}, {path.stat().st_size / 1e6:.1f} MB")
     return metrics
+
+
+def _calibrate(network: CenterNet, dataset: Dataset, config: Config, console: Console) -> None:
+    """Scales the network's scores so that they say how often they are right on `dataset`."""
+    found = detect_with_network(network, dataset, config.input_size, config.workers, console)
+    evidence = Evidence.collect(dataset, found)
+    scaling = fit_scaling(evidence)
+    if scaling is None:
+        console.print("scores are not calibrated: the validation photos show too few hits and false alarms")
+        return
+    scaling.fold_into(network)
+    gain = measure_gain(evidence)
+    errors = f": expected calibration error {gain[0]:.1%} before, {gain[1]:.1%} after" if gain else ""
+    console.print(f"scores are calibrated (logits x {scaling.slope:.2f} + {scaling.intercept:.2f}){errors}")
 
 
 @torch.inference_mode()

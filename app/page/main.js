@@ -168,8 +168,9 @@ element["message-close"].addEventListener("click", () => {
 forget("photo.jpg");
 try {
   const models = await fetchModels();
+  const [{ name, labels, skeleton, input, provider, precision, threshold }] = models.values();
+  element.threshold.defaultValue = Math.round(100 * threshold); // a slider that was moved already stays
   setModels(models);
-  const [{ name, labels, skeleton, input, provider, precision }] = models.values();
   const knows = [labels.length === 1 ? labels[0].label : `${labels.length} classes`];
   if (skeleton.joints.length) knows.push(`${skeleton.joints.length} joints`);
   const facts = [name, ...knows, `${input.width} × ${input.height}`, provider, precision];

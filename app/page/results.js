@@ -18,7 +18,7 @@ const state = {
 /** Takes in what is served, by name: a label's place in its model gives the colour. */
 export function setModels(models) {
   state.models = models;
-  if (state.answer) render();
+  render();
 }
 
 /** Empties the results, for a picture called `name` that has no answer yet. */

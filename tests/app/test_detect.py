@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from model.detector import Detector
 from tests.app.client import Client, Serve
 from tests.app.colours import (
     BLUE_FOUND,
@@ -14,8 +15,10 @@ from tests.app.colours import (
     PHOTO_PNG,
     RED_FOUND,
     box,
+    describe,
     encode,
     paint,
+    save_model,
 )
 from tests.app.detectors import BrittleDetector, HeldDetector
 
@@ -63,6 +66,16 @@ async def test_defaults_come_from_the_settings(serve: Serve) -> None:
     async with serve(threshold=0.1, limit=2) as client:
         assert (await client.detect()).json()["detections"] == [RED_FOUND, GREEN_FOUND]
         assert (await client.detect(limit=3)).json()["detections"] == [RED_FOUND, GREEN_FOUND, BLUE_FOUND]
+
+
+async def test_a_model_knows_the_threshold_that_serves_it_best(serve: Serve, tmp_path: Path) -> None:
+    path = save_model(tmp_path / "own.onnx", describe(threshold=0.15).to_properties())
+    async with serve(Detector(path, "cpu", 1)) as client:
+        assert (await client.detect()).json()["detections"] == [RED_FOUND, GREEN_FOUND, BLUE_FOUND]
+        assert (await client.get("/models")).json()["models"][0]["threshold"] == 0.15
+        assert (await client.detect(threshold=0.7)).json()["detections"] == [RED_FOUND]
+    async with serve(Detector(path, "cpu", 1), threshold=0.7) as client:  # the operator knows better
+        assert (await client.detect()).json()["detections"] == [RED_FOUND]
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

@@ -17,7 +17,7 @@ def test_defaults(model_path: Path) -> None:
     settings = read_settings([])
     assert settings.model == (model_path,)
     assert (settings.host, settings.port, settings.provider) == ("127.0.0.1", 8000, "auto")
-    assert (settings.threshold, settings.limit) == (0.3, 100)
+    assert (settings.threshold, settings.limit) == (None, 100)
     assert (settings.max_image_bytes, settings.max_pixels) == (20_971_520, 50_000_000)
     assert settings.threads >= 1
     assert settings.decode_threads >= 1

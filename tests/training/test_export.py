@@ -24,6 +24,8 @@ from training.__main__ import main
 from training.checkpoint import Checkpoint, build_network
 from training.datasets.dataset import Dataset
 from training.datasets.load import load_dataset
+from training.diagnosis import diagnose
+from training.evaluate import detect_with_model
 from training.export import ParityFailure, export
 from training.loader import LetterboxedPhotos
 
@@ -126,6 +128,9 @@ def test_an_exported_model_carries_what_it_reaches(checkpoint: Checkpoint, datas
     assert metadata.labels == dataset.labels
     assert metadata.ap == pytest.approx(metrics.ap, abs=0.01)
     assert metadata.git_commit == "0123abc"
+    assert metadata.threshold is not None
+    found = detect_with_model(Detector(path, "cpu"), dataset, Console(quiet=True))
+    assert metadata.threshold == diagnose(dataset, found).threshold
     assert str(Path(__file__).parents[2]).encode() not in path.read_bytes()  # nothing of the machine that exported
     assert [file.name for file in path.parent.iterdir()] == ["shapes.onnx"]
 

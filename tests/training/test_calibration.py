@@ -1,0 +1,71 @@
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from model.network import CenterNet
+from training.calibration import Evidence, Scaling, fit_scaling, measure_gain
+from training.diagnosis import calibrate
+
+
+def timid(count: int, seed: int) -> Evidence:
+    """Detections whose logits say a third of what they should."""
+    random = np.random.default_rng(seed)
+    logits = random.uniform(-5, 5, count)
+    is_hit = random.random(count) < 1 / (1 + np.exp(-logits))
+    scores = (1 / (1 + np.exp(-(logits - 0.6) / 3))).astype(np.float32)
+    return Evidence(scores, is_hit, np.arange(count))
+
+
+def test_scaling_makes_scores_say_how_often_they_are_right() -> None:
+    evidence = timid(20_000, seed=0)
+    scaling = fit_scaling(evidence)
+    assert scaling is not None
+    assert scaling == pytest.approx((3.0, 0.6), abs=0.15)
+    unseen = timid(20_000, seed=1)
+    before = calibrate(unseen.scores, unseen.is_hit).error
+    after = calibrate(scaling.scale(unseen.scores), unseen.is_hit).error
+    assert before is not None and after is not None
+    assert before > 0.1
+    assert after < 0.02
+    gain = measure_gain(evidence)
+    assert gain is not None
+    assert gain[0] > 0.1 > 5 * gain[1]
+
+
+@pytest.mark.parametrize(
+    ("scores", "is_hit"),
+    [
+        (np.linspace(0.1, 0.9, 100), np.arange(100) < 5),  # hardly a hit
+        (np.linspace(0.1, 0.9, 100), np.ones(100)),  # no false alarm
+        (np.linspace(0.1, 0.9, 100), np.arange(100) < 50),  # the surer, the more often wrong
+        (np.full(100, 0.04), np.arange(100) < 50),  # none that anybody asks for
+    ],
+)
+def test_what_scores_do_not_tell_is_not_learned(scores: NDArray[np.float64], is_hit: NDArray[np.bool_]) -> None:
+    evidence = Evidence(scores.astype(np.float32), is_hit.astype(np.bool_), np.arange(100))
+    assert fit_scaling(evidence) is None
+    assert measure_gain(evidence) is None
+
+
+def test_scores_without_fault_are_not_scaled_to_infinity() -> None:
+    scaling = fit_scaling(Evidence(np.linspace(0.1, 0.9, 100, dtype=np.float32), np.arange(100) >= 50, np.arange(100)))
+    assert scaling is not None
+    assert 1 < scaling.slope < 1e3
+
+
+def test_a_network_says_what_the_scaling_says() -> None:
+    torch.manual_seed(0)
+    network = CenterNet("resnet18", class_count=3, neck_width=8, head_width=8).eval()
+    image = torch.randint(0, 256, (1, 64, 64, 3), dtype=torch.uint8)
+    with torch.inference_mode():
+        before = network(image)
+    Scaling(2.5, 1.5).fold_into(network)
+    with torch.inference_mode():
+        after = network(image)
+    torch.testing.assert_close(after.heatmap, 2.5 * before.heatmap + 1.5)
+    torch.testing.assert_close(after.size, before.size)
+    scores = before.heatmap.sigmoid().flatten().numpy()
+    np.testing.assert_allclose(
+        Scaling(2.5, 1.5).scale(scores), after.heatmap.sigmoid().flatten().numpy(), rtol=1e-3, atol=1e-6
+    )
