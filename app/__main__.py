@@ -8,7 +8,6 @@ from collections.abc import Sequence
 
 import uvloop
 
-from app import command
 from app.listener import listen, serve
 from app.logs import set_up_logging
 from app.server import create_app
@@ -22,10 +21,13 @@ from model.session import ProviderUnavailable
 def main(arguments: Sequence[str] | None = None) -> None:
     """Checks settings and model, then serves until a signal; exits with 2 and one line where they cannot be used."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    # what the other commands need is of no use to a server
     if arguments[:1] == ["detect"]:
+        from app import command
+
         raise SystemExit(command.main(arguments[1:]))
     if arguments[:1] == ["bench"]:
-        from app import bench  # of no use to a server
+        from app import bench
 
         raise SystemExit(bench.main(arguments[1:]))
     if arguments[:1] == ["bulk"]:

@@ -45,13 +45,15 @@ def time_runs(work: Callable[[int], object], least_seconds: float) -> float:
 
 
 def measure(detector: Detector, canvases: Canvases, trial: Arrangement) -> float:
-    """Returns the images/s of all instances together, each of which computes the canvases as a batch."""
+    """Returns the images/s of all instances together, each of which computes the canvases as a batch.
+
+    The first run of a size is slow, and one of at least three: the median is not.
+    """
 
     def run(_: int = 0) -> object:
         return detector.infer(canvases, trial.session_threads)
 
     with ThreadPoolExecutor(trial.instances) as instances:
-        run()  # the first run of a size is slow
         seconds = instances.map(lambda _: time_runs(run, _TRIAL_SECONDS), range(trial.instances))
         return sum(len(canvases) / each for each in seconds)
 
@@ -73,21 +75,28 @@ def arrange(
         threads = max(1, settings.threads // count)
         if count > 1:
             detector.open_with(threads)
-        smaller_speed = 0.0
+        smaller_size, smaller_seconds, smaller_speed = 0, 0.0, 0.0
         for size in sizes:
             trial = Arrangement(instances=count, threads=threads, max_batch=size)
             if len(sizes) == len(counts) == 1:
                 return trial
             trial.images_per_second = speed = measure(detector, [blank] * size, trial)
-            is_slow = size > sizes[0] and count * size / speed > settings.max_batch_seconds
+            seconds = count * size / speed  # of a batch
+            is_slow = size > sizes[0] and seconds > settings.max_batch_seconds
             if is_slow or speed < _GAIN * smaller_speed:
                 break
-            smaller_speed = speed
             if speed >= _GAIN * best_speed:
                 best, best_speed = trial, speed
+            if smaller_size:
+                # as on a line: a batch takes a time of its own, and one for each image; larger ones gain ever less
+                each = (seconds - smaller_seconds) / (size - smaller_size)
+                doubled_speed = count * 2 * size / (seconds + size * each)
+                if doubled_speed < _GAIN * speed or count < _GAIN * best_speed * each:
+                    break
+            smaller_size, smaller_seconds, smaller_speed = size, seconds, speed
     assert best is not None
     if detector.provider == "cpu":
-        detector.give_back(blank)
+        detector.give_back(blank, best.session_threads)
     return best
 
 

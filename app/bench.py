@@ -230,7 +230,7 @@ def serving(flags: Sequence[str], log: IO[bytes] | None = None) -> Iterator[int]
         try:
             port = int(line.rsplit(":", 1)[1])
             while not _is_ready(port):
-                time.sleep(0.01)
+                time.sleep(0.05)  # asked oftener, it is later ready
             yield port
         finally:
             server.terminate()

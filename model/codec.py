@@ -107,18 +107,20 @@ def decode(maps: HeadMaps, limit: int = 100, stride: int = STRIDE) -> Detections
     """
     heatmap, size, offset = maps.heatmap, maps.size, maps.offset
     height, width = heatmap.shape[2:]
-    # peaks and order are the same in logits, so that the sigmoid need only see the winners
-    peaks = heatmap.masked_fill(heatmap < F.max_pool2d(heatmap, 3, stride=1, padding=1), -torch.inf)
-    scores, indices = peaks.flatten(1).topk(limit)  # (B, K)
-    cells = indices % (height * width)
-    centres = torch.stack([cells % width, cells // width], dim=-1) + _gather(offset, cells)  # (B, K, 2)
+    # peaks and order are the same in logits, so that the sigmoid need only see the winners; what is below its highest
+    # neighbour falls to where that is 0: ONNX Runtime takes half the time of a comparison and a choice
+    below = heatmap - F.max_pool2d(heatmap, 3, stride=1, padding=1)
+    scores, indices = (heatmap + below * torch.finfo(heatmap.dtype).max).flatten(1).topk(limit)  # (B, K)
+    labels, cells = _divide(indices, height * width)
+    rows, columns = _divide(cells, width)
+    centres = torch.stack([columns, rows], dim=-1) + _gather(offset, cells)  # (B, K, 2)
     half_sizes = _gather(size, cells).clamp(min=0) / 2
     boxes = torch.cat([centres - half_sizes, centres + half_sizes], dim=-1)
     keypoints = None
     if maps.keypoints is not None:
         joints = decode_keypoints(maps.keypoints, cells, boxes)
         keypoints = torch.cat([joints[..., :2] * stride, joints[..., 2:]], dim=-1)
-    return Detections(boxes * stride, scores.sigmoid(), indices // (height * width), keypoints)
+    return Detections(boxes * stride, scores.sigmoid(), labels, keypoints)
 
 
 def boxes_of_maps(size: Tensor, offset: Tensor) -> Tensor:
@@ -128,6 +130,12 @@ def boxes_of_maps(size: Tensor, offset: Tensor) -> Tensor:
     rows = torch.arange(height, device=size.device)[:, None].expand(height, width)
     centres = offset + torch.stack([columns, rows])
     return torch.cat([centres - size / 2, centres + size / 2], dim=1)
+
+
+def _divide(indices: Tensor, by: int) -> tuple[Tensor, Tensor]:
+    """Quotient and remainder of what is not negative: three nodes of a graph, for which `//` and `%` are twelve."""
+    quotient = torch.div(indices, by, rounding_mode="trunc")
+    return quotient, indices - quotient * by
 
 
 def _gather(maps: Tensor, cells: Tensor) -> Tensor:

@@ -64,8 +64,12 @@ class Detector:
         """Readies `infer` for batches that have fewer of the CPU's threads, as several side by side should."""
         self._smaller[threads] = open_session(self.path, "cpu", threads)
 
-    def give_back(self, canvas: NDArray[np.uint8]) -> None:
-        """Runs one canvas, and gives the memory back that larger batches have needed on the CPU; ORT would keep it."""
+    def give_back(self, canvas: NDArray[np.uint8], threads: int | None) -> None:
+        """Keeps what `infer` needs with all `threads` or with so many, and gives back what `open_with` took for others.
+
+        Runs one canvas to give back the memory that larger batches have needed on the CPU; ORT would keep it.
+        """
+        self._smaller = {threads: self._smaller[threads]} if threads else {}
         options = ort.RunOptions()
         options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
         for session in (self._session, *self._smaller.values()):

@@ -1,4 +1,4 @@
-"""`python -m training train|evaluate|export|import|inspect|models`."""
+"""`python -m training train|bench|evaluate|export|import|inspect|models`."""
 
 import argparse
 import contextlib
@@ -13,6 +13,7 @@ from rich.console import Console
 
 from model.detector import Detector
 from model.metadata import InvalidModel
+from training.bench import bench
 from training.checkpoint import InvalidCheckpoint, load_checkpoint
 from training.collisions import measure_crowds
 from training.config import Config, InvalidConfig, load_config, make_config
@@ -52,6 +53,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         if parsed.command == "train":
             _train(parsed, parse_overrides(rest))
+            return
+        if parsed.command == "bench":
+            config = load_config(parsed.config, parse_overrides(rest))
+            bench(config, parsed.against, parsed.seconds, parsed.json, console)
             return
         if parsed.command == "inspect":
             _inspect(parsed, parse_overrides(rest), console)
@@ -212,6 +217,18 @@ def _parser() -> argparse.ArgumentParser:
         help="export the best weights at the end, into a folder under the run's name",
     )
     training.add_argument("--dry-run", action="store_true", help="draw the first views, measure speed and memory, stop")
+    benching = commands.add_parser("bench", help="bench CONFIG.toml [--key value ...]: what loader and step cost here")
+    benching.add_argument("config", type=Path)
+    benching.add_argument(
+        "--against",
+        type=_read_settings,
+        action="append",
+        default=[],
+        metavar="KEY=VALUE[,KEY=VALUE]",
+        help="measure the step with these settings as well, in turn with the first; may be given again",
+    )
+    benching.add_argument("--seconds", type=float, default=15.0, help="of each measurement; default: 15")
+    benching.add_argument("--json", type=Path, help="write the figures there too")
 
     data = argparse.ArgumentParser(add_help=False)
     data.add_argument(
@@ -257,6 +274,15 @@ def _read_scales(text: str) -> tuple[float, ...]:
     if not all(0 < scale <= 8 for scale in scales):
         raise ValueError
     return scales
+
+
+def _read_settings(text: str) -> dict[str, str]:
+    """`precision=fp32,batch-size=8` → {"precision": "fp32", "batch_size": "8"}."""
+    try:
+        pairs = [part.split("=", 1) for part in text.split(",")]
+        return {key.strip().replace("-", "_"): value.strip() for key, value in pairs}
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: write settings as precision=fp32,batch_size=8") from None
 
 
 if __name__ == "__main__":

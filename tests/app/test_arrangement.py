@@ -57,6 +57,28 @@ def test_no_batch_takes_longer_than_allowed(detector: Detector) -> None:
     assert choose(detector, lambda _, size: size / (0.02 + 0.01 * size), max_batch_seconds=0.08) == (1, 4, 4)
 
 
+def test_no_time_is_lost_on_batches_that_cannot_pay(detector: Detector) -> None:
+    tried = []
+
+    def measure(_: Detector, canvases: Canvases, trial: Arrangement) -> float:
+        tried.append((trial.instances, trial.max_batch))
+        own_seconds = {2: 0.001, 1: 0.01}[trial.instances]  # of a batch, beside 0.02 for each image
+        image_seconds = {2: 0.02, 1: 0.015}[trial.instances]
+        return trial.instances * len(canvases) / (own_seconds + image_seconds * len(canvases))
+
+    found = arrange(detector, BLANK, Settings(threads=2), measure)
+    assert (found.instances, found.max_batch) == (2, 1)
+    # two at once gain too little by two of each; one at once gains a lot, and will never do what two do
+    assert tried == [(2, 1), (2, 2), (1, 1), (1, 2)]
+
+
+def test_sessions_that_were_only_tried_are_let_go(detector: Detector) -> None:
+    assert choose(detector, lambda instances, _: 100 if instances == 2 else 90) == (2, 2, 1)
+    assert detector.infer([BLANK], 2)
+    with pytest.raises(KeyError):
+        detector.infer([BLANK], 1)
+
+
 def test_what_is_set_is_not_measured(detector: Detector) -> None:
     def measure(*_: object) -> NoReturn:
         raise AssertionError

@@ -7,6 +7,7 @@ import torch
 
 from training import dry_run as dry_running
 from training.__main__ import main
+from training.speed import Speed
 
 CONFIGS = Path(__file__).parents[2] / "training" / "configs"
 
@@ -40,8 +41,8 @@ def test_a_dry_run_measures_and_leaves_a_picture_alone(
 def test_a_slow_loader_is_named(
     shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    seconds = iter([100.0, 0.5, 2.0, 2.1])
-    monkeypatch.setattr(dry_running, "_time", lambda *_: next(seconds))
+    slow = Speed(batch_size=16, loader=2.0, step=0.5, both=2.1)
+    monkeypatch.setattr(dry_running, "measure_speed", lambda *_, **__: slow)
     main(["train", str(CONFIGS / "tiny.toml"), "--dry-run", "--data-root", str(shapes), "--output", str(tmp_path)])
     said = " ".join(capsys.readouterr().out.split())
     assert "loader alone 8.0 pictures/s, 2.000 s a step" in said

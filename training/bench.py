@@ -1,0 +1,107 @@
+"""What a recipe costs on this machine: `python -m training bench`."""
+
+import functools
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import median
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from training.config import Config, make_config
+from training.datasets.dataset import Dataset
+from training.environment import describe_environment
+from training.learner import Learner
+from training.loader import steps_per_epoch, training_batches
+from training.processes import ALONE
+from training.speed import Speed, describe_memory, measure_speed, peak_memory, time_calls
+from training.train import load_data
+
+_ROUNDS = 3
+_AS_SET = "as it is set"
+
+
+def bench(
+    config: Config, against: Sequence[Mapping[str, str]], seconds: float, path: Path | None, console: Console
+) -> None:
+    """Prints the pictures a second of loader, step and both at the run's largest picture size, and the peak memory.
+
+    For each other settings of `against` the step alone is measured too, in turn with the first. Each measurement
+    takes about `seconds`. Writes all of it as JSON to `path`. Raises what a run raises at its start.
+    """
+    config = config.model_copy(update={"first_train_size": 0})
+    others = {
+        ", ".join(f"{name} = {value}" for name, value in other.items()): make_config(config.model_dump() | dict(other))
+        for other in against
+    }
+    train_set, _ = load_data(config, ALONE, console)
+    learner = _begin(config, train_set)
+    console.print(_describe(config, learner))
+    speed = measure_speed(train_set, config, learner, seconds, _ROUNDS)
+    memory = peak_memory(learner.device)
+    table = Table("", "pictures/s", "s a step")
+    for title, pictures in speed.pictures().items():
+        table.add_row(title, f"{pictures:.1f}", f"{config.batch_size / pictures:.3f}")
+    console.print(table)
+    limit = "loader" if speed.loader > speed.step else "step"
+    console.print(f"both together reach {speed.of_slower:.1%} of the {limit} alone, which limits")
+    console.print(f"memory: {describe_memory(learner.device)}")
+    steps = _compare(learner, others, train_set, seconds) if others else {}
+    if steps:
+        console.print(_tabulate(steps))
+    if path:
+        path.write_text(json.dumps(_gather(config, learner, speed, memory, steps), indent=2) + "\n")
+        console.print(f"wrote {path}")
+
+
+def _begin(config: Config, dataset: Dataset) -> Learner:
+    joints, quiet = dataset.skeleton.joints, Console(quiet=True)
+    learner = Learner(config, dataset.labels, joints, steps_per_epoch(dataset, config), ALONE, quiet)
+    learner.begin_epoch(config.freeze_backbone_epochs)
+    return learner
+
+
+def _compare(learner: Learner, others: Mapping[str, Config], dataset: Dataset, seconds: float) -> dict[str, float]:
+    """Pictures a second of the step alone, by what is set otherwise; in rounds, as a machine's speed changes."""
+    learners = {_AS_SET: learner, **{title: _begin(config, dataset) for title, config in others.items()}}
+    works, counts, found = {}, {}, dict[str, list[float]]()
+    for title, each in learners.items():
+        parts = next(training_batches(dataset, each.config, 0, 0, each.device.type == "cuda"))
+        works[title] = work = functools.partial(each.step, parts)
+        work()  # what is compiled is compiled now
+        counts[title] = max(1, int(seconds / _ROUNDS / time_calls(work)))
+    for _ in range(_ROUNDS):
+        for title, work in works.items():
+            taken = time_calls(work, counts[title])
+            found.setdefault(title, []).append(learners[title].config.batch_size / taken)
+    return {title: median(speeds) for title, speeds in found.items()}
+
+
+def _describe(config: Config, learner: Learner) -> str:
+    size, threads = config.picture_size(0), torch.get_num_threads()
+    return (
+        f"{config.backbone} at {size} px, batches of {config.batch_size}, {config.precision} on {learner.device},"
+        f" {threads} threads and {config.workers} workers"
+    )
+
+
+def _tabulate(steps: Mapping[str, float]) -> Table:
+    table = Table("the step alone", "pictures/s", "times the first")
+    for title, pictures in steps.items():
+        table.add_row(title, f"{pictures:.1f}", f"{pictures / steps[_AS_SET]:.2f}")
+    return table
+
+
+def _gather(
+    config: Config, learner: Learner, speed: Speed, memory: float | None, steps: Mapping[str, float]
+) -> dict[str, object]:
+    return {
+        "environment": describe_environment(str(learner.device)),
+        "settings": config.model_dump(mode="json"),
+        "pictures_per_second": speed.pictures(),
+        "both_of_the_slower": speed.of_slower,
+        "peak_memory_bytes": memory,
+        "step_alone_pictures_per_second": dict(steps),
+    }
