@@ -10,10 +10,10 @@ import uvloop
 
 from app.listener import listen, serve
 from app.logs import set_up_logging
+from app.models import open_detector
 from app.server import create_app
 from app.settings import InvalidSettings, read_settings
 from app.tracing import TracingUnavailable
-from model.detector import Detector
 from model.metadata import InvalidModel
 from model.session import ProviderUnavailable
 
@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         settings = read_settings(arguments)
         set_up_logging(settings.log_level, settings.log_format)
-        detectors = [Detector(path, settings.provider, settings.threads) for path in settings.find_models()]
+        detectors = [open_detector(path, settings) for path in settings.find_models()]
         app = create_app(settings, *detectors)
     except (InvalidSettings, InvalidModel, ProviderUnavailable, TracingUnavailable) as error:
         print(f"centernet-serve: {error}", file=sys.stderr)

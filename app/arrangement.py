@@ -13,7 +13,7 @@ from app.settings import Settings
 from model.detector import Detector
 
 _GAIN = 1.05  # times the images/s that a larger batch must be worth: it costs latency and memory
-_LARGEST = {"cpu": 8, "cuda": 32}  # batch that is tried: no CPU has been seen to gain beyond
+_LARGEST = {"cpu": 8, "cuda": 32, "tensorrt": 32}  # batch that is tried: no CPU has been seen to gain beyond
 _TRIAL_SECONDS = 0.05
 _LEAST_RUNS = 3
 
@@ -106,9 +106,12 @@ def batch_sizes(largest: int) -> list[int]:
 
 
 def _choose_counts(provider: str, settings: Settings) -> list[int]:
-    """Returns the numbers of instances to try: on a CPU as many as there are threads, and halves of that, down to 1."""
+    """Returns the numbers of instances to try: on a CPU as many as there are threads, and halves of that, down to 1.
+
+    On a GPU a second one gathers and uploads its batch while the first one's is computed.
+    """
     if settings.instances:
         return [settings.instances]
     if provider != "cpu":
-        return [1]
+        return [1, 2]
     return [settings.threads >> halvings for halvings in range(settings.threads.bit_length())]

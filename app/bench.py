@@ -23,6 +23,7 @@ from pydantic import BaseModel
 from app.answers import encode_answer
 from app.arrangement import Arrangement, arrange, time_runs
 from app.load import Seen, build_request, keep_busy
+from app.models import open_detector
 from app.pipeline import Filter, Found
 from app.service import quieten_decoders
 from app.settings import InvalidSettings, Settings, read_settings
@@ -94,7 +95,7 @@ def run(
     settings: Settings, flags: Sequence[str], photos: dict[str, bytes], connections: Sequence[int], seconds: float
 ) -> Report:
     """Measures the parts, the limit, and a server of these `flags`; raises what `Detector` raises, and `Unusable`."""
-    detector = Detector(settings.find_models()[0], settings.provider, settings.threads)
+    detector = open_detector(settings.find_models()[0], settings)
     metadata = detector.metadata
     blank = np.zeros((metadata.input_height, metadata.input_width, 3), np.uint8)
     arrangement = arrange(detector, blank, settings)

@@ -15,11 +15,10 @@ from app.answers import Answer, ModelDescription, Refused, describe_model, encod
 from app.body import BodyTooLarge, EmptyBody
 from app.detection import find_labels
 from app.errors import describe
-from app.models import ServedModel
+from app.models import ServedModel, open_detector
 from app.pipeline import PICTURE_FAULTS, Filter, find_objects
 from app.service import Service, build_service
 from app.settings import Settings
-from model.detector import Detector
 from model.metadata import Metadata
 
 _IMAGES_IN_FLIGHT = 32  # in this process: enough to fill the next batches while others are computed
@@ -47,7 +46,7 @@ async def run_model(
 
     Raises `UnknownLabel`, and what `Detector` raises.
     """
-    detector = Detector(settings.find_models()[0], settings.provider, settings.threads)
+    detector = open_detector(settings.find_models()[0], settings)
     wanted = choose(settings, detector.metadata, threshold, limit, labels)
     service = build_service(settings, [detector])
     model = service.models.get()

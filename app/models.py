@@ -233,7 +233,7 @@ class Models:
         signature = _sign(path)
 
         def open_and_warm_up() -> ServedModel:
-            detector = Detector(path, self._settings.provider, self._settings.threads)
+            detector = open_detector(path, self._settings)
             self._check_name(detector, gone)
             model = ServedModel(detector, self._settings, self._metrics)
             model.warm_up()
@@ -281,6 +281,11 @@ class Models:
                 metric.remove(model.name)
         model.batcher.retire()
         logger.info("%s: taken away", model.name)
+
+
+def open_detector(path: Path, settings: Settings) -> Detector:
+    """Opens a model as it is set; raises what `Detector` raises."""
+    return Detector(path, settings.provider, settings.threads, settings.gpu)
 
 
 def _sign(path: Path) -> tuple[int, ...]:

@@ -16,11 +16,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.admin import OwnAdmin
 from app.answers import ModelList
 from app.logs import set_up_logging
+from app.models import open_detector
 from app.request_id import HEADER
 from app.server import create_app
 from app.service import Service
 from app.settings import InvalidSettings, Settings, read_settings
-from model.detector import Detector
 
 _NAME = "detection"
 _ANSWER_SECONDS = 30  # longest that a replica may take to answer another; a new model is warmed up meanwhile
@@ -37,7 +37,7 @@ class Replica:
     def __init__(self) -> None:
         settings = _fit(read_settings([]))
         set_up_logging(settings.log_level, settings.log_format)
-        detectors = [Detector(path, settings.provider, settings.threads) for path in settings.find_models()]
+        detectors = [open_detector(path, settings) for path in settings.find_models()]
         self._app = create_app(settings, *detectors, admin=_AllReplicas())
         self._app.add_middleware(_LeaveRequestId)
         self._service: Service = self._app.state.service

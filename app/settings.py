@@ -2,6 +2,7 @@
 
 import argparse
 import importlib.resources
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from app.keys import Digest, hash_keys
 from app.logs import LogFormat
 from model.image import MAX_PIXELS
 from model.metadata import Metadata
-from model.session import Provider, count_cpus
+from model.session import Gpu, Provider, count_cpus
 
 _THRESHOLD = 0.3  # of a model that says none
 
@@ -55,7 +56,14 @@ class Settings(BaseSettings):
         "the first is used where a request names none; a folder that is watched may be empty beside another model",
     )
     watch: bool = Field(False, description="load models again as soon as their files change; SIGHUP does so at once")
-    provider: Provider = Field("auto", description="auto is CUDA where it works, else the CPU")
+    provider: Provider = Field(
+        "auto", description="auto is CUDA where it works, else the CPU; tensorrt needs NVIDIA's TensorRT 10"
+    )
+    cuda_graphs: bool = Field(False, description="record each batch size's work on CUDA once, and start it as one")
+    engine_cache: Path | None = Field(
+        None, description="folder that keeps TensorRT's engines; without it they are built at each start, for minutes"
+    )
+    tensorrt_fp16: bool = Field(False, description="have TensorRT compute in half precision where it is faster")
     threads: int = Field(default_factory=count_cpus, ge=1, description="CPU threads that compute, of one model")
     instances: int | None = Field(
         None, ge=1, description="inferences at once, which share the threads; unless set, measured at the start"
@@ -152,6 +160,13 @@ class Settings(BaseSettings):
             _read_keys(path)
         return path
 
+    @field_validator("engine_cache")
+    @classmethod
+    def _must_be_a_folder(cls, path: Path | None) -> Path | None:
+        if path and not (path.is_dir() and os.access(path, os.W_OK)):
+            raise ValueError(f"{path} is no folder that can be written to; make it")
+        return path
+
     @model_validator(mode="after")
     def _must_hold_models(self) -> Self:
         serves = bool(self.find_models())
@@ -170,6 +185,11 @@ class Settings(BaseSettings):
     def find_keys(self) -> tuple[Digest, ...]:
         """Returns the digests of all keys that clients may send; none lets everybody in."""
         return self.api_keys + (_read_keys(self.api_keys_file) if self.api_keys_file else ())
+
+    @property
+    def gpu(self) -> Gpu:
+        """How a GPU computes."""
+        return Gpu(self.cuda_graphs, self.engine_cache, self.tensorrt_fp16)
 
     def find_models(self) -> list[Path]:
         """Returns the model files that are there now, in the order of the setting, those of a folder by name."""

@@ -9,10 +9,11 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from model import image
+from model.bound_session import BoundSession
 from model.canvas import Canvas, prepare
 from model.letterbox import Letterbox
 from model.metadata import InvalidModel, Metadata
-from model.session import Provider, open_session
+from model.session import Gpu, Provider, find_provider, open_session
 
 _OUTPUTS = {"boxes": "tensor(float)", "scores": "tensor(float)", "labels": "tensor(int64)"}
 _KEYPOINTS = {"keypoints": "tensor(float)"}  # as well, where the metadata names joints
@@ -39,16 +40,18 @@ class Detections:
 class Detector:
     """An exported model in an ONNX Runtime session.
 
-    `metadata` is what the file says of itself, `provider` ("cpu" or "cuda") where it really runs, and `most_detections`
-    how many rows it gives for one photo; `path` is its file. Raises `InvalidModel`, naming the file, and
-    `ProviderUnavailable`.
+    `metadata` is what the file says of itself, `provider` ("cpu", "cuda" or "tensorrt") where it really runs, and
+    `most_detections` how many rows it gives for one photo; `path` is its file. Raises `InvalidModel`, naming the file,
+    and `ProviderUnavailable`.
     """
 
-    def __init__(self, path: Path, provider: Provider = "auto", threads: int | None = None) -> None:
+    def __init__(
+        self, path: Path, provider: Provider = "auto", threads: int | None = None, gpu: Gpu | None = None
+    ) -> None:
         self.path = path
-        self._session = session = open_session(path, provider, threads)
+        self._session = session = open_session(path, provider, threads, gpu)
         self._smaller: dict[int, ort.InferenceSession] = {}
-        self.provider = "cuda" if "CUDAExecutionProvider" in session.get_providers() else "cpu"
+        self.provider = find_provider(session)
         try:
             self.metadata = Metadata.from_properties(session.get_modelmeta().custom_metadata_map)
             self.most_detections = _check_graph(session, self.metadata)
@@ -61,8 +64,11 @@ class Detector:
         return prepare(picture, self.metadata.input_height, self.metadata.input_width, max_pixels)
 
     def open_with(self, threads: int) -> None:
-        """Readies `infer` for batches that have fewer of the CPU's threads, as several side by side should."""
-        self._smaller[threads] = open_session(self.path, "cpu", threads)
+        """Readies `infer` for batches that have fewer of the CPU's threads, as several side by side should.
+
+        On a GPU the threads make no difference, and batches side by side share its session.
+        """
+        self._smaller[threads] = open_session(self.path, "cpu", threads) if self.provider == "cpu" else self._session
 
     def give_back(self, canvas: NDArray[np.uint8], threads: int | None) -> None:
         """Keeps what `infer` needs with all `threads` or with so many, and gives back what `open_with` took for others.
@@ -81,7 +87,10 @@ class Detector:
         `threads` are all, or a number that `open_with` has prepared for.
         """
         session = self._smaller[threads] if threads else self._session
-        outputs = session.run(self._outputs, {"images": np.stack(canvases)})
+        if isinstance(session, BoundSession):
+            outputs = session.infer(self._outputs, canvases)
+        else:
+            outputs = session.run(self._outputs, {"images": np.stack(canvases)})
         found = [Detections(*rows) for rows in zip(*outputs, strict=True)]
         return [rows.select(slice(np.count_nonzero(rows.scores))) for rows in found]
 

@@ -86,12 +86,14 @@ def test_file_that_is_no_model_is_refused(tmp_path: Path, content: bytes) -> Non
         Detector(path, "cpu")
 
 
-def test_cuda_is_never_replaced_silently(model_path: Path) -> None:
+def test_a_gpu_is_never_replaced_silently(model_path: Path) -> None:
     try:
         detector = Detector(model_path, "cuda")
     except ProviderUnavailable as error:
         assert "CUDA" in str(error)
         assert Detector(model_path, "auto").provider == "cpu"
+        with pytest.raises(ProviderUnavailable, match="TensorRT"):
+            Detector(model_path, "tensorrt")
     else:
         assert detector.provider == "cuda"
         assert Detector(model_path, "auto").provider == "cuda"

@@ -257,7 +257,7 @@ def test_cuda_batches_are_filled_up_to_prepared_sizes(folder: Path, settings: Se
     assert (batch_sizes(8), batch_sizes(6)) == ([1, 2, 4, 8], [1, 2, 4, 6])
     detector = HeldDetector(folder / "a.onnx")
     detector.provider = "cuda"
-    model = ServedModel(detector, settings.model_copy(update={"max_batch": 6}), Metrics())
+    model = ServedModel(detector, settings.model_copy(update={"max_batch": 6, "instances": 1}), Metrics())
     model.warm_up()
     model.warm_up()
     assert detector.batches == [1, 1, 2, 4, 6]

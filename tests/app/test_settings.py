@@ -41,6 +41,9 @@ def test_each_setting_is_a_flag_and_a_variable(name: str, monkeypatch: pytest.Mo
         "metrics_host": "::1",
         "model": str(tmp_path / "other.onnx"),
         "provider": "cpu",
+        "cuda_graphs": "true",
+        "engine_cache": str(tmp_path),
+        "tensorrt_fp16": "true",
         "cors_origins": "https://example.com",
         "max_held_bytes": "100000000",
         "log_level": "debug",
@@ -61,6 +64,7 @@ def test_each_setting_is_a_flag_and_a_variable(name: str, monkeypatch: pytest.Mo
     [
         ("port", "70000"),
         ("provider", "tpu"),
+        ("engine-cache", "/nowhere"),
         ("threads", "0"),
         ("max-batch", "many"),
         ("threshold", "1.5"),
