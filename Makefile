@@ -3,7 +3,7 @@ PYTHON ?= python3
 INSTALL = pip install --quiet --constraint constraints.txt --editable
 VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' app/__init__.py)
 
-.PHONY: serve serve-ray develop test check format test-serving bench soak fuzz slow-clients images requirements try-compose push \
+.PHONY: serve serve-ray develop test check format test-serving bench check-gpu soak fuzz slow-clients images requirements try-compose push \
 	licences sbom version notes clean
 
 # serve: the server with the shipped model on 127.0.0.1:8000, without torch
@@ -43,6 +43,10 @@ test-serving: .venv-test-serving/ready
 # bench: what a detection costs here part by part, the limit, and what the server reaches
 bench: .venv-serve/ready
 	.venv-serve/bin/python -m app bench $(ARGS)
+
+# check-gpu: what an NVIDIA GPU finds beside the CPU, and what the server reaches of it; exits with 77 where there is none
+check-gpu: .venv-gpu/ready
+	.venv-gpu/bin/python -m tests.gpu $(ARGS)
 
 # soak: overload a real server, then 20 minutes of full load with clients that vanish
 soak: .venv/ready
@@ -104,7 +108,7 @@ try-compose: .venv/ready
 	.venv/bin/python -m tests.compose $(ARGS)
 
 clean:
-	rm -rf .venv .venv-serve .venv-ray .venv-test-serving
+	rm -rf .venv .venv-serve .venv-ray .venv-gpu .venv-test-serving
 
 .venv-serve/ready: pyproject.toml constraints.txt app/__init__.py
 	$(PYTHON) -m venv .venv-serve
@@ -114,6 +118,11 @@ clean:
 .venv-ray/ready: pyproject.toml constraints.txt app/__init__.py
 	$(PYTHON) -m venv .venv-ray
 	.venv-ray/bin/$(INSTALL) ".[ray]"
+	touch $@
+
+.venv-gpu/ready: pyproject.toml constraints.txt app/__init__.py
+	$(PYTHON) -m venv .venv-gpu
+	.venv-gpu/bin/$(INSTALL) ".[cuda]"
 	touch $@
 
 .venv/ready: pyproject.toml constraints.txt app/__init__.py
