@@ -1,6 +1,7 @@
 """A training run's settings: a TOML file, overridden by `--key value`."""
 
 import difflib
+import math
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -199,6 +200,12 @@ class Config(BaseModel):
             "train_size": 0,
         }
         return self.model_copy(update=plain)
+
+    @property
+    def largest_scale(self) -> float:
+        """How much larger than letterboxed a side of a photo becomes in a training view, at most."""
+        scale = max(self.scale_range[1], self.mosaic_scale_range[1] if self.mosaic else 0.0)
+        return scale * math.exp(self.aspect_jitter / 2)
 
     def mosaic_share(self, epoch: int) -> float:
         """The share of `epoch`'s views that are mosaics: none in the last fifth, which sees photos as they are."""

@@ -13,6 +13,7 @@ from model import image
 from model.canvas import prepare
 from model.codec import Targets, encode
 from model.gaussian import Radius, gaussian_radius, published_radius
+from model.letterbox import place
 from training.augment import Example, random_mosaic, random_view
 from training.config import Config
 from training.datasets.dataset import Dataset, InvalidDataset, Photo
@@ -70,9 +71,15 @@ class TrainingViews(torch.utils.data.Dataset[tuple[NDArray[np.uint8], Targets]])
         return view, targets
 
     def _read(self, position: int) -> Example:
+        """The photo, no larger than the largest view of it needs, and its objects in the pixels that are left."""
         photo = self.dataset.photos[self.order[position]]
-        objects = (photo.boxes_xyxy, photo.labels, photo.is_ignored, photo.keypoints)
-        return Example(read_photo(photo), *objects, self.dataset.skeleton.mirrored)
+        fitted = place(photo.width, photo.height, self.size, self.size)
+        largest = self.config.largest_scale
+        pixels = read_photo(photo, round(fitted.width * largest), round(fitted.height * largest))
+        scale = np.array([pixels.shape[1] / photo.width, pixels.shape[0] / photo.height, 1], np.float32)
+        boxes = photo.boxes_xyxy * scale[[0, 1, 0, 1]]
+        objects = (boxes, photo.labels, photo.is_ignored, photo.keypoints * scale)
+        return Example(pixels, *objects, self.dataset.skeleton.mirrored)
 
 
 def repeat_factors(dataset: Dataset, threshold: float) -> NDArray[np.float64]:
@@ -151,12 +158,15 @@ def evaluation_batches(dataset: Dataset, size: int, batch_size: int, workers: in
     )
 
 
-def read_photo(photo: Photo) -> NDArray[np.uint8]:
-    """The photo as (height, width, 3), uint8, RGB; raises `InvalidDataset` where the file is not what it should be."""
+def read_photo(photo: Photo, least_width: int = 0, least_height: int = 0) -> NDArray[np.uint8]:
+    """The photo as (height, width, 3), uint8, RGB, or halved while it stays as large as it should at least be.
+
+    Raises `InvalidDataset` where the file is not what it should be.
+    """
     data = photo.path.read_bytes()
     try:
         header = image.read_header(data)
-        pixels = image.decode(data, header)
+        pixels = image.decode(data, header, least_width, least_height)
     except (image.UnknownFormat, image.TooManyPixels, image.BrokenImage) as error:
         raise InvalidDataset(f"{photo.path}: {error}") from error
     if (header.width, header.height) != (photo.width, photo.height):

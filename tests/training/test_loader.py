@@ -2,6 +2,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from tests.training.configs import small_config
 from training.config import Config
@@ -55,6 +56,29 @@ def test_mosaics_end_before_the_last_epochs(config: Config, train_set: Dataset) 
         view, _ = TrainingViews(train_set, config, epoch)[0]
         single, _ = TrainingViews(train_set, plain, epoch)[0]
         assert (view != single).any() == is_mosaic
+
+
+@pytest.mark.parametrize("turn", [1, 6])
+def test_a_large_photo_is_decoded_no_larger_than_its_views_need(tmp_path: Path, turn: int) -> None:
+    """A red square on grey, in a JPEG of 800 x 640 pixels for views of 64, upright or turned by its EXIF."""
+    pixels = np.full((640, 800, 3), 128, np.uint8)
+    pixels[200:400, 300:500] = (255, 0, 0)
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    Image.fromarray(pixels if turn == 1 else np.rot90(pixels)).save(tmp_path / "0.jpg", exif=exif, quality=95)
+    config = small_config(tmp_path, tmp_path, aspect_jitter=0.2, scale_range=(0.8, 1.5), color_jitter=0.0)
+    photo = make_photo(0, tmp_path / "0.jpg", 800, 640, [Object((300, 200, 500, 400), 0)])
+    views = TrainingViews(Dataset(Path("x.json"), ("square",), (1,), (photo,)), config, 0)
+    assert config.largest_scale == pytest.approx(1.5 * np.exp(0.1))
+    example = views._read(0)
+    assert example.pixels.shape == (160, 200, 3)
+    assert example.boxes_xyxy.tolist() == [[75, 50, 125, 100]]
+    for epoch in range(8):
+        views.epoch = epoch
+        view, _ = views.view(0)
+        rows, columns = np.nonzero((view.pixels[..., 0] > 190) & (view.pixels[..., 1] < 65))
+        seen = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+        np.testing.assert_allclose(view.boxes_xyxy[0], seen, atol=1.5)
 
 
 @pytest.fixture
