@@ -1,9 +1,9 @@
 """A session whose batches go through memory that stays in place: for GPUs. Free of torch."""
 
-import contextlib
 import ctypes
 import itertools
 import math
+import sys
 import threading
 import weakref
 from collections.abc import Sequence
@@ -91,12 +91,19 @@ def allocate_page_locked(shape: tuple[int, ...]) -> NDArray[np.uint8]:
     used the GPU before.
     """
     size = math.prod(shape)
-    with contextlib.suppress(OSError):  # no driver of that name
-        driver = ctypes.CDLL("libcuda.so.1")
-        address = ctypes.c_void_p()
-        if driver.cuMemHostAlloc(ctypes.byref(address), ctypes.c_size_t(size), ctypes.c_uint(_PORTABLE)) == 0:
-            assert address.value
-            memory = (ctypes.c_uint8 * size).from_address(address.value)
-            weakref.finalize(memory, driver.cuMemFreeHost, address)
-            return np.ctypeslib.as_array(memory).reshape(shape)
+    address = ctypes.c_void_p()
+    driver = find_driver()
+    if driver and driver.cuMemHostAlloc(ctypes.byref(address), ctypes.c_size_t(size), ctypes.c_uint(_PORTABLE)) == 0:
+        assert address.value
+        memory = (ctypes.c_uint8 * size).from_address(address.value)
+        weakref.finalize(memory, driver.cuMemFreeHost, address)
+        return np.ctypeslib.as_array(memory).reshape(shape)
     return np.empty(shape, np.uint8)
+
+
+def find_driver() -> ctypes.CDLL | None:
+    """Returns CUDA's driver; None where there is none, and so no GPU of NVIDIA's that could be used."""
+    try:
+        return ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
+        return None

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import onnxruntime as ort
 
-from model.bound_session import BoundSession
+from model.bound_session import BoundSession, find_driver
 from model.metadata import InvalidModel
 
 Provider = Literal["auto", "cpu", "cuda", "tensorrt"]
@@ -131,6 +131,8 @@ def _open_on_gpu(
     name = _NAMES[provider]
     if PROVIDERS[provider] not in ort.get_available_providers():
         raise ProviderUnavailable(f"this build of ONNX Runtime has no {name}")
+    if not find_driver():  # known at once; CUDA's own libraries are large
+        raise ProviderUnavailable(f"{name} cannot be used: there is no NVIDIA driver")
     said = io.StringIO()
     with contextlib.redirect_stdout(said):  # it prints which library is missing, and returns nothing
         ort.preload_dlls()
