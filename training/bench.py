@@ -38,7 +38,7 @@ def bench(
     }
     train_set, _ = load_data(config, ALONE, console)
     learner = _begin(config, train_set)
-    console.print(_describe(config, learner))
+    console.print(_describe(config, learner), soft_wrap=True)
     speed = measure_speed(train_set, config, learner, seconds, _ROUNDS)
     memory = peak_memory(learner.device)
     table = Table("", "pictures/s", "s a step")
