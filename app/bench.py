@@ -24,6 +24,7 @@ from app.answers import encode_answer
 from app.arrangement import Arrangement, arrange, time_runs
 from app.load import Seen, build_request, keep_busy
 from app.models import open_detector
+from app.operators import describe_operators, measure_operators
 from app.pipeline import Filter, Found
 from app.service import quieten_decoders
 from app.settings import InvalidSettings, Settings, read_settings
@@ -76,10 +77,16 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--photos", type=Path, metavar="FOLDER", help="what to send; default: a drawn one, 900 x 600")
     parser.add_argument("--connections", default="1,8,32", help="clients at once, separated by commas")
     parser.add_argument("--seconds", type=float, default=5.0, help="that each number of clients is measured for")
+    parser.add_argument(
+        "--operators", action="store_true", help="what each kind of the graph's nodes costs, and no more"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="all figures, for other programs")
     parsed, flags = parser.parse_known_args(arguments)
     quieten_decoders()
     try:
+        if parsed.operators:
+            print(describe_operators(_profile(read_settings(flags), _read_photos(parsed.photos))))
+            return 0
         connections = [int(each) for each in parsed.connections.split(",")]
         report = run(read_settings(flags), flags, _read_photos(parsed.photos), connections, parsed.seconds)
     except (InvalidSettings, InvalidModel, ProviderUnavailable, Unusable, ValueError) as error:
@@ -126,6 +133,11 @@ def run(
         memory_mib=after["resident_memory_bytes"] / 2**20,
         loads=loads,
     )
+
+
+def _profile(settings: Settings, photos: dict[str, bytes]) -> dict[str, float]:
+    detector = Detector(settings.find_models()[0], "cpu")
+    return measure_operators(detector.path, detector.prepare(next(iter(photos.values()))).pixels)
 
 
 def measure_parts(detector: Detector, photos: Sequence[bytes], settings: Settings) -> dict[str, float]:

@@ -3,12 +3,12 @@
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from model.gaussian import Radius, gaussian, gaussian_radius, ignore
-from model.keypoints import KeypointTargets, decode_keypoints, encode_keypoints
+from model.keypoints import KeypointTargets, decode_keypoints, divide, encode_keypoints
 from model.network import STRIDE, HeadMaps
+from model.peaks import keep_peaks
 
 RADIUS_IOU = 0.3
 
@@ -107,13 +107,10 @@ def decode(maps: HeadMaps, limit: int = 100, stride: int = STRIDE) -> Detections
     """
     heatmap, size, offset = maps.heatmap, maps.size, maps.offset
     height, width = heatmap.shape[2:]
-    # peaks and order are the same in logits, so that the sigmoid need only see the winners; what is below its highest
-    # neighbour falls to where that is 0: ONNX Runtime takes half the time of a comparison and a choice
-    below = heatmap - F.max_pool2d(heatmap, 3, stride=1, padding=1)
-    scores, indices = (heatmap + below * torch.finfo(heatmap.dtype).max).flatten(1).topk(limit)  # (B, K)
-    labels, cells = _divide(indices, height * width)
-    rows, columns = _divide(cells, width)
-    centres = torch.stack([columns, rows], dim=-1) + _gather(offset, cells)  # (B, K, 2)
+    # peaks and order are the same in logits, so that the sigmoid need only see the winners
+    scores, indices = keep_peaks(heatmap).flatten(1).topk(limit)  # (B, K)
+    labels, cells = divide(indices, height * width)
+    centres = torch.stack(divide(cells, width)[::-1], dim=-1) + _gather(offset, cells)  # (B, K, 2)
     half_sizes = _gather(size, cells).clamp(min=0) / 2
     boxes = torch.cat([centres - half_sizes, centres + half_sizes], dim=-1)
     keypoints = None
@@ -130,12 +127,6 @@ def boxes_of_maps(size: Tensor, offset: Tensor) -> Tensor:
     rows = torch.arange(height, device=size.device)[:, None].expand(height, width)
     centres = offset + torch.stack([columns, rows])
     return torch.cat([centres - size / 2, centres + size / 2], dim=1)
-
-
-def _divide(indices: Tensor, by: int) -> tuple[Tensor, Tensor]:
-    """Quotient and remainder of what is not negative: three nodes of a graph, for which `//` and `%` are twelve."""
-    quotient = torch.div(indices, by, rounding_mode="trunc")
-    return quotient, indices - quotient * by
 
 
 def _gather(maps: Tensor, cells: Tensor) -> Tensor:

@@ -37,6 +37,15 @@ def test_parts_limit_and_server_are_measured(
     assert "--instances 1 --max-batch 2" in table
 
 
+def test_operators_are_measured(model_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert bench("--operators", f"--model={model_path}") == 0
+    rows = [line.split("|") for line in capsys.readouterr().out.splitlines()[2:]]
+    assert {"Transpose", "ReduceMax", "TopK"} <= {row[1].strip() for row in rows}
+    times = [float(row[2]) for row in rows]
+    assert times == sorted(times, reverse=True) and times[0] > 0
+    assert sum(float(row[3].strip().rstrip("%")) for row in rows) == pytest.approx(100, abs=0.2)
+
+
 @pytest.mark.parametrize(
     ("argument", "complaint"),
     [
