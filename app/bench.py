@@ -77,9 +77,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--photos", type=Path, metavar="FOLDER", help="what to send; default: a drawn one, 900 x 600")
     parser.add_argument("--connections", default="1,8,32", help="clients at once, separated by commas")
     parser.add_argument("--seconds", type=float, default=5.0, help="that each number of clients is measured for")
-    parser.add_argument(
-        "--operators", action="store_true", help="what each kind of the graph's nodes costs, and no more"
-    )
+    parser.add_argument("--operators", action="store_true", help="what each kind of nodes costs, and no more")
     parser.add_argument("--json", type=Path, metavar="FILE", help="all figures, for other programs")
     parsed, flags = parser.parse_known_args(arguments)
     quieten_decoders()
