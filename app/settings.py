@@ -63,7 +63,7 @@ class Settings(BaseSettings):
     engine_cache: Path | None = Field(
         None, description="folder that keeps TensorRT's engines; without it they are built at each start, for minutes"
     )
-    tensorrt_fp16: bool = Field(False, description="have TensorRT compute in half precision where it is faster")
+    tensorrt_half: bool = Field(False, description="have TensorRT compute in half precision where it is faster")
     threads: int = Field(default_factory=count_cpus, ge=1, description="CPU threads that compute, of one model")
     instances: int | None = Field(
         None, ge=1, description="inferences at once, which share the threads; unless set, measured at the start"
@@ -189,7 +189,7 @@ class Settings(BaseSettings):
     @property
     def gpu(self) -> Gpu:
         """How a GPU computes."""
-        return Gpu(self.cuda_graphs, self.engine_cache, self.tensorrt_fp16)
+        return Gpu(self.cuda_graphs, self.engine_cache, self.tensorrt_half)
 
     def find_models(self) -> list[Path]:
         """Returns the model files that are there now, in the order of the setting, those of a folder by name."""

@@ -65,7 +65,7 @@ def open_session(
     if gpu.cuda_graphs and provider not in ("auto", "cuda"):
         raise ProviderUnavailable(f"cuda_graphs are CUDA's, and the provider is {provider}: leave them out")
     if (gpu.engine_cache or gpu.half) and provider != "tensorrt":
-        raise ProviderUnavailable(f"engine_cache and tensorrt_fp16 are TensorRT's, and the provider is {provider}")
+        raise ProviderUnavailable(f"engine_cache and tensorrt_half are TensorRT's, and the provider is {provider}")
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads or count_cpus()
     options.log_severity_level = 3
@@ -80,7 +80,7 @@ def open_session(
     try:
         if provider == "tensorrt":
             return _open_on_tensorrt(path, options, gpu, session.get_inputs()[0].shape)
-        return _open_on_gpu("cuda", path, options, [_choose_cuda(gpu)], gpu.cuda_graphs)
+        return _open_on_gpu("cuda", path, options, [choose_cuda(gpu)], gpu.cuda_graphs)
     except ProviderUnavailable as error:
         if provider != "auto":
             raise
@@ -94,7 +94,8 @@ def find_provider(session: ort.InferenceSession) -> str:
     return next((name for name in ("tensorrt", "cuda") if PROVIDERS[name] in used), "cpu")
 
 
-def _choose_cuda(gpu: Gpu) -> tuple[str, dict[str, str]]:
+def choose_cuda(gpu: Gpu) -> tuple[str, dict[str, str]]:
+    """Returns CUDA's options."""
     return PROVIDERS["cuda"], _CUDA_OPTIONS | ({"enable_cuda_graph": "1"} if gpu.cuda_graphs else {})
 
 
@@ -118,7 +119,7 @@ def choose_tensorrt(gpu: Gpu, shape: list[Any]) -> tuple[str, dict[str, str]]:
 def _open_on_tensorrt(path: Path, options: ort.SessionOptions, gpu: Gpu, shape: list[Any]) -> ort.InferenceSession:
     with contextlib.suppress(ImportError):
         importlib.import_module("tensorrt")  # its wheel loads the libraries; they may be the system's own
-    return _open_on_gpu("tensorrt", path, options, [choose_tensorrt(gpu, shape), _choose_cuda(Gpu())], False)
+    return _open_on_gpu("tensorrt", path, options, [choose_tensorrt(gpu, shape), choose_cuda(Gpu())], False)
 
 
 def _open_on_gpu(

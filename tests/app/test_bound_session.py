@@ -2,6 +2,7 @@
 
 import ctypes
 import gc
+import mmap
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 
 from model import bound_session
 from model.bound_session import BoundSession, allocate_page_locked
-from model.session import Gpu, Provider, ProviderUnavailable, choose_tensorrt, open_session
+from model.session import Gpu, Provider, ProviderUnavailable, choose_cuda, choose_tensorrt, open_session
 from tests.app.colours import BLUE, GREEN, HEIGHT, RED, WIDTH, paint
 
 NAMES = ["boxes", "scores", "labels"]
@@ -122,6 +123,17 @@ def test_one_engine_of_tensorrt_serves_all_batches_where_the_sides_are_known(tmp
         "trt_profile_max_shapes": "images:64x320x416x3",
     }
     assert choose_tensorrt(Gpu(), ["batch", "height", "width", 3])[1] == {"trt_fp16_enable": "0"}
+
+
+def test_options_are_those_that_the_libraries_know(tmp_path: Path) -> None:
+    everything = [choose_cuda(Gpu(cuda_graphs=True)), choose_tensorrt(Gpu(engine_cache=tmp_path), ["n", 320, 320, 3])]
+    for library, (_, options) in zip(("cuda", "tensorrt"), everything, strict=True):
+        path = Path(ort.__file__).parent / "capi" / f"libonnxruntime_providers_{library}.so"
+        if not path.exists():
+            pytest.skip(f"this build of ONNX Runtime is without {path.name}")
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            unknown = [name for name in options if content.find(b"\0" + name.encode() + b"\0") < 0]
+        assert options and not unknown
 
 
 @pytest.mark.parametrize(

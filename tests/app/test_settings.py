@@ -43,7 +43,7 @@ def test_each_setting_is_a_flag_and_a_variable(name: str, monkeypatch: pytest.Mo
         "provider": "cpu",
         "cuda_graphs": "true",
         "engine_cache": str(tmp_path),
-        "tensorrt_fp16": "true",
+        "tensorrt_half": "true",
         "cors_origins": "https://example.com",
         "max_held_bytes": "100000000",
         "log_level": "debug",

@@ -41,7 +41,7 @@ class Way:
         """Returns the server's flags for it."""
         flags = [f"--model={self.path}", f"--provider={self.provider}", f"--cuda-graphs={self.gpu.cuda_graphs}"]
         if self.provider == "tensorrt":
-            flags += [f"--engine-cache={self.gpu.engine_cache}", f"--tensorrt-fp16={self.gpu.half}"]
+            flags += [f"--engine-cache={self.gpu.engine_cache}", f"--tensorrt-half={self.gpu.half}"]
         return flags
 
 
