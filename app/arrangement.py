@@ -34,28 +34,32 @@ class Arrangement(BaseModel):
         return self.threads if self.instances > 1 else None
 
 
-def time_runs(work: Callable[[int], object], least_seconds: float) -> float:
+def time_runs(
+    work: Callable[[int], object], least_seconds: float, sum_up: Callable[[list[float]], float] = statistics.median
+) -> float:
     """Returns the median seconds of `work`, which is told the number of its run: what else goes on does not decide."""
     seconds, until = list[float](), time.perf_counter() + least_seconds
     while len(seconds) < _LEAST_RUNS or time.perf_counter() < until:
         started = time.perf_counter()
         work(len(seconds))
         seconds.append(time.perf_counter() - started)
-    return statistics.median(seconds)
+    return sum_up(seconds)
 
 
 def measure(detector: Detector, canvases: Canvases, trial: Arrangement) -> float:
-    """Returns the images/s of all instances together, each of which computes the canvases as a batch.
-
-    The first run of a size is slow, and one of at least three: the median is not.
-    """
+    """Returns the images/s of all instances together, each of which computes the canvases as a batch."""
 
     def run(_: int = 0) -> object:
         return detector.infer(canvases, trial.session_threads)
 
+    def time_instance(_: int) -> float:
+        if detector.provider == "cpu":
+            return time_runs(run, _TRIAL_SECONDS)  # the first run of a size is slow, and the median is another one's
+        run()
+        return time_runs(run, _TRIAL_SECONDS, statistics.fmean)  # who waits for the GPU, waits now long and now not
+
     with ThreadPoolExecutor(trial.instances) as instances:
-        seconds = instances.map(lambda _: time_runs(run, _TRIAL_SECONDS), range(trial.instances))
-        return sum(len(canvases) / each for each in seconds)
+        return sum(len(canvases) / seconds for seconds in instances.map(time_instance, range(trial.instances)))
 
 
 Measure = Callable[[Detector, Canvases, Arrangement], float]
