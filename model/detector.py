@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -87,10 +88,7 @@ class Detector:
         `threads` are all, or a number that `open_with` has prepared for.
         """
         session = self._smaller[threads] if threads else self._session
-        if isinstance(session, BoundSession):
-            outputs = session.infer(self._outputs, canvases)
-        else:
-            outputs = session.run(self._outputs, {"images": np.stack(canvases)})
+        outputs = _run(session, self._outputs, canvases)
         found = [Detections(*rows) for rows in zip(*outputs, strict=True)]
         return [rows.select(slice(np.count_nonzero(rows.scores))) for rows in found]
 
@@ -111,6 +109,12 @@ def move_to_photo(found: Detections, placed: Letterbox) -> Detections:
     if keypoints is not None:
         keypoints = np.concatenate([placed.points_to_photo(keypoints[..., :2]), keypoints[..., 2:]], axis=-1)
     return dataclasses.replace(found, boxes_xyxy=placed.to_photo(found.boxes_xyxy), keypoints=keypoints)
+
+
+def _run(session: ort.InferenceSession, names: Sequence[str], canvases: Sequence[NDArray[np.uint8]]) -> Any:
+    if isinstance(session, BoundSession):
+        return session.infer(names, canvases)
+    return session.run(names, {"images": np.stack(canvases)})
 
 
 def _agreed_outputs(metadata: Metadata) -> dict[str, str]:
