@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from model.gaussian import Radius, gaussian, gaussian_radius, ignore
-from model.keypoints import KeypointTargets, decode_keypoints, encode_keypoints
+from model.keypoints import KeypointTargets, decode_keypoints, divide, encode_keypoints
 from model.network import STRIDE, HeadMaps
 
 RADIUS_IOU = 0.3
@@ -110,15 +110,15 @@ def decode(maps: HeadMaps, limit: int = 100, stride: int = STRIDE) -> Detections
     # peaks and order are the same in logits, so that the sigmoid need only see the winners
     peaks = heatmap.masked_fill(heatmap < F.max_pool2d(heatmap, 3, stride=1, padding=1), -torch.inf)
     scores, indices = peaks.flatten(1).topk(limit)  # (B, K)
-    cells = indices % (height * width)
-    centres = torch.stack([cells % width, cells // width], dim=-1) + _gather(offset, cells)  # (B, K, 2)
+    labels, cells = divide(indices, height * width)
+    centres = torch.stack(divide(cells, width)[::-1], dim=-1) + _gather(offset, cells)  # (B, K, 2)
     half_sizes = _gather(size, cells).clamp(min=0) / 2
     boxes = torch.cat([centres - half_sizes, centres + half_sizes], dim=-1)
     keypoints = None
     if maps.keypoints is not None:
         joints = decode_keypoints(maps.keypoints, cells, boxes)
         keypoints = torch.cat([joints[..., :2] * stride, joints[..., 2:]], dim=-1)
-    return Detections(boxes * stride, scores.sigmoid(), indices // (height * width), keypoints)
+    return Detections(boxes * stride, scores.sigmoid(), labels, keypoints)
 
 
 def boxes_of_maps(size: Tensor, offset: Tensor) -> Tensor:

@@ -76,7 +76,8 @@ def decode_keypoints(maps: KeypointMaps, cells: Tensor, boxes: Tensor) -> Tensor
     joint_count, height, width = maps.heatmap.shape[1:]
     index = cells[:, None].expand(-1, 2 * joint_count, -1)
     places = maps.places.flatten(2).gather(2, index).transpose(1, 2)  # (B, K, 2 * J)
-    x, y = places[..., 0::2] + (cells % width)[..., None], places[..., 1::2] + (cells // width)[..., None]
+    rows, columns = divide(cells, width)
+    x, y = places[..., 0::2] + columns[..., None], places[..., 1::2] + rows[..., None]
     flat = x.floor().clamp(0, width - 1).long() + width * y.floor().clamp(0, height - 1).long()
     scores = maps.heatmap.flatten(2).gather(2, flat.transpose(1, 2)).transpose(1, 2).sigmoid()
 
@@ -84,8 +85,9 @@ def decode_keypoints(maps: KeypointMaps, cells: Tensor, boxes: Tensor) -> Tensor
     logits, peaks = maps.heatmap.masked_fill(~is_peak, -torch.inf).flatten(2).topk(min(_MOST_PEAKS, height * width))
     peak_scores = logits.sigmoid()  # (B, J, P)
     within = maps.offset.flatten(2).gather(2, peaks.flatten(1)[:, None].expand(-1, 2, -1))
-    peak_x = peaks % width + within[:, 0].view_as(logits)
-    peak_y = peaks // width + within[:, 1].view_as(logits)
+    peak_rows, peak_columns = divide(peaks, width)
+    peak_x = peak_columns + within[:, 0].view_as(logits)
+    peak_y = peak_rows + within[:, 1].view_as(logits)
 
     all_x, all_y = peak_x[:, None], peak_y[:, None]  # (B, 1, J, P), to be compared with (B, K, J, 1)
     distance = ((x[..., None] - all_x) ** 2 + (y[..., None] - all_y) ** 2).sqrt()
@@ -99,3 +101,9 @@ def decode_keypoints(maps: KeypointMaps, cells: Tensor, boxes: Tensor) -> Tensor
     moved = (each.gather(2, of_joint).transpose(1, 2) for each in (peak_x, peak_y, peak_scores))
     said = (x, y, scores)
     return torch.stack([torch.where(moves, there, here) for there, here in zip(moved, said, strict=True)], dim=-1)
+
+
+def divide(indices: Tensor, divisor: int) -> tuple[Tensor, Tensor]:
+    """Returns the quotients of indices of 0 or more, and the remainders."""
+    quotients = indices // divisor
+    return quotients, indices - quotients * divisor  # the exporter has no `%` by a size that is known at run time alone

@@ -136,7 +136,7 @@ class LetterboxedPhotos(torch.utils.data.Dataset[NDArray[np.uint8]]):
         return len(self.dataset.photos)
 
     def __getitem__(self, index: int) -> NDArray[np.uint8]:
-        return prepare(self.dataset.photos[index].path.read_bytes(), self.size, self.size).pixels
+        return prepare(self.dataset.photos[index].path.read_bytes(), [(self.size, self.size)]).pixels
 
 
 def evaluation_batches(dataset: Dataset, size: int, batch_size: int, workers: int) -> Iterator[Tensor]:
