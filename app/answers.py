@@ -86,7 +86,8 @@ class ModelDescription(BaseModel):
     name: str = Field(examples=["resnet18-coco-512"])
     provider: str = Field(examples=["cpu"])
     precision: str = Field(examples=["fp32"])
-    input: Size
+    input: Size = Field(description="what a photo is scaled to fit into")
+    shapes: list[Size] = Field(description="what photos are computed in: the smallest that holds the scaled photo")
     dataset: str = Field(examples=["COCO 2017"])
     threshold: float = Field(description="least score of what is answered, unless a request says otherwise")
     ap: float | None
@@ -157,6 +158,7 @@ def describe_model(model: ServedModel) -> ModelDescription:
         provider=model.detector.provider,
         precision=metadata.precision,
         input=Size(width=metadata.input_width, height=metadata.input_height),
+        shapes=[Size(width=width, height=height) for height, width in model.detector.shapes],
         dataset=metadata.dataset,
         threshold=model.threshold,
         ap=metadata.ap,

@@ -8,7 +8,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Iterator, Sequence
 from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
@@ -61,9 +61,10 @@ class _Waiting(Generic[Item, Result]):
 class Batcher(Generic[Item, Result]):
     """Runs `compute` over up to `max_batch` items at once, first come, first served, in `instances` threads.
 
-    No thread waits while there is something to do: a short queue is split among those that are idle. At most
-    `max_queue` items are admitted at a time, so that the queue is bounded, and with it the memory of what happens
-    before it. `compute` is told whether its item is the only one in hand, and returns a result for each, or the
+    No thread waits while there is something to do: a short queue is split among those that are idle. Only items of one
+    `key` are computed together: the oldest and those like it, while the others keep their places, so that none starves.
+    At most `max_queue` items are admitted at a time, so that the queue is bounded, and with it the memory of what
+    happens before it. `compute` is told whether its item is the only one in hand, and returns a result for each, or the
     exception that awaits who submitted it; where it raises, or takes longer than `timeout_seconds`, its whole batch
     fails, and no other. `on_drop` is called for each item whose request ended in the queue. `max_batch` and
     `instances` may be set until `run`.
@@ -77,6 +78,7 @@ class Batcher(Generic[Item, Result]):
         timeout_seconds: float = 60.0,
         on_drop: Callable[[], object] = lambda: None,
         instances: int = 1,
+        key: Callable[[Item], Hashable] = lambda item: None,
     ) -> None:
         self._compute = compute
         self.max_batch = max_batch
@@ -84,6 +86,7 @@ class Batcher(Generic[Item, Result]):
         self._max_queue = max_queue
         self._timeout_seconds = timeout_seconds
         self._on_drop = on_drop
+        self._key = key
         self._loop: asyncio.AbstractEventLoop | None = None  # of `run`
         self._changed = threading.Condition()  # guards what follows: threads take from it by themselves, so that none
         self._waiting: collections.deque[_Waiting[Item, Result]] = collections.deque()  # waits for a busy event loop
@@ -228,14 +231,18 @@ class Batcher(Generic[Item, Result]):
                 idle = self.instances - len(self._computing)
                 share = min(self.max_batch, math.ceil(len(self._waiting) / idle))
                 batch: list[_Waiting[Item, Result]] = []
+                others: list[_Waiting[Item, Result]] = []
                 while self._waiting and len(batch) < share:
                     waiting = self._waiting.popleft()
                     if waiting.future.done():  # its client has gone, or its time is up
                         self._on_drop()
-                    else:
+                    elif not batch or self._key(waiting.item) == self._key(batch[0].item):
                         batch.append(waiting)
+                    else:
+                        others.append(waiting)
+                self._waiting.extendleft(reversed(others))
                 if batch:
-                    is_alone = len(batch) == 1 and not self._computing
+                    is_alone = len(batch) == 1 and not self._waiting and not self._computing
                     self._taken += 1
                     taken = self._computing[thread] = _Batch(batch, is_alone, time.perf_counter())
                     return taken

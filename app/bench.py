@@ -10,6 +10,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,7 +22,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from pydantic import BaseModel
 
 from app.answers import encode_answer
-from app.arrangement import Arrangement, arrange, time_runs
+from app.arrangement import Arrangement, Canvases, arrange, time_runs
 from app.load import Seen, build_request, keep_busy
 from app.models import open_detector
 from app.operators import describe_operators, measure_operators
@@ -35,6 +36,7 @@ from model.session import ProviderUnavailable
 
 _PART_SECONDS = 0.5
 _WARM_UP_SECONDS = 1.0
+_PAIRS = 7  # of runs whose speeds are compared
 _PHOTO_ENDINGS = (".jpg", ".jpeg", ".png", ".webp")
 
 
@@ -60,6 +62,7 @@ class Report(BaseModel):
     provider: str
     photos: list[str]
     parts_ms: dict[str, float]  # one after the other, in one thread unless it says otherwise
+    square_ratio: float | None  # times as long an inference of one would take; none where squares are all that there is
     arrangement: Arrangement
     limit_images_per_second: float
     ready_seconds: float
@@ -102,10 +105,11 @@ def run(
     """Measures the parts, the limit, and a server of these `flags`; raises what `Detector` raises, and `Unusable`."""
     detector = open_detector(settings.find_models()[0], settings)
     metadata = detector.metadata
-    blank = np.zeros((metadata.input_height, metadata.input_width, 3), np.uint8)
+    blank = np.zeros((*detector.shapes[-1], 3), np.uint8)
     arrangement = arrange(detector, blank, settings)
     try:
         parts = measure_parts(detector, list(photos.values()), settings)
+        square_ratio = measure_squares(detector, list(photos.values()), settings)
     except (UnknownFormat, BrokenImage, TooManyPixels) as error:
         raise Unusable(f"one of the photos cannot be used: {error}") from error
     limit = measure_limit(detector, list(photos.values()), arrangement, seconds)
@@ -125,6 +129,7 @@ def run(
         provider=detector.provider,
         photos=list(photos),
         parts_ms=parts,
+        square_ratio=square_ratio,
         arrangement=arrangement,
         limit_images_per_second=limit,
         ready_seconds=ready_seconds,
@@ -160,6 +165,27 @@ def measure_parts(detector: Detector, photos: Sequence[bytes], settings: Setting
     for part in parts.values():
         part(0)  # the first run is slow
     return {name: 1000 * time_runs(part, _PART_SECONDS) for name, part in parts.items()}
+
+
+def measure_squares(detector: Detector, photos: Sequence[bytes], settings: Settings) -> float | None:
+    """Returns how many times as long the photos would take as squares as in the shapes that they are computed in."""
+    if len(detector.shapes) == 1:
+        return None
+    shapes = Counter(detector.prepare(photo, settings.max_pixels).letterbox.shape for photo in photos)
+    in_shapes = in_squares = 0.0
+    for shape, count in shapes.items():
+        blanks = [np.zeros((*each, 3), np.uint8) for each in (shape, detector.shapes[-1])]
+        pairs = [[_time(detector.infer, [blank]) for blank in blanks] for _ in range(_PAIRS)]
+        in_shape, in_square = (statistics.median(seconds) for seconds in zip(*pairs, strict=True))
+        in_shapes += count * in_shape
+        in_squares += count * in_square
+    return in_squares / in_shapes
+
+
+def _time(infer: Callable[[Canvases], object], canvases: Canvases) -> float:
+    started = time.perf_counter()
+    infer(canvases)
+    return time.perf_counter() - started
 
 
 def measure_limit(detector: Detector, photos: Sequence[bytes], arrangement: Arrangement, seconds: float) -> float:
@@ -198,6 +224,11 @@ def describe(report: Report) -> str:
         "|---|---:|",
         *(f"| {name} | {milliseconds:.3f} |" for name, milliseconds in report.parts_ms.items()),
         "",
+        *(
+            [f"as squares these photos would take {report.square_ratio:.2f} x the inference"]
+            if report.square_ratio
+            else []
+        ),
         f"limit without HTTP: {report.limit_images_per_second:.1f} images/s"
         f" (--instances {chosen.instances} --max-batch {chosen.max_batch}, {chosen.threads} threads each)",
         f"ready after {report.ready_seconds:.2f} s; {report.memory_mib:.0f} MiB of memory at the end",

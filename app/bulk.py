@@ -5,7 +5,6 @@ import math
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -21,7 +20,7 @@ from app.pipeline import Filter
 from app.places import Place, UnusablePlace, open_place, read_column
 from app.settings import InvalidSettings, Settings, read_settings
 from model.detector import Detector
-from model.metadata import InvalidModel, Metadata
+from model.metadata import InvalidModel
 from model.session import ProviderUnavailable
 
 _TASKS = 1000  # as many as this, or a few times more, spread the work well
@@ -41,14 +40,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         flags = {"--model": parsed.model, "--provider": parsed.provider}
         settings = read_settings([f"{flag}={value}" for flag, value in flags.items() if value is not None])
         model = settings.find_models()[0].absolute()
-        metadata = Detector(model, "cpu", 1).metadata
-        wanted = choose(settings, metadata, parsed.threshold, parsed.limit, parsed.labels)
+        detector = Detector(model, "cpu", 1)
+        wanted = choose(settings, detector.metadata, parsed.threshold, parsed.limit, parsed.labels)
         photos, found = open_place(parsed.photos), open_place(parsed.found)
         names, missing = _find_missing(photos, found)
         print(f"{names} photos, {names - len(missing)} of them done", file=sys.stderr)
         if missing:
             _connect()
-            _find_objects(parsed, settings, model, metadata, wanted, photos, found, missing)
+            _find_objects(parsed, settings, detector, wanted, photos, found, missing)
         problems = read_column(found, "problem")
     except (
         *(InvalidSettings, InvalidModel, ProviderUnavailable, UnknownLabel, NoPictures, UnusablePlace),
@@ -102,8 +101,7 @@ def _connect() -> None:
 def _find_objects(
     parsed: argparse.Namespace,
     settings: Settings,
-    model: Path,
-    metadata: Metadata,
+    detector: Detector,
     wanted: Filter,
     photos: Place,
     found: Place,
@@ -115,8 +113,7 @@ def _find_objects(
     reader = ReadPhotos(
         photos.filesystem,
         photos.prefix,
-        metadata.input_height,
-        metadata.input_width,
+        detector.shapes,
         settings.max_image_bytes,
         settings.max_pixels,
     )
@@ -126,7 +123,7 @@ def _find_objects(
         .map_batches(reader, batch_format="numpy", num_cpus=1)
         .map_batches(
             FindObjects,
-            fn_constructor_args=(model, settings.provider, parsed.cpus, wanted),
+            fn_constructor_args=(detector.path, settings.provider, parsed.cpus, wanted),
             batch_format="numpy",
             batch_size=settings.max_batch or _MAX_BATCH,
             compute=ActorPoolStrategy(size=_count_actors(parsed)),

@@ -1,6 +1,7 @@
 """What Ray Data does with each batch of photos: reads and decodes them in tasks, finds objects in actors."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,10 @@ from app.service import quieten_decoders
 from model.canvas import prepare
 from model.detector import Detections, Detector
 from model.image import BrokenImage, TooManyPixels, UnknownFormat
-from model.letterbox import place
+from model.letterbox import Letterbox, place
 from model.metadata import Metadata
 from model.session import Provider
+from model.shapes import Shape
 
 Batch = dict[str, NDArray[Any]]
 
@@ -30,14 +32,14 @@ _FAULTS = (EmptyBody, BodyTooLarge, UnknownFormat, TooManyPixels, BrokenImage, O
 class ReadPhotos:
     """Makes of the names of N photos what the network takes.
 
-    Gives `pixels` (N, input height, input width, 3), uint8, and each photo's `width` and `height`. Where a photo cannot
-    be read these are 0, and `problem` and `detail` say why.
+    Gives `pixels` (N, H, W, 3), uint8, H and W those of the last of `shapes`, in whose upper left corner each photo has
+    its own shape, and each photo's `width` and `height`. Where a photo cannot be read these are 0, and `problem` and
+    `detail` say why. Photos of one shape come one after the other, so that they are computed in one batch.
     """
 
     filesystem: fs.FileSystem
     prefix: str
-    input_height: int
-    input_width: int
+    shapes: Sequence[Shape]
     max_bytes: int
     max_pixels: int
 
@@ -45,20 +47,24 @@ class ReadPhotos:
         """Reads one batch."""
         quieten_decoders()
         count = len(batch["file"])
-        pixels = np.zeros((count, self.input_height, self.input_width, 3), np.uint8)
+        pixels = np.zeros((count, *self.shapes[-1], 3), np.uint8)
+        shapes = np.zeros((2, count), np.int32)
         sizes = np.zeros((2, count), np.int32)
         faults = np.full((2, count), "", object)
         for at, file in enumerate(batch["file"]):
             try:
-                canvas = prepare(self._read(file), self.input_height, self.input_width, self.max_pixels)
+                canvas = prepare(self._read(file), self.shapes, self.max_pixels)
             except _FAULTS as fault:
                 kind = KINDS.get(type(fault))
                 faults[:, at] = kind.reason if kind else "unreadable-file", str(fault)
             else:
-                pixels[at] = canvas.pixels
+                shapes[:, at] = height, width = canvas.letterbox.shape
+                pixels[at, :height, :width] = canvas.pixels
                 sizes[:, at] = canvas.letterbox.photo_width, canvas.letterbox.photo_height
         names = ("width", "height", "problem", "detail")
-        return batch | {"pixels": pixels} | dict(zip(names, (*sizes, *faults), strict=True))
+        read = batch | {"pixels": pixels} | dict(zip(names, (*sizes, *faults), strict=True))
+        order = np.lexsort(shapes)
+        return {name: column[order] for name, column in read.items()}
 
     def _read(self, file: str) -> bytes:
         with self.filesystem.open_input_file(file.removeprefix(self.prefix)) as stream:
@@ -81,26 +87,29 @@ class FindObjects:
 
     def __call__(self, batch: Batch) -> pa.Table:
         """Computes one batch; a photo with a problem costs nothing."""
-        canvases = list(batch["pixels"][batch["problem"] == ""])
-        found = iter(self._detector.infer(canvases) if canvases else ())
-        names = ("file", "width", "height", "problem", "detail")
-        photos = [
-            dict(zip(names, values, strict=True)) for values in zip(*(batch[name] for name in names), strict=True)
+        placed = [
+            None if problem else place(width, height, self._detector.shapes)
+            for width, height, problem in zip(batch["width"], batch["height"], batch["problem"], strict=True)
         ]
-        rows = [self._describe(**photo, found=None if photo["problem"] else next(found)) for photo in photos]
+        canvases = [
+            pixels[: letterbox.shape[0], : letterbox.shape[1]]
+            for pixels, letterbox in zip(batch["pixels"], placed, strict=True)
+            if letterbox
+        ]
+        found = iter(self._detector.infer(canvases))
+        rows = [
+            {"file": file, "model": self._detector.metadata.name}
+            | (self._describe(letterbox, next(found)) if letterbox else {"problem": problem, "detail": detail})
+            for file, letterbox, problem, detail in zip(
+                batch["file"], placed, batch["problem"], batch["detail"], strict=True
+            )
+        ]
         return pa.Table.from_pylist(rows, self._schema)
 
-    def _describe(
-        self, file: str, width: int, height: int, problem: str, detail: str, found: Detections | None
-    ) -> dict[str, object]:
-        metadata = self._detector.metadata
-        row: dict[str, object] = {"file": file, "model": metadata.name}
-        if found is None:
-            return row | {"problem": problem, "detail": detail}
-        placed = place(width, height, metadata.input_width, metadata.input_height)
+    def _describe(self, placed: Letterbox, found: Detections) -> dict[str, object]:
         finished = self._detector.finish(self._wanted.select(found), placed)
-        detections = [each | each["box"] for each in describe_detections(metadata, finished)]
-        return row | {"width": width, "height": height, "detections": detections}
+        detections = [each | each["box"] for each in describe_detections(self._detector.metadata, finished)]
+        return {"width": placed.photo_width, "height": placed.photo_height, "detections": detections}
 
 
 def make_schema(metadata: Metadata) -> pa.Schema:

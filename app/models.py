@@ -1,6 +1,7 @@
 """The models that are served: loaded, warmed up, swapped and taken away while requests run."""
 
 import asyncio
+import collections
 import logging
 import time
 from collections.abc import Iterator, Sequence
@@ -65,7 +66,7 @@ class ServedModel:
         self.arrangement: Arrangement | None = None  # until it is warm
         self._settings = settings
         self._metrics = metrics
-        self._blank = np.zeros((detector.metadata.input_height, detector.metadata.input_width, 3), np.uint8)
+        self._blank = np.zeros((*detector.shapes[-1], 3), np.uint8)
         self._batch_size = metrics.batch_size.labels(self.name)
         self.batcher: Batcher[Picture | Prepared, Computed] = Batcher(
             self._compute,
@@ -73,18 +74,23 @@ class ServedModel:
             settings.max_queue,
             settings.inference_timeout_seconds,
             metrics.abandoned.labels(self.name).inc,
+            key=_find_shape,
         )
 
     def warm_up(self) -> None:
-        """Arranges how it is run, and computes each batch size that the provider prepares for; once."""
+        """Arranges how it is run, and computes each batch size and shape that the provider prepares for; once."""
         if self.arrangement:
             return
         started = time.perf_counter()
         arrangement = arrange(self.detector, self._blank, self._settings)
         self.batcher.instances, self.batcher.max_batch = arrangement.instances, arrangement.max_batch
-        self.detector.infer([self._blank])
-        for size in batch_sizes(arrangement.max_batch) if self._is_padded else [arrangement.max_batch]:
-            self.detector.infer([self._blank] * size, arrangement.session_threads)
+        if self._is_padded:
+            for shape in self.detector.shapes:
+                for size in batch_sizes(arrangement.max_batch):
+                    self.detector.infer([np.zeros((*shape, 3), np.uint8)] * size)
+        else:
+            self.detector.infer([self._blank])
+            self.detector.infer([self._blank] * arrangement.max_batch, arrangement.session_threads)
         self.arrangement = arrangement
         self.prepares_first = self._is_padded or arrangement.threads > 1
         self.describe()
@@ -160,12 +166,19 @@ class ServedModel:
         if not canvases:
             return []
         assert self.arrangement is not None
-        size = len(canvases)
-        self._batch_size.observe(size)
-        if self._is_padded:  # other sizes than those that CUDA has prepared are slow at first
-            size = min(each for each in batch_sizes(self.arrangement.max_batch) if each >= size)
+        for size in collections.Counter(canvas.shape for canvas in canvases).values():
+            self._batch_size.observe(size)
         threads = None if is_alone else self.arrangement.session_threads
-        return self.detector.infer([*canvases, *[self._blank] * (size - len(canvases))], threads)[: len(canvases)]
+        if not self._is_padded:
+            return self.detector.infer(canvases, threads)
+        # other sizes than those that CUDA has prepared are slow at first
+        size = min(each for each in batch_sizes(self.arrangement.max_batch) if each >= len(canvases))
+        return self.detector.infer([*canvases, *[canvases[-1]] * (size - len(canvases))], threads)[: len(canvases)]
+
+
+def _find_shape(item: Picture | Prepared) -> tuple[int, ...] | None:
+    """What is computed in one batch; None where only the thread that computes it will know."""
+    return item.canvas.pixels.shape if isinstance(item, Prepared) else None
 
 
 class Models:

@@ -1,38 +1,38 @@
 """Image file or pixels → the network's input: the same for serving and for evaluation. Free of torch."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from model import image
 from model.letterbox import Letterbox, fit, place
+from model.shapes import Shape
 
 
 @dataclasses.dataclass(frozen=True)
 class Canvas:
-    """A photo as the network takes it: `pixels` (input height, input width, 3), uint8, RGB."""
+    """A photo as the network takes it: `pixels` (height, width, 3) of the letterbox's shape, uint8, RGB."""
 
     pixels: NDArray[np.uint8]
     letterbox: Letterbox
 
 
-def prepare(
-    picture: bytes | NDArray[np.uint8], input_height: int, input_width: int, max_pixels: int = image.MAX_PIXELS
-) -> Canvas:
-    """Letterboxes RGB pixels (h, w, 3), or an image file, decoded no larger than it need be.
+def prepare(picture: bytes | NDArray[np.uint8], shapes: Sequence[Shape], max_pixels: int = image.MAX_PIXELS) -> Canvas:
+    """Letterboxes RGB pixels (h, w, 3), or an image file, decoded no larger than it need be, in the first shape to fit.
 
     Raises what `model.image` raises.
     """
     if isinstance(picture, bytes):
         header = image.read_header(picture, max_pixels)
-        letterbox = place(header.width, header.height, input_width, input_height)
+        letterbox = place(header.width, header.height, shapes)
         photo = image.decode(picture, header, letterbox.width, letterbox.height)
     else:
         height, width, _ = picture.shape
         image.check_pixels(width, height, max_pixels)
-        letterbox = place(width, height, input_width, input_height)
+        letterbox = place(width, height, shapes)
         photo = image.shrink(picture, letterbox.width, letterbox.height)
-    pixels = np.empty((input_height, input_width, 3), np.uint8)
+    pixels = np.empty((*letterbox.shape, 3), np.uint8)
     fit(photo, letterbox, pixels)
     return Canvas(pixels, letterbox)

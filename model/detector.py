@@ -15,6 +15,7 @@ from model.canvas import Canvas, prepare
 from model.letterbox import Letterbox
 from model.metadata import InvalidModel, Metadata
 from model.session import Gpu, Provider, find_provider, open_session
+from model.shapes import list_shapes
 
 _OUTPUTS = {"boxes": "tensor(float)", "scores": "tensor(float)", "labels": "tensor(int64)"}
 _KEYPOINTS = {"keypoints": "tensor(float)"}  # as well, where the metadata names joints
@@ -37,13 +38,17 @@ class Detections:
         keypoints = None if self.keypoints is None else self.keypoints[keep]
         return Detections(self.boxes_xyxy[keep], self.scores[keep], self.labels[keep], keypoints)
 
+    def without_unused(self) -> "Detections":
+        """Returns the rows before those at the end that the graph marks as unused, by scores of 0."""
+        return self.select(slice(np.count_nonzero(self.scores)))
+
 
 class Detector:
     """An exported model in an ONNX Runtime session.
 
-    `metadata` is what the file says of itself, `provider` ("cpu", "cuda" or "tensorrt") where it really runs, and
-    `most_detections` how many rows it gives for one photo; `path` is its file. Raises `InvalidModel`, naming the file,
-    and `ProviderUnavailable`.
+    `metadata` is what the file says of itself, `provider` ("cpu", "cuda" or "tensorrt") where it really runs, `shapes`
+    what it is given photos in, the smallest first, and `most_detections` how many rows it gives for one photo; `path`
+    is its file. Raises `InvalidModel`, naming the file, and `ProviderUnavailable`.
     """
 
     def __init__(
@@ -55,6 +60,7 @@ class Detector:
         self.provider = find_provider(session)
         try:
             self.metadata = Metadata.from_properties(session.get_modelmeta().custom_metadata_map)
+            self.shapes = list_shapes(self.metadata.input_height, self.metadata.input_width, self.metadata.size_step)
             self.most_detections = _check_graph(session, self.metadata)
             self._outputs = list(_agreed_outputs(self.metadata))
         except InvalidModel as error:
@@ -62,7 +68,7 @@ class Detector:
 
     def prepare(self, picture: bytes | NDArray[np.uint8], max_pixels: int = image.MAX_PIXELS) -> Canvas:
         """Letterboxes one image file, or RGB pixels (h, w, 3); raises what `model.image` raises."""
-        return prepare(picture, self.metadata.input_height, self.metadata.input_width, max_pixels)
+        return prepare(picture, self.shapes, max_pixels)
 
     def open_with(self, threads: int) -> None:
         """Readies `infer` for batches that have fewer of the CPU's threads, as several side by side should.
@@ -83,21 +89,27 @@ class Detector:
             session.run(self._outputs, {"images": canvas[None]}, options)
 
     def infer(self, canvases: Sequence[NDArray[np.uint8]], threads: int | None = None) -> list[Detections]:
-        """Runs canvases as one batch; the boxes are still in input pixels. Scores of 0 mark the unused rows at the end.
+        """Runs canvases, those of one shape as one batch; the boxes are still in input pixels.
 
         `threads` are all, or a number that `open_with` has prepared for.
         """
         session = self._smaller[threads] if threads else self._session
-        outputs = _run(session, self._outputs, canvases)
-        found = [Detections(*rows) for rows in zip(*outputs, strict=True)]
-        return [rows.select(slice(np.count_nonzero(rows.scores))) for rows in found]
+        of_shape: dict[tuple[int, ...], list[int]] = {}
+        for index, canvas in enumerate(canvases):
+            of_shape.setdefault(canvas.shape, []).append(index)
+        found: dict[int, Detections] = {}
+        for indices in of_shape.values():
+            outputs = _run(session, self._outputs, [canvases[index] for index in indices])
+            for index, *rows in zip(indices, *outputs, strict=True):
+                found[index] = Detections(*rows).without_unused()
+        return [found[index] for index in range(len(canvases))]
 
     def finish(self, found: Detections, placed: Letterbox) -> Detections:
         """Moves boxes and joints from input pixels to the photo's, the boxes clipped to it."""
         return move_to_photo(found, placed)
 
     def detect(self, files: Sequence[bytes], max_pixels: int = image.MAX_PIXELS) -> list[Detections]:
-        """Finds objects in image files, run as one batch: no threshold, in photo pixels."""
+        """Finds objects in image files, run as one batch of each shape: no threshold, in photo pixels."""
         prepared = [self.prepare(data, max_pixels) for data in files]
         found = self.infer([one.pixels for one in prepared])
         return [self.finish(rows, one.letterbox) for rows, one in zip(found, prepared, strict=True)]
@@ -128,10 +140,14 @@ def _check_graph(session: ort.InferenceSession, metadata: Metadata) -> int:
     if set(inputs) != {"images"} or inputs["images"].type != "tensor(uint8)":
         raise InvalidModel(f"its inputs are {_describe(inputs)}, not one `images` of uint8")
     batch, *size = inputs["images"].shape
-    if size != [metadata.input_height, metadata.input_width, 3]:
-        raise InvalidModel(
-            f"its images are {size} and its metadata says {[metadata.input_height, metadata.input_width, 3]}"
-        )
+    agreed_size = [metadata.input_height, metadata.input_width, 3]
+    if metadata.size_step:
+        if any(isinstance(length, int) for length in size[:2]) or size[2:] != [3]:
+            raise InvalidModel(f"its images are {size} and its metadata says any multiples of {metadata.size_step}")
+        if any(length % metadata.size_step for length in agreed_size[:2]):
+            raise InvalidModel(f"its metadata says {agreed_size}, and multiples of {metadata.size_step}")
+    elif size != agreed_size:
+        raise InvalidModel(f"its images are {size} and its metadata says {agreed_size}")
     if isinstance(batch, int):
         raise InvalidModel(f"it takes batches of {batch} alone: export it with a dynamic batch")
     agreed = _agreed_outputs(metadata)

@@ -14,13 +14,15 @@ from model.codec import decode
 from model.metadata import Metadata
 from model.network import CenterNet
 
+_LEAST_SIZE = 64  # pixels: a smaller picture may have fewer cells than a photo has detections
+
 
 class DetectionGraph(nn.Module):
     """The network and its decoding as one function.
 
-    Shapes: images (B, H, W, 3), uint8, RGB → boxes (B, K, 4), float32, xyxy, input pixels; scores (B, K), float32,
-    falling; labels (B, K), int64; where the network knows joints also keypoints (B, K, J, 3), float32, x and y in input
-    pixels and a score.
+    Shapes: images (B, H, W, 3), uint8, RGB, H and W multiples of the network's `size_step` → boxes (B, K, 4), float32,
+    xyxy, input pixels; scores (B, K), float32, falling; labels (B, K), int64; where the network knows joints also
+    keypoints (B, K, J, 3), float32, x and y in input pixels and a score.
     """
 
     def __init__(self, network: CenterNet, limit: int = 100) -> None:
@@ -33,19 +35,22 @@ class DetectionGraph(nn.Module):
         return tuple(each for each in decode(self.network(images), self.limit, self.network.stride) if each is not None)
 
 
-def build_onnx(network: CenterNet, height: int, width: int) -> onnx.ModelProto:
-    """The ONNX graph of `network` for inputs of `height` x `width` pixels and any batch, in single precision."""
+def build_onnx(network: CenterNet) -> onnx.ModelProto:
+    """The ONNX graph of `network`, in single precision, for any batch of pictures of 64 pixels or more each way."""
     # the exporter says four times that torchvision's operators, of no use here, cannot be exported without torchvision
     logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
     graph = DetectionGraph(network).cpu().eval()
+    step = network.size_step
+    rows, columns = (step * torch.export.Dim(name, min=-(-_LEAST_SIZE // step)) for name in ("rows", "columns"))
+    size = 4 * _LEAST_SIZE // step * step  # any would do
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # PyTorch's exporter uses what PyTorch deprecates
         program = torch.onnx.export(
             graph,
-            (torch.zeros(2, height, width, 3, dtype=torch.uint8),),
+            (torch.zeros(2, size, size + step, 3, dtype=torch.uint8),),
             input_names=["images"],
             output_names=["boxes", "scores", "labels", *(["keypoints"] if network.joint_count else [])],
-            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            dynamic_shapes=({0: torch.export.Dim("batch"), 1: rows, 2: columns},),
             dynamo=True,
             external_data=False,
             custom_translation_table={torch.ops.centernet.deform_conv.default: _translate_deform_conv},

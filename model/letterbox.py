@@ -1,18 +1,21 @@
 """Fits a photo into the network's input, and boxes back into the photo. Free of torch."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from model.shapes import Shape
+
 PADDING = 114  # grey: nearer to a photo's mean than black, so that the edge of the padding excites nothing
 
 
 @dataclasses.dataclass(frozen=True)
 class Letterbox:
-    """Where a photo of `photo_width` x `photo_height` pixels lies inside the network's input."""
+    """Where a photo of `photo_width` x `photo_height` pixels lies inside the network's input of `shape`."""
 
     photo_width: int
     photo_height: int
@@ -20,6 +23,7 @@ class Letterbox:
     top: int
     width: int
     height: int
+    shape: Shape
 
     def to_photo(self, boxes_xyxy: NDArray[np.float32]) -> NDArray[np.float32]:
         """Boxes (N, 4) in input pixels → boxes (N, 4) in the photo's pixels, clipped to it."""
@@ -41,11 +45,16 @@ class Letterbox:
         return boxes.astype(np.float32)
 
 
-def place(photo_width: int, photo_height: int, input_width: int, input_height: int) -> Letterbox:
-    """Returns the largest centred placement that keeps the photo's proportions. All in pixels."""
-    scale = min(input_width / photo_width, input_height / photo_height)
+def place(photo_width: int, photo_height: int, shapes: Sequence[Shape]) -> Letterbox:
+    """Places a photo, its proportions kept, as large as the last of `shapes` has room for, in the first that holds it.
+
+    It lies in the middle. All in pixels.
+    """
+    whole_height, whole_width = shapes[-1]
+    scale = min(whole_width / photo_width, whole_height / photo_height)
     width, height = max(1, round(photo_width * scale)), max(1, round(photo_height * scale))
-    return Letterbox(photo_width, photo_height, (input_width - width) // 2, (input_height - height) // 2, width, height)
+    shape = next(each for each in shapes if each[0] >= height and each[1] >= width)
+    return Letterbox(photo_width, photo_height, (shape[1] - width) // 2, (shape[0] - height) // 2, width, height, shape)
 
 
 def fit(image: NDArray[np.uint8], letterbox: Letterbox, canvas: NDArray[np.uint8]) -> None:

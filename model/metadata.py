@@ -19,10 +19,11 @@ class Metadata:
     """Facts that travel with the weights.
 
     `labels[i]` names the class that the graph calls i, and `label_ids[i]` is its category id in the data set that it
-    was trained on. `input_height` and `input_width` are pixels, `stride` is input pixels per cell. `ap` and `ap50` are
-    COCO's figures in per cent on the validation split of `dataset`, or None where none was measured; `keypoint_ap` is
-    that of the joints that `skeleton` names, by object keypoint similarity. `threshold` is the least score that serves
-    best there, by F1.
+    was trained on. `input_height` and `input_width` are pixels. Where `size_step` is a number they are the most that
+    photos are scaled to, and the graph takes all heights and widths that are multiples of it. `stride` is input pixels
+    per cell. `ap` and `ap50` are COCO's figures in per cent on the validation split of `dataset`, or None where none
+    was measured; `keypoint_ap` is that of the joints that `skeleton` names, by object keypoint similarity. `threshold`
+    is the least score that serves best there, by F1.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Metadata:
     keypoint_ap: float | None = None
     skeleton: Skeleton = NO_JOINTS
     threshold: float | None = None
+    size_step: int | None = None
     format_version: int = FORMAT_VERSION
 
     def to_properties(self) -> dict[str, str]:

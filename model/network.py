@@ -128,7 +128,7 @@ class Heads(nn.Module):
 class CenterNet(Heads):
     """Photos in, head maps out; `model.codec.decode` turns those into boxes.
 
-    Shapes: images (B, H, W, 3), uint8, RGB, H and W multiples of the backbone's coarsest stride → `HeadMaps`. Where
+    Shapes: images (B, H, W, 3), uint8, RGB, H and W multiples of `size_step` → `HeadMaps`. Where
     several maps come from a backbone at stride 4, the heads of the network itself read the last one; the others have
     heads of their own, which work in training alone. `mean` and `std` are of RGB in 0..255; None: the backbone's.
     `stride` is input pixels per cell of the head maps, 4 or 2.
@@ -159,6 +159,12 @@ class CenterNet(Heads):
         )
         for name, statistic in (("mean", mean or self.backbone.mean), ("std", std or self.backbone.std)):
             self.register_buffer(name, torch.tensor(statistic).view(1, 3, 1, 1), persistent=False)
+
+    @property
+    def size_step(self) -> int:
+        """What the height and width of pictures are multiples of."""
+        stride = self.backbone.coarsest_stride
+        return stride // 2 if self.backbone.takes_odd and self.neck.takes_odd else stride
 
     def forward(self, images: Tensor) -> HeadMaps:
         """Computes the head maps."""

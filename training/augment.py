@@ -97,7 +97,7 @@ def _random_warp(
 ) -> NDArray[np.float64]:
     """The 2x3 matrix photo → view: scaled around the letterbox's own scale, shifted anywhere, perhaps mirrored."""
     height, width = photo.shape[:2]
-    fitted = place(width, height, fit, fit)
+    fitted = place(width, height, [(fit, fit)])
     scale = np.exp(random.uniform(*np.log(scale_range)))
     stretch = np.exp(random.uniform(-config.aspect_jitter, config.aspect_jitter) / 2)
     scale_x = fitted.width / width * scale * stretch

@@ -40,7 +40,7 @@ class CrowdRecall:
 
 def find_collisions(photo: Photo, input_size: int, stride: int) -> Collisions:
     """Which objects' centres meet at a stride, in the photo letterboxed to `input_size` pixels squared."""
-    boxes = place(photo.width, photo.height, input_size, input_size).from_photo(photo.boxes_xyxy)
+    boxes = place(photo.width, photo.height, [(input_size, input_size)]).from_photo(photo.boxes_xyxy)
     cells = ((boxes[:, :2] + boxes[:, 2:]) / 2 / stride).astype(np.int64)
     distance = np.abs(cells[:, None] - cells).max(2)  # (N, N), in cells
     counts = ~photo.is_ignored

@@ -106,7 +106,7 @@ def _detect_at(
             # photos come last, so that none is taken from the iterator when the batch is at its end
             for *rows, photo in zip(*outputs, photos, strict=False):
                 found = Detections(*rows)
-                results.append(move_to_photo(found, place(photo.width, photo.height, size, size)))
+                results.append(move_to_photo(found, place(photo.width, photo.height, [(size, size)])))
                 advance(pictures=1)
     return results
 

@@ -19,7 +19,6 @@ from training.config import Config
 from training.datasets.dataset import Dataset
 from training.diagnosis import diagnose
 from training.evaluate import detect_with_model, detect_with_network, print_metrics
-from training.loader import LetterboxedPhotos
 from training.metrics import Metrics, measure
 
 _PHOTOS = 32
@@ -54,8 +53,9 @@ def export(checkpoint: Checkpoint, dataset: Dataset, path: Path, console: Consol
         ap50=None,
         git_commit=checkpoint.git_commit,
         skeleton=checkpoint.skeleton,
+        size_step=network.size_step,
     )
-    proto = build_onnx(network, size, size)
+    proto = build_onnx(network)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
     try:
@@ -97,11 +97,9 @@ def check_parity(network: CenterNet, detector: Detector, dataset: Dataset) -> in
 
     Raises `ParityFailure` at the first detection of either that has no partner in the other.
     """
-    size = detector.metadata.input_height
-    photos = LetterboxedPhotos(dataset, size)
-    count = min(_PHOTOS, len(photos))
-    for index in range(count):
-        canvas = photos[index]
+    photos = dataset.photos[:_PHOTOS]
+    for photo in photos:
+        canvas = detector.prepare(photo.path.read_bytes()).pixels
         outputs = decode(network(torch.from_numpy(canvas[None])), stride=network.stride)
         expected = Detections(*(each[0].numpy() for each in outputs if each is not None))
         [found] = detector.infer([canvas])
@@ -110,10 +108,10 @@ def check_parity(network: CenterNet, detector: Detector, dataset: Dataset) -> in
             if lonely.any():
                 row = int(lonely.argmax())
                 raise ParityFailure(
-                    f"{dataset.photos[index].path}: the graph {verb} {detector.metadata.labels[one.labels[row]]}"
+                    f"{photo.path}: the graph {verb} {detector.metadata.labels[one.labels[row]]}"
                     f" {one.scores[row]:.4f} at {one.boxes_xyxy[row].round(2).tolist()}"
                 )
-    return count
+    return len(photos)
 
 
 def _without_partner(one: Detections, other: Detections) -> NDArray[np.bool_]:

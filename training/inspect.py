@@ -83,7 +83,7 @@ def draw_crowds(dataset: Dataset, input_size: int) -> NDArray[np.uint8] | None:
     crowds.sort(key=lambda crowd: -int(crowd[1].sum()))
     cells = []
     for photo, is_crowded in crowds[:_VIEWS]:
-        canvas = prepare(photo.path.read_bytes(), input_size, input_size)
+        canvas = prepare(photo.path.read_bytes(), [(input_size, input_size)])
         boxes = canvas.letterbox.from_photo(photo.boxes_xyxy[is_crowded])
         colours = [choose_colour(label) for label in photo.labels[is_crowded].tolist()]
         cells.append(draw_boxes(canvas.pixels, boxes, [""] * len(boxes), colours))

@@ -73,7 +73,7 @@ class TrainingViews(torch.utils.data.Dataset[tuple[NDArray[np.uint8], Targets]])
     def _read(self, position: int) -> Example:
         """The photo, no larger than the largest view of it needs, and its objects in the pixels that are left."""
         photo = self.dataset.photos[self.order[position]]
-        fitted = place(photo.width, photo.height, self.size, self.size)
+        fitted = place(photo.width, photo.height, [(self.size, self.size)])
         largest = self.config.largest_scale
         pixels = read_photo(photo, round(fitted.width * largest), round(fitted.height * largest))
         scale = np.array([pixels.shape[1] / photo.width, pixels.shape[0] / photo.height, 1], np.float32)
@@ -143,7 +143,7 @@ class LetterboxedPhotos(torch.utils.data.Dataset[NDArray[np.uint8]]):
         return len(self.dataset.photos)
 
     def __getitem__(self, index: int) -> NDArray[np.uint8]:
-        return prepare(self.dataset.photos[index].path.read_bytes(), self.size, self.size).pixels
+        return prepare(self.dataset.photos[index].path.read_bytes(), [(self.size, self.size)]).pixels
 
 
 def evaluation_batches(dataset: Dataset, size: int, batch_size: int, workers: int) -> Iterator[Tensor]:

@@ -27,6 +27,7 @@ _TAPPED_STAGES = (1, 2, 4, 6)  # the last stages at strides 4, 8, 16 and 32
 class EfficientNetLite(Backbone):
     """EfficientNet-Lite without its classifier."""
 
+    takes_odd = True
     mean = (127.0, 127.0, 127.0)  # RGB, in 0..255
     std = (128.0, 128.0, 128.0)
     unused_keys = ("_conv_head.", "_bn1.", "_fc.")

@@ -56,6 +56,7 @@ class Bottleneck(nn.Module):
 class ResNet(Backbone):
     """ResNet without its classifier: four layers of so many blocks each."""
 
+    takes_odd = True
     unused_keys = ("fc.",)
 
     def __init__(self, block: type[BasicBlock | Bottleneck], repeats: tuple[int, int, int, int]) -> None:

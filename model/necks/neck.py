@@ -8,8 +8,11 @@ from torch import Tensor, nn
 class Neck(nn.Module):
     """A backbone's maps, as a rule at strides 4, 8, 16 and 32, to one map at stride 4.
 
-    Shapes: maps (B, channels[i], H / strides[i], W / strides[i]) → (B, width, H/4, W/4).
+    Shapes: maps (B, channels[i], H / strides[i], W / strides[i]) → (B, width, H/4, W/4). One that `takes_odd` maps
+    takes the coarsest one also where its height or width is rounded up.
     """
+
+    takes_odd = False
 
     def __init__(self, channels: Sequence[int], width: int) -> None:
         super().__init__()

@@ -15,6 +15,8 @@ class TopDownNeck(Neck):
     costs little.
     """
 
+    takes_odd = True
+
     def __init__(self, channels: Sequence[int], width: int) -> None:
         super().__init__(channels, width)
         widths = [width] + [2 * width] * (len(channels) - 1)
@@ -29,7 +31,10 @@ class TopDownNeck(Neck):
         for level in reversed(range(len(maps))):
             lateral = self.laterals[level](maps[level])
             if merged is not None:
-                lateral = lateral + F.interpolate(merged, scale_factor=2.0, mode="nearest")
+                enlarged = F.interpolate(merged, scale_factor=2.0, mode="nearest")
+                if level == len(maps) - 2:
+                    enlarged = enlarged[..., : lateral.shape[2], : lateral.shape[3]]
+                lateral = lateral + enlarged
             merged = F.relu(self.smooths[level](F.relu(lateral)))
         assert merged is not None
         return merged

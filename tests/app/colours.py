@@ -1,6 +1,7 @@
 """A real model whose answers are known exactly: it boxes pure red, green and blue areas."""
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +41,13 @@ CORNERS = Skeleton(("upper_left", "lower_right"), ((0, 1),))
 
 
 def save_model(
-    path: Path, properties: dict[str, str] | None = None, batch: int | str = "batch", with_corners: bool = False
+    path: Path,
+    properties: dict[str, str] | None = None,
+    batch: int | str = "batch",
+    with_corners: bool = False,
+    size: Sequence[int | str] = (HEIGHT, WIDTH),
 ) -> Path:
-    """Writes the model; its image size is always `WIDTH` x `HEIGHT`, whatever `properties` say.
+    """Writes the model; the height and width that it takes are `size`, any where these are names.
 
     `with_corners` it finds joints too: two corners of the box, as sure as that.
     """
@@ -97,7 +102,7 @@ def save_model(
     graph = helper.make_graph(
         nodes,
         "colours",
-        [helper.make_tensor_value_info("images", TensorProto.UINT8, [batch, HEIGHT, WIDTH, 3])],
+        [helper.make_tensor_value_info("images", TensorProto.UINT8, [batch, *size, 3])],
         outputs,
         constants,
     )
@@ -106,6 +111,12 @@ def save_model(
     helper.set_model_props(proto, own.to_properties() if properties is None else properties)
     onnx.save(proto, path)
     return path
+
+
+def save_rectangular_model(path: Path, **facts: Any) -> Path:
+    """Writes the model for photos scaled to fit 96 x 96 pixels, in shapes whose sides are multiples of 16."""
+    own = describe(**{"input_height": WIDTH, "size_step": 16} | facts)
+    return save_model(path, own.to_properties(), size=("rows", "columns"))
 
 
 def paint(width: int, height: int, *rectangles: Rectangle) -> NDArray[np.uint8]:

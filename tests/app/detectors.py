@@ -14,16 +14,18 @@ Canvases = Sequence[NDArray[np.uint8]]
 
 
 class HeldDetector(Detector):
-    """Computes only while `gate` is open, and keeps the sizes of the batches that it was given."""
+    """Computes only while `gate` is open, and keeps the sizes of the batches that it was given, and their shapes."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path, "cpu", 1)
         self.gate = threading.Event()
         self.gate.set()
         self.batches: list[int] = []
+        self.shapes_seen: list[list[tuple[int, ...]]] = []
 
     def infer(self, canvases: Canvases, threads: int | None = None) -> list[Detections]:
         self.batches.append(len(canvases))
+        self.shapes_seen.append([canvas.shape[:2] for canvas in canvases])
         assert self.gate.wait(30)
         return super().infer(canvases, threads)
 

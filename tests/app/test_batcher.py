@@ -36,9 +36,9 @@ class Doubling:
 
 @contextlib.asynccontextmanager
 async def running(
-    compute: Any, max_batch: int = 4, max_queue: int = 100, instances: int = 1
+    compute: Any, max_batch: int = 4, max_queue: int = 100, **options: Any
 ) -> AsyncIterator[Batcher[int, int]]:
-    batcher = Batcher[int, int](compute, max_batch, max_queue, instances=instances)
+    batcher = Batcher[int, int](compute, max_batch, max_queue, **options)
     task = asyncio.create_task(batcher.run())
     yield batcher
     batcher.close()
@@ -352,5 +352,43 @@ async def test_one_thread_that_hangs_leaves_the_other_to_work() -> None:
         await hanging
     gate.set()
     assert (await submit(batcher, 3)).result == 6
+    batcher.close()
+    await runner
+
+
+def find_tens(item: int) -> int:
+    return item // 10
+
+
+async def test_items_of_one_key_are_a_batch_and_the_oldest_is_always_in_it() -> None:
+    compute = Doubling()
+    async with running(compute, max_batch=3, key=find_tens) as batcher:
+        tasks = await hold(compute, batcher, [1, 11, 21, 12, 22, 13, 14, 31, 23])
+        compute.gate.set()
+        served = await asyncio.gather(*tasks)
+        assert [each.result // 2 for each in served] == [1, 11, 21, 12, 22, 13, 14, 31, 23]
+    assert compute.batches == [[1], [11, 12, 13], [21, 22, 23], [14], [31]]
+
+
+async def test_cancelled_items_between_those_of_other_keys_are_dropped() -> None:
+    compute, drops = Doubling(), []
+    async with running(compute, key=find_tens, on_drop=lambda: drops.append(1)) as batcher:
+        tasks = await hold(compute, batcher, [1, 11, 21, 12, 22, 13])
+        tasks[1].cancel()
+        tasks[4].cancel()
+        compute.gate.set()
+        await asyncio.wait(tasks)
+    assert compute.batches == [[1], [21], [12, 13]]
+    assert len(drops) == 2
+
+
+async def test_an_item_is_not_alone_while_others_of_another_key_wait() -> None:
+    compute = Doubling()
+    batcher = Batcher[int, int](compute, 4, 10, key=find_tens)
+    tasks = [asyncio.create_task(submit(batcher, item)) for item in (1, 11)]
+    await asyncio.sleep(0)
+    runner = asyncio.create_task(batcher.run())
+    await asyncio.gather(*tasks)
+    assert (compute.batches, compute.alone) == ([[1], [11]], [False, True])
     batcher.close()
     await runner

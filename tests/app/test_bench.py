@@ -7,7 +7,7 @@ import pytest
 
 from app.__main__ import main
 from app.bench import Report
-from tests.app.colours import PHOTO_PNG
+from tests.app.colours import PHOTO_PNG, encode, paint, save_rectangular_model
 
 
 def bench(*arguments: str) -> int:
@@ -28,6 +28,7 @@ def test_parts_limit_and_server_are_measured(
     report = Report.model_validate(json.loads((tmp_path / "out").read_text()))
     assert (report.model, report.provider, report.photos) == ("colours", "cpu", ["one.png"])
     assert report.limit_images_per_second > 0
+    assert report.square_ratio is None
     assert [load.connections for load in report.loads] == [1, 3]
     for load in report.loads:
         assert load.images_per_second == pytest.approx(load.of_limit * report.limit_images_per_second)
@@ -44,6 +45,18 @@ def test_operators_are_measured(model_path: Path, capsys: pytest.CaptureFixture[
     times = [float(row[2]) for row in rows]
     assert times == sorted(times, reverse=True) and times[0] > 0
     assert sum(float(row[3].strip().rstrip("%")) for row in rows) == pytest.approx(100, abs=0.2)
+
+
+def test_what_rectangles_save_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "wide.png").write_bytes(encode(paint(96, 64)))
+    (tmp_path / "square.png").write_bytes(encode(paint(64, 64)))
+    model = save_rectangular_model(tmp_path / "rectangles.onnx")
+    flags = [f"--model={model}", "--provider=cpu", "--threads=1", "--instances=1", "--max-batch=1"]
+    options = [f"--photos={tmp_path}", "--connections=1", "--seconds=0.1", f"--json={tmp_path / 'out'}"]
+    assert bench(*options, *flags) == 0
+    ratio = json.loads((tmp_path / "out").read_text())["square_ratio"]
+    assert ratio > 0
+    assert f"as squares these photos would take {ratio:.2f} x the inference" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

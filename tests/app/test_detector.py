@@ -9,12 +9,30 @@ import pytest
 from model.detector import Detector
 from model.metadata import InvalidModel
 from model.session import ProviderUnavailable
-from tests.app.colours import BLUE, GREEN, HEIGHT, PHOTO, PHOTO_PNG, RED, WIDTH, describe, encode, paint, save_model
+from tests.app.colours import (
+    BLUE,
+    GREEN,
+    HEIGHT,
+    PHOTO,
+    PHOTO_PNG,
+    RED,
+    WIDTH,
+    describe,
+    encode,
+    paint,
+    save_model,
+    save_rectangular_model,
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def detector(model_path: Path) -> Detector:
     return Detector(model_path, "cpu", 1)
+
+
+@pytest.fixture(scope="module")
+def rectangular(tmp_path_factory: pytest.TempPathFactory) -> Detector:
+    return Detector(save_rectangular_model(tmp_path_factory.mktemp("model") / "rectangles.onnx"), "cpu", 1)
 
 
 def test_boxes_are_in_the_photos_pixels(detector: Detector) -> None:
@@ -71,6 +89,49 @@ def test_model_without_usable_metadata_is_refused(tmp_path: Path, properties: di
     with pytest.raises(InvalidModel, match=message) as caught:
         Detector(path, "cpu")
     assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("facts", "size", "message"),
+    [
+        ({}, ("rows", "columns"), r"its images are .*rows.*and its metadata says \[64, 96, 3\]"),
+        ({"size_step": 16}, (HEIGHT, WIDTH), "any multiples of 16"),
+        ({"size_step": 16}, ("rows", WIDTH), "any multiples of 16"),
+        ({"size_step": 40}, ("rows", "columns"), r"\[64, 96, 3\], and multiples of 40"),
+    ],
+)
+def test_shapes_that_graph_and_metadata_disagree_about_are_refused(
+    tmp_path: Path, facts: dict[str, int], size: tuple[int | str, int | str], message: str
+) -> None:
+    path = save_model(tmp_path / "other.onnx", describe(**facts).to_properties(), size=size)
+    with pytest.raises(InvalidModel, match=message):
+        Detector(path, "cpu")
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "shape"),
+    [(192, 144, (80, 96)), (192, 128, (64, 96)), (96, 192, (96, 64)), (96, 96, (96, 96)), (384, 216, (64, 96))],
+)
+def test_a_photo_is_computed_in_the_shape_nearest_to_it(
+    rectangular: Detector, width: int, height: int, shape: tuple[int, int]
+) -> None:
+    photo = paint(width, height, (RED, (0, 0, width, height)))
+    canvas = rectangular.prepare(photo)
+    assert canvas.pixels.shape == (*shape, 3) and canvas.letterbox.shape == shape
+    (found,) = rectangular.detect([encode(photo)])
+    assert found.boxes_xyxy[0].tolist() == [0, 0, width, height]
+
+
+def test_photos_of_many_shapes_together_equal_each_alone(rectangular: Detector) -> None:
+    boxes = [(RED, (10, 20, 40, 60)), (GREEN, (4, 4, 9, 30)), (BLUE, (0, 0, 50, 64))]
+    sizes = [(96, 64), (64, 96), (96, 96), (96, 64), (80, 96), (64, 96)]
+    photos = [encode(paint(*size, *boxes[: 1 + at % 3])) for at, size in enumerate(sizes)]
+    for together, (alone,) in zip(
+        rectangular.detect(photos), (rectangular.detect([photo]) for photo in photos), strict=True
+    ):
+        assert (together.boxes_xyxy == alone.boxes_xyxy).all()
+        assert together.scores.tolist() == alone.scores.tolist() and together.labels.tolist() == alone.labels.tolist()
+    assert rectangular.infer([]) == []
 
 
 def test_model_of_one_batch_size_is_refused(tmp_path: Path) -> None:

@@ -112,7 +112,7 @@ def test_photo_is_shrunk_while_the_input_stays_covered(
 ) -> None:
     data = encode(paint(*photo), kind)
     header = read_header(data)
-    placed = letterbox.place(*photo, WIDTH, HEIGHT)
+    placed = letterbox.place(*photo, [(HEIGHT, WIDTH)])
     assert decode(data, header, placed.width, placed.height).shape == (decoded[1], decoded[0], 3)
 
 

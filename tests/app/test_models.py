@@ -19,7 +19,7 @@ from model.detector import Detections, Detector
 from model.image import BrokenImage, UnknownFormat
 from model.metadata import InvalidModel
 from tests.app.client import Client
-from tests.app.colours import PHOTO_PNG, describe, save_model
+from tests.app.colours import GREEN, PHOTO_PNG, RED, describe, encode, paint, save_model, save_rectangular_model
 from tests.app.detectors import Canvases, HeldDetector
 
 pytestmark = pytest.mark.anyio
@@ -260,12 +260,72 @@ def test_cuda_batches_are_filled_up_to_prepared_sizes(folder: Path, settings: Se
     model = ServedModel(detector, settings.model_copy(update={"max_batch": 6, "instances": 1}), Metrics())
     model.warm_up()
     model.warm_up()
-    assert detector.batches == [1, 1, 2, 4, 6]
+    assert detector.batches == [1, 2, 4, 6]
     for given in range(1, 7):
         computed = model._compute([model.prepare(PHOTO_PNG)] * given, False)
         found = [each.detections.labels.tolist() for each in computed if isinstance(each, Computed)]
         assert found == [[0, 1, 2]] * given
-    assert detector.batches[5:] == [1, 2, 4, 4, 6, 6]
+    assert detector.batches[4:] == [1, 2, 4, 4, 6, 6]
+
+
+SHAPES = [(64, 96), (96, 64), (80, 96), (96, 80), (96, 96)]
+
+
+@pytest.fixture
+def rectangular(tmp_path: Path) -> HeldDetector:
+    return HeldDetector(save_rectangular_model(tmp_path / "rectangles.onnx"))
+
+
+def test_cuda_is_prepared_for_each_shape_and_batches_of_one_are_filled_up_with_it(
+    rectangular: HeldDetector, settings: Settings
+) -> None:
+    rectangular.provider = "cuda"
+    model = ServedModel(rectangular, settings.model_copy(update={"max_batch": 4}), Metrics())
+    model.warm_up()
+    assert rectangular.shapes_seen == [[shape] * size for shape in SHAPES for size in (1, 2, 4)]
+    wide = model.prepare(paint(192, 128, (RED, (0, 0, 192, 128))))
+    computed = model._compute([wide] * 3, False)
+    assert rectangular.shapes_seen[-1] == [(64, 96)] * 4
+    assert [each.detections.labels.tolist() for each in computed if isinstance(each, Computed)] == [[0]] * 3
+
+
+def test_a_thread_that_prepares_for_itself_sorts_its_batch_by_shape(
+    rectangular: HeldDetector, settings: Settings
+) -> None:
+    metrics = Metrics()
+    model = ServedModel(rectangular, settings.model_copy(update={"max_batch": 4, "instances": 1}), metrics)
+    model.warm_up()
+    photos = [paint(*size, (colour, (0, 0, 9, 9))) for size, colour in (((96, 64), RED), ((64, 96), GREEN))]
+    computed = model._compute([photos[0], photos[1], b"nothing", photos[0]], False)
+    assert [type(each) for each in computed] == [Computed, Computed, UnknownFormat, Computed]
+    assert [each.detections.labels.tolist() for each in computed if isinstance(each, Computed)] == [[0], [1], [0]]
+    assert metrics.registry.get_sample_value("centernet_batch_size_count", {"model": "colours"}) == 2
+    assert metrics.registry.get_sample_value("centernet_batch_size_sum", {"model": "colours"}) == 3
+
+
+async def test_photos_of_one_shape_are_a_batch(rectangular: HeldDetector) -> None:
+    settings = Settings(model=(rectangular.path,), provider="cpu", threads=2, instances=1, max_batch=4)
+    app = create_app(settings, rectangular)
+    wide, high = encode(paint(96, 64)), encode(paint(64, 96))
+    async with (
+        app.router.lifespan_context(app),
+        Client(transport=httpx.ASGITransport(app), base_url="http://server") as client,
+    ):
+        await client.post("/detect", content=wide)
+        rectangular.shapes_seen.clear()
+        rectangular.gate.clear()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(client.post("/detect", content=wide))
+            async with asyncio.timeout(30):
+                while not rectangular.shapes_seen:
+                    await anyio.lowlevel.checkpoint()
+            for queued, photo in enumerate((high, wide, high, wide, high), start=1):
+                group.create_task(client.post("/detect", content=photo))
+                async with asyncio.timeout(30):
+                    while await client.sample("centernet_queue_depth", model="colours") < queued:
+                        await anyio.lowlevel.checkpoint()
+            rectangular.gate.set()
+    assert rectangular.shapes_seen == [[(64, 96)], [(96, 64)] * 3, [(64, 96)] * 2]
 
 
 def test_a_broken_picture_spoils_no_other_of_its_batch(folder: Path, settings: Settings) -> None:

@@ -54,6 +54,7 @@ async def test_models_are_described(client: Client) -> None:
                 "provider": "cpu",
                 "precision": "fp32",
                 "input": {"width": 96, "height": 64},
+                "shapes": [{"width": 96, "height": 64}],
                 "dataset": "rectangles",
                 "ap": 12.5,
                 "ap50": None,
