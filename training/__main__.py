@@ -29,6 +29,7 @@ from training.log import Log
 from training.metrics import measure
 from training.models import print_models
 from training.official_weights import import_weights
+from training.precision import Lowering, PrecisionLoss
 from training.pretrained import InvalidWeights
 from training.processes import join_processes
 from training.report import Subject, render_findings, render_report, replace_text
@@ -42,6 +43,7 @@ _FAULTS = (
     InvalidCheckpoint,
     InvalidModel,
     ParityFailure,
+    PrecisionLoss,
     NonFiniteLoss,
 )
 
@@ -70,8 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         elif parsed.command == "import":
             _import(parsed, console)
         else:
-            checkpoint = load_checkpoint(parsed.checkpoint)
-            export(checkpoint, _val_set(parsed, checkpoint.config), parsed.model, console)
+            _export_as(parsed, console)
     except _FAULTS as fault:
         print(f"centernet-train: {fault}", file=sys.stderr)
         sys.exit(2)
@@ -126,6 +127,17 @@ def _export(best: Path, target: Path, console: Console) -> None:
     config = checkpoint.config
     dataset = load_dataset(config.data_root / config.val_annotations, config.data_root / config.val_images)
     export(checkpoint, dataset, _name_model(target, config.name), console)
+
+
+def _export_as(parsed: argparse.Namespace, console: Console) -> None:
+    if parsed.report and parsed.precision == "fp32":
+        raise InvalidConfig("--report compares precisions: name one with --precision fp16 or int8")
+    checkpoint = load_checkpoint(parsed.checkpoint)
+    dataset = _val_set(parsed, checkpoint.config)
+    lowering = None
+    if parsed.precision != "fp32":
+        lowering = Lowering(parsed.precision, parsed.max_ap50_loss, _train_set(parsed, checkpoint.config))
+    export(checkpoint, dataset, parsed.model, console, lowering, parsed.report)
 
 
 def _name_model(target: Path, name: str) -> Path:
@@ -202,6 +214,15 @@ def _val_set(parsed: argparse.Namespace, config: Config | None) -> Dataset:
     return load_dataset(config.data_root / config.val_annotations, config.data_root / config.val_images)
 
 
+def _train_set(parsed: argparse.Namespace, config: Config) -> Dataset:
+    """What the arguments name, or else what the checkpoint was trained on."""
+    if parsed.train_annotations and parsed.train_images:
+        return load_dataset(parsed.train_annotations, parsed.train_images)
+    if parsed.train_annotations or parsed.train_images:
+        raise InvalidConfig("name the training photos with both --train-annotations FILE and --train-images FOLDER")
+    return load_dataset(config.data_root / config.train_annotations, config.data_root / config.train_images)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("centernet-train", description="Trains, evaluates and exports detectors.")
     version = importlib.metadata.version("centernet-service")
@@ -251,6 +272,17 @@ def _parser() -> argparse.ArgumentParser:
     exporting = commands.add_parser("export", parents=[data], help="write the ONNX file that serves")
     exporting.add_argument("checkpoint", type=Path)
     exporting.add_argument("model", type=Path, metavar="MODEL.onnx")
+    exporting.add_argument(
+        "--precision", choices=("fp32", "fp16", "int8"), default="fp32", help="fp16 for GPUs, int8 for CPUs"
+    )
+    exporting.add_argument(
+        "--max-ap50-loss", type=float, default=1.0, help="most points of AP50 that fp16 or int8 may lose; default: 1"
+    )
+    exporting.add_argument(
+        "--train-annotations", type=Path, help="photos to calibrate int8 on; default: the checkpoint's training split"
+    )
+    exporting.add_argument("--train-images", type=Path, help="the folder of those photos")
+    exporting.add_argument("--report", type=Path, metavar="FILE.json", help="write AP and speed before and after there")
     importing = commands.add_parser(
         "import", help="published weights of CenterNet, as a checkpoint to evaluate and export"
     )

@@ -32,7 +32,7 @@ def describe_environment(device: str) -> dict[str, str]:
         "started": datetime.datetime.now().astimezone().isoformat(" ", "seconds"),
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "processor": _name_processor(),
+        "processor": name_processor(),
         "cpus": f"{count_cpus()} usable of {os.cpu_count()}",
         "threads": f"{torch.get_num_threads()} of PyTorch",
         "device": _name_device(device),
@@ -51,7 +51,8 @@ def _name_device(device: str) -> str:
     return f"{device}, {torch.cuda.get_device_name(device)}" if device.startswith("cuda") else device
 
 
-def _name_processor() -> str:
+def name_processor() -> str:
+    """The CPU's own name for itself, as far as the system tells."""
     try:
         with Path("/proc/cpuinfo").open() as file:
             names = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]

@@ -1,4 +1,4 @@
-"""Checkpoint → the one ONNX file, written only if it does what the network does."""
+"""Checkpoint → the one ONNX file, written only if it does what the network does, or loses no more than it may."""
 
 import dataclasses
 from pathlib import Path
@@ -20,6 +20,7 @@ from training.datasets.dataset import Dataset
 from training.diagnosis import diagnose
 from training.evaluate import detect_with_model, detect_with_network, print_metrics
 from training.metrics import Metrics, measure
+from training.precision import Lowering, lower
 
 _PHOTOS = 32
 _LEAST_SCORE = 0.05  # below it a detection means nothing, and which ones make the top k is a matter of rounding
@@ -32,10 +33,18 @@ class ParityFailure(Exception):
     """The exported graph does not find what the network finds; the message gives the first difference."""
 
 
-def export(checkpoint: Checkpoint, dataset: Dataset, path: Path, console: Console) -> Metrics:
+def export(
+    checkpoint: Checkpoint,
+    dataset: Dataset,
+    path: Path,
+    console: Console,
+    lowering: Lowering | None = None,
+    report: Path | None = None,
+) -> Metrics:
     """Writes `path` with scores calibrated and the graph checked on `dataset`, and with the AP that it reaches there.
 
-    Raises `ParityFailure`, and then writes nothing.
+    Without a `lowering` it computes as the network does; with one it is compared with that graph, and `report` is where
+    the comparison goes as JSON. Raises `ParityFailure` or `PrecisionLoss`, and then writes nothing.
     """
     network, config = checkpoint.build_network(), checkpoint.config
     size = config.input_size
@@ -64,7 +73,16 @@ def export(checkpoint: Checkpoint, dataset: Dataset, path: Path, console: Consol
         checked = check_parity(network, detector, dataset)
         console.print(f"the graph finds what the network finds in {checked} photos")
         found = detect_with_model(detector, dataset, console)
-        metrics, threshold = measure(dataset, found), diagnose(dataset, found).threshold
+        metrics = measure(dataset, found)
+        if lowering:
+            lowered = lower(proto, detector, metrics, dataset, lowering, console)
+            proto, found, metrics = lowered.proto, lowered.found, lowered.metrics
+            metadata = dataclasses.replace(metadata, precision=lowering.precision)
+            lowered.comparison.print(console)
+            if report:
+                lowered.comparison.write(report)
+                console.print(f"wrote {report}")
+        threshold = diagnose(dataset, found).threshold
         keypoint_ap = round(metrics.keypoints.ap, 2) if metrics.keypoints else None
         ap, ap50 = round(metrics.ap, 2), round(metrics.ap50, 2)
         metadata = dataclasses.replace(metadata, ap=ap, ap50=ap50, keypoint_ap=keypoint_ap, threshold=threshold)

@@ -1,0 +1,290 @@
+import dataclasses
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+import torch
+from numpy.typing import NDArray
+from onnx import TensorProto, numpy_helper
+from rich.console import Console
+
+from model.detector import Detector
+from model.graph import build_onnx, save_onnx
+from model.metadata import Metadata
+from model.network import CenterNet
+from tests.training.configs import small_config
+from training import precision
+from training.__main__ import main
+from training.checkpoint import Checkpoint, build_network
+from training.datasets.dataset import Dataset
+from training.datasets.load import load_dataset
+from training.evaluate import detect_with_model
+from training.export import export
+from training.half import halve
+from training.metrics import Metrics, measure
+from training.precision import Lowering, PrecisionLoss, lower
+from training.quantize import Quantizer, watch
+from training.trunk import find_exact_nodes, find_last_layers, find_normalisation, prepare
+
+LABELS = ("circle", "square", "triangle")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    """Random weights whose maps have clear peaks."""
+    torch.manual_seed(0)
+    config = small_config(shapes, tmp_path_factory.mktemp("runs"), backbone="efficientnet_lite0")
+    network = build_network(config, 3)
+    make_lively(network)
+    return Checkpoint(config, LABELS, (1, 2, 3), network.state_dict(), 0, "0123abc")
+
+
+def draw_canvases(count: int = 8) -> NDArray[np.uint8]:
+    coarse = np.random.default_rng(0).integers(0, 256, (count, 8, 8, 3), np.uint8)
+    return np.stack([cv2.resize(each, (64, 64), interpolation=cv2.INTER_CUBIC) for each in coarse])
+
+
+def make_lively(network: CenterNet) -> None:
+    """Has the batch norms know such pictures, and the heatmap differ from cell to cell."""
+    canvases = torch.from_numpy(draw_canvases())
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = 1.0
+    with torch.no_grad():
+        network.train()(canvases)
+        network.heatmap_head[2].weight *= 2 / network.eval()(canvases).heatmap.std()
+
+
+@pytest.fixture(scope="module")
+def proto(checkpoint: Checkpoint) -> onnx.ModelProto:
+    return build_onnx(checkpoint.build_network(), 64, 64)
+
+
+@pytest.fixture(scope="module")
+def quantizer(proto: onnx.ModelProto) -> Quantizer:
+    return Quantizer(proto, draw_canvases())
+
+
+@pytest.fixture(scope="module")
+def exact(proto: onnx.ModelProto, tmp_path_factory: pytest.TempPathFactory) -> Detector:
+    path = tmp_path_factory.mktemp("exact") / "exact.onnx"
+    metadata = Metadata("exact", LABELS, (1, 2, 3), 64, 64, 4, "fp32", "none", None, None, "0")
+    save_onnx(proto, metadata, path)
+    return Detector(path, "cpu")
+
+
+@pytest.fixture(scope="module")
+def own_findings(exact: Detector, shapes: Path) -> Dataset:
+    """The pictures to validate on with the network's own surest detections as their objects: its AP50 is 100."""
+    dataset = load_dataset(shapes / "val.json", shapes / "images")
+    found = [exact.detect([photo.path.read_bytes()])[0] for photo in dataset.photos]
+    least = np.sort(np.concatenate([each.scores for each in found]))[-30]
+    photos = []
+    for photo, each in zip(dataset.photos, found, strict=True):
+        sure = each.select(each.scores >= least)
+        count = len(sure.labels)
+        areas = (sure.boxes_xyxy[:, 2:] - sure.boxes_xyxy[:, :2]).prod(1)
+        objects = {"boxes_xyxy": sure.boxes_xyxy, "labels": sure.labels, "areas": areas}
+        rest = {"is_ignored": np.zeros(count, np.bool_), "keypoints": np.zeros((count, 0, 3), np.float32)}
+        photos.append(dataclasses.replace(photo, **objects, **rest))
+    return dataclasses.replace(dataset, photos=tuple(photos))
+
+
+@pytest.fixture(scope="module")
+def before(exact: Detector, own_findings: Dataset) -> Metrics:
+    metrics = measure(own_findings, detect_with_model(exact, own_findings, Console(quiet=True)))
+    assert metrics.ap50 > 99
+    return metrics
+
+
+@pytest.mark.parametrize(("target", "share_of_bytes"), [("fp16", 0.55), ("int8", 0.35)])
+def test_a_lowered_model_finds_nearly_the_same(
+    target: str,
+    share_of_bytes: float,
+    proto: onnx.ModelProto,
+    exact: Detector,
+    before: Metrics,
+    own_findings: Dataset,
+    tmp_path: Path,
+) -> None:
+    lowering = Lowering(target, 20.0, own_findings)
+    lowered = lower(proto, exact, before, own_findings, lowering, Console(quiet=True))
+    lowered.comparison.write(tmp_path / "report.json")
+    figures = json.loads((tmp_path / "report.json").read_text())
+    one, other = figures["before"], figures["after"]
+    assert one["ap50"] > 99
+    assert other["ap50"] == pytest.approx(lowered.metrics.ap50, abs=0.01)
+    assert figures["ap50_loss"] == pytest.approx(one["ap50"] - other["ap50"], abs=0.011)
+    assert figures["photos"] == len(own_findings.photos)
+    assert figures["float_layers"] == []
+    assert other["megabytes"] < share_of_bytes * one["megabytes"]
+    assert figures["speedup"] == pytest.approx(one["milliseconds"] / other["milliseconds"], rel=0.02)
+
+
+def test_the_command_exports_in_int8_and_says_so(
+    checkpoint: Checkpoint, shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint.save(tmp_path / "best.pt")
+    path, report = tmp_path / "models" / "fast.onnx", tmp_path / "reports" / "report.json"
+    main(["export", str(tmp_path / "best.pt"), str(path), "--precision", "int8", "--report", str(report)])
+    said = capsys.readouterr().out
+    assert "layers kept in float32: none but the heads' last" in said
+    assert Detector(path, "cpu").metadata.precision == "int8"
+    assert [each.name for each in path.parent.iterdir()] == ["fast.onnx"]
+    figures = json.loads(report.read_text())
+    assert (figures["before"]["precision"], figures["after"]["precision"]) == ("fp32", "int8")
+    assert figures["after"]["megabytes"] == pytest.approx(path.stat().st_size / 1e6, abs=0.1)
+    main(["evaluate", str(path), "--annotations", str(shapes / "val.json"), "--images", str(shapes / "images")])
+    assert "triangle" in capsys.readouterr().out
+
+
+def test_a_model_that_loses_too_much_is_not_written(
+    checkpoint: Checkpoint, own_findings: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def halve_badly(proto: onnx.ModelProto) -> onnx.ModelProto:
+        halved = halve(proto)
+        for tensor in halved.graph.initializer:
+            if tensor.name == "network.heatmap_head.2.weight":
+                tensor.CopyFrom(numpy_helper.from_array(-numpy_helper.to_array(tensor), tensor.name))
+        return halved
+
+    monkeypatch.setattr(precision, "halve", halve_badly)
+    path = tmp_path / "models" / "fast.onnx"
+    lowering = Lowering("fp16", 1.0, own_findings)
+    with pytest.raises(PrecisionLoss, match=r"fp16 loses \d\d\.\d\d AP50 at least, more than the 1 that it may: allow"):
+        export(checkpoint, own_findings, path, Console(quiet=True), lowering, tmp_path / "report.json")
+    assert list(path.parent.iterdir()) == []
+    assert not (tmp_path / "report.json").exists()
+
+
+def test_layers_are_kept_in_float_until_the_loss_is_allowed(
+    proto: onnx.ModelProto,
+    exact: Detector,
+    before: Metrics,
+    own_findings: Dataset,
+    quantizer: Quantizer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    losses = iter([3.0, 2.0, 0.5, 1.5, 0.5, 0.5, 0.5])  # of trials, and of validation behind those that pass
+    monkeypatch.setattr(precision, "_lose", lambda before, after: next(losses))
+    monkeypatch.setattr(precision, "Quantizer", lambda proto, canvases: quantizer)
+    monkeypatch.setattr(quantizer, "rank_layers", lambda: quantizer.layers[::-1])
+    lowered = lower(proto, exact, before, own_findings, Lowering("int8", 1.0, own_findings), Console(quiet=True))
+    assert lowered.comparison.float_layers == tuple(quantizer.layers[:-5:-1])
+    floats = {node.name for node in lowered.proto.graph.node if is_float_layer(node)}
+    assert floats == {node.name for node in find_last_layers(prepare(proto).graph)} | set(quantizer.layers[-4:])
+
+
+def test_what_float_layers_alone_read_is_float_too(quantizer: Quantizer) -> None:
+    *others, last = quantizer.layers
+    graph = quantizer.build(others).graph
+    assert [node.op_type for node in graph.node].count("QuantizeLinear") == 2  # what the last one reads and writes
+    assert {node.name for node in graph.node if node.op_type == "Conv" and not is_float_layer(node)} == {last}
+    assert find_normalisation(graph)  # the first layer takes floats again
+
+
+def is_float_layer(node: onnx.NodeProto) -> bool:
+    return node.op_type == "Conv" and not node.input[1].endswith("_DequantizeLinear_Output")
+
+
+def test_convolutions_and_additions_are_computed_in_integers(quantizer: Quantizer, tmp_path: Path) -> None:
+    options = ort.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    options.log_severity_level = 4  # it warns that such a file is for this machine alone
+    ort.InferenceSession(quantizer.build().SerializeToString(), options, providers=["CPUExecutionProvider"])
+    kinds = [node.op_type for node in onnx.load(tmp_path / "optimised.onnx").graph.node]
+    assert kinds.count("QLinearConv") == len(quantizer.layers)
+    assert kinds.count("Conv") == 3  # the heads' last
+    assert "QuantizeLinear" not in kinds  # not even the pixels', which are bytes already
+    assert not {"Clip", "Relu"} & set(kinds)  # a part of the convolutions
+    some = quantizer.layers[:2]
+    assert {node.name for node in quantizer.build(some).graph.node if is_float_layer(node)} >= set(some)
+
+
+def test_a_layer_with_a_wild_channel_is_the_first_to_stay_in_float(proto: onnx.ModelProto) -> None:
+    wild = onnx.ModelProto()
+    wild.CopyFrom(proto)
+    for tensor in wild.graph.initializer:
+        values = numpy_helper.to_array(tensor).copy()
+        if tensor.name == "network.size_head.0.bias":
+            values[0] = 3000.0  # nobody reads it, but the other seven channels share their 256 steps with it
+        elif tensor.name == "network.size_head.2.weight":
+            values[:, 0] = 0.0
+        tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+    [first] = [node.name for node in prepare(wild).graph.node if "network.size_head.0.weight" in node.input]
+    assert Quantizer(wild, draw_canvases()).rank_layers()[0] == first
+
+
+def test_no_cpu_overflows_with_two_neighbouring_products(quantizer: Quantizer) -> None:
+    graph = quantizer.build().graph
+    constants = {each.name: numpy_helper.to_array(each) for each in graph.initializer}
+    weights = [values.astype(int) for values in constants.values() if values.dtype == np.int8 and values.ndim == 4]
+    assert len(weights) == len(quantizer.layers)
+    assert max(np.abs(values).max() for values in weights) == 127
+    for values in weights:
+        if values.shape[1] > 1:
+            row = values.transpose(0, 2, 3, 1).reshape(len(values), -1)
+            assert 255 * np.abs(row[:, 1:] + row[:, :-1]).max() < 2**15
+
+
+def test_rounding_the_weights_does_not_shift_what_the_heads_say(
+    proto: onnx.ModelProto, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rounded = onnx.ModelProto()
+    rounded.CopyFrom(proto)
+    for tensor in rounded.graph.initializer:
+        if "_head.0.weight" in tensor.name:
+            values = np.full(numpy_helper.to_array(tensor).shape, 0.49 / 127, np.float32)  # all of them become 0
+            values[:, :, 1, 1] = np.eye(8)
+            tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+    canvases = draw_canvases()
+    quantizer = Quantizer(rounded, canvases)
+    maps = [node.output[0] for node in find_last_layers(prepare(rounded).graph)]
+
+    def measure_shift() -> float:
+        pairs = zip(watch(quantizer.build(), maps, canvases), watch(rounded, maps, canvases), strict=True)
+        return sum(float(np.abs((np.stack(a) - np.stack(b)).mean((0, 1, 3, 4))).sum() / np.std(b)) for a, b in pairs)
+
+    corrected = measure_shift()
+    monkeypatch.setattr(quantizer, "_correct_biases", lambda graph: None)
+    assert corrected < measure_shift() / 2
+
+
+def test_half_precision_ends_before_the_boxes(proto: onnx.ModelProto) -> None:
+    halved = halve(proto)
+    onnx.checker.check_model(halved, full_check=True)
+    types = {
+        each.name: each.type.tensor_type.elem_type
+        for each in onnx.shape_inference.infer_shapes(halved).graph.value_info
+    }
+    constants = {each.name: each.data_type for each in halved.graph.initializer}
+    exact = find_exact_nodes(prepare(proto).graph)
+    assert len(exact) > 30
+    assert TensorProto.FLOAT16 in types.values()
+    for node in halved.graph.node:
+        if node.name in {each.name for each in exact}:
+            assert TensorProto.FLOAT16 not in {(types | constants).get(name) for name in (*node.input, *node.output)}
+
+
+def test_deformable_convolutions_joints_and_a_first_stride_of_1_can_be_lowered() -> None:
+    torch.manual_seed(0)
+    network = CenterNet("resnet18", class_count=3, neck_width=8, head_width=8, neck="deformable", joint_count=2)
+    network.backbone.conv1.stride = (1, 1)  # as DLA's
+    make_lively(network)
+    proto, canvases = build_onnx(network, 64, 64), draw_canvases(2)
+    names = [node.output[0] for node in find_last_layers(prepare(proto).graph)]
+    assert len(names) == 6
+    expected = watch(prepare(proto), names, canvases)
+    for lowered, most in ((halve(proto), 0.05), (Quantizer(proto, canvases).build(), 0.5)):
+        for ones, others in zip(watch(lowered, names, canvases), expected, strict=True):
+            assert np.abs(np.stack(ones) - np.stack(others)).mean() < most * np.stack(others).std()
+
+
+def test_a_report_needs_something_to_compare(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["export", "none.pt", "none.onnx", "--report", "report.json"])
+    assert "--report compares precisions: name one" in capsys.readouterr().err

@@ -1,0 +1,218 @@
+"""Models of lower precision: made, measured beside the float32 one, and refused where they lose too much."""
+
+import dataclasses
+import json
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import onnx
+from rich.console import Console
+from rich.table import Table
+
+from model.detector import Detections, Detector
+from model.graph import save_onnx
+from training.datasets.dataset import Dataset
+from training.environment import name_processor
+from training.evaluate import detect_with_model
+from training.half import halve
+from training.metrics import Metrics, measure
+from training.quantize import Quantizer
+
+_CALIBRATION_PHOTOS = 128
+_TRIAL_PHOTOS = 256
+_ROUNDS = 30  # of one photo by each of two models
+
+
+class PrecisionLoss(Exception):
+    """The model of lower precision finds less than it must; the message says how much."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Lowering:
+    """How exactly a model is to compute.
+
+    `max_ap50_loss` is in points of AP50 on the validation photos, of the joints too where the model knows any. int8 is
+    calibrated on photos of `train_set`, and by photos of it are chosen what layers stay in float32.
+    """
+
+    precision: Literal["fp16", "int8"]
+    max_ap50_loss: float
+    train_set: Dataset
+
+
+@dataclasses.dataclass(frozen=True)
+class Figures:
+    """What one model reaches. Milliseconds are of one photo with one thread of the CPU."""
+
+    precision: str
+    ap: float
+    ap50: float
+    keypoint_ap50: float | None
+    milliseconds: float
+    megabytes: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """A model before and after its precision was lowered."""
+
+    model: str
+    photos: int  # that AP was measured on
+    processor: str
+    before: Figures
+    after: Figures
+    ap50_loss: float
+    max_ap50_loss: float
+    speedup: float
+    float_layers: tuple[str, ...]  # besides the heads' last ones; by their names in the graph
+
+    def print(self, console: Console) -> None:
+        """Prints a table."""
+        table = Table("", "AP", "AP50", "keypoint AP50", "ms a photo", "MB", caption=f"one thread of {self.processor}")
+        for each in (self.before, self.after):
+            joints = "-" if each.keypoint_ap50 is None else f"{each.keypoint_ap50:.2f}"
+            row = (f"{each.ap:.2f}", f"{each.ap50:.2f}", joints, f"{each.milliseconds:.1f}", f"{each.megabytes:.1f}")
+            table.add_row(each.precision, *row)
+        console.print(table)
+        kept = ", ".join(self.float_layers) or "none but the heads' last"
+        console.print(f"{self.speedup:.2f} times as fast; layers kept in float32: {kept}", soft_wrap=True)
+
+    def write(self, path: Path) -> None:
+        """The same as JSON."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n")
+
+
+@dataclasses.dataclass(frozen=True)
+class Lowered:
+    """A graph of lower precision, what it finds in each validation photo, and how that compares."""
+
+    proto: onnx.ModelProto
+    found: list[Detections]
+    metrics: Metrics
+    comparison: Comparison
+
+
+def lower(
+    proto: onnx.ModelProto, detector: Detector, before: Metrics, dataset: Dataset, lowering: Lowering, console: Console
+) -> Lowered:
+    """Lowers the precision of `proto`, which `detector` runs and which reaches `before` on `dataset`.
+
+    Raises `PrecisionLoss` where each graph that was tried loses more than it may.
+    """
+    metadata = dataclasses.replace(detector.metadata, precision=lowering.precision)
+    trial_set = _choose(lowering.train_set, _TRIAL_PHOTOS, 1)
+    least_loss = np.inf
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "lowered.onnx")
+        before_trial = None
+        for lowered, float_layers in _try_in_turn(proto, detector, lowering):
+            save_onnx(lowered, metadata, path)
+            candidate = Detector(path, "cpu")
+            if lowering.precision == "int8":  # only here is there anything to choose
+                before_trial = before_trial or measure(trial_set, detect_with_model(detector, trial_set, console))
+                loss = _lose(before_trial, measure(trial_set, detect_with_model(candidate, trial_set, console)))
+                console.print(
+                    f"{loss:.2f} AP50 lost on {len(trial_set.photos)} training photos with {len(float_layers)} layers"
+                    " more in float32 than the heads' last",
+                    soft_wrap=True,
+                )
+                if loss > lowering.max_ap50_loss:
+                    least_loss = min(least_loss, loss)
+                    continue
+            found = detect_with_model(candidate, dataset, console)
+            after = measure(dataset, found)
+            loss = _lose(before, after)
+            if loss > lowering.max_ap50_loss:
+                least_loss = min(least_loss, loss)
+                continue
+            comparison = _compare(detector, candidate, before, after, dataset, lowering, float_layers)
+            return Lowered(lowered, found, after, comparison)
+    raise PrecisionLoss(
+        f"{lowering.precision} loses {least_loss:.2f} AP50 at least, more than the {lowering.max_ap50_loss:g} that it"
+        " may: allow more with --max-ap50-loss, or export with --precision fp32"
+    )
+
+
+def _try_in_turn(
+    proto: onnx.ModelProto, detector: Detector, lowering: Lowering
+) -> Iterator[tuple[onnx.ModelProto, tuple[str, ...]]]:
+    """Graphs to try, the fastest first, each with its layers in float32 besides the heads' last."""
+    if lowering.precision == "fp16":
+        yield halve(proto), ()
+        return
+    photos = _choose(lowering.train_set, _CALIBRATION_PHOTOS, 0).photos
+    quantizer = Quantizer(proto, [detector.prepare(photo.path.read_bytes()).pixels for photo in photos])
+    yield quantizer.build(), ()
+    ranked = quantizer.rank_layers()
+    count = 1
+    while count < len(ranked):
+        yield quantizer.build(ranked[:count]), tuple(ranked[:count])
+        count *= 2
+
+
+def _choose(dataset: Dataset, count: int, seed: int) -> Dataset:
+    order = np.random.default_rng(seed).permutation(len(dataset.photos))[:count]
+    return dataclasses.replace(dataset, photos=tuple(dataset.photos[index] for index in order))
+
+
+def _lose(before: Metrics, after: Metrics) -> float:
+    """Points of AP50, of boxes or joints, whichever lose more."""
+    lost = before.ap50 - after.ap50
+    if before.keypoints and after.keypoints:
+        lost = max(lost, before.keypoints.ap50 - after.keypoints.ap50)
+    return lost
+
+
+def _compare(
+    detector: Detector,
+    candidate: Detector,
+    before: Metrics,
+    after: Metrics,
+    dataset: Dataset,
+    lowering: Lowering,
+    float_layers: tuple[str, ...],
+) -> Comparison:
+    milliseconds = _time_in_turn((detector.path, candidate.path), dataset)
+    before_figures, after_figures = (
+        Figures(
+            precision,
+            round(metrics.ap, 2),
+            round(metrics.ap50, 2),
+            round(metrics.keypoints.ap50, 2) if metrics.keypoints else None,
+            round(taken, 2),
+            round(path.stat().st_size / 1e6, 2),
+        )
+        for precision, metrics, taken, path in (
+            ("fp32", before, milliseconds[0], detector.path),
+            (lowering.precision, after, milliseconds[1], candidate.path),
+        )
+    )
+    return Comparison(
+        detector.metadata.name,
+        len(dataset.photos),
+        name_processor(),
+        before_figures,
+        after_figures,
+        round(_lose(before, after), 2),
+        lowering.max_ap50_loss,
+        round(milliseconds[0] / milliseconds[1], 2),
+        float_layers,
+    )
+
+
+def _time_in_turn(paths: tuple[Path, ...], dataset: Dataset) -> list[float]:
+    """Milliseconds of the thread that computes one photo, the least of many: what others do meanwhile counts little."""
+    detectors = [Detector(path, "cpu", threads=1) for path in paths]
+    canvas = detectors[0].prepare(dataset.photos[0].path.read_bytes()).pixels
+    taken: list[list[float]] = [[] for _ in detectors]
+    for _ in range(_ROUNDS):
+        for detector, seconds in zip(detectors, taken, strict=True):
+            started = time.thread_time()
+            detector.infer([canvas])
+            seconds.append(time.thread_time() - started)
+    return [1000 * min(seconds) for seconds in taken]
