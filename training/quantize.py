@@ -22,7 +22,7 @@ from training.trunk import find_exact_nodes, find_last_layers, prepare, read
 # what has an integer kernel on the CPU; activations among them: one that is not named keeps its input's whole range,
 # of which ReLU6 throws most away (measured: 4 AP50)
 _ACTIVATIONS = ["Clip", "Relu"]
-_OPERATORS = ["Conv", "Add", "MaxPool", "Resize", "Concat", *_ACTIVATIONS]
+_OPERATORS = ["Conv", "Add", "MaxPool", "Resize", "Slice", "Concat", *_ACTIVATIONS]
 _RANKED_BY = 8  # photos
 
 Array = NDArray[Any]
@@ -46,7 +46,14 @@ class Quantizer:
             parameters = {"scale": np.array(scale, np.float32), "zero_point": np.array(zero, np.uint8)}
             self._overrides[pixels] = [parameters]
         exact = {node.name for node in find_exact_nodes(graph)}
-        self._nodes = [node for node in graph.node if node.op_type in _OPERATORS and node.name not in exact]
+        # sizes are computed too, in integers
+        sizes = {each.name for each in graph.value_info if each.type.tensor_type.elem_type != TensorProto.FLOAT}
+        self._no_maps = {each.name for each in graph.initializer} | sizes | {""}
+        self._nodes = [
+            node
+            for node in graph.node
+            if node.op_type in _OPERATORS and node.output[0] not in sizes and node.name not in exact
+        ]
         self._convolutions = {node.name: node for node in self._nodes if node.op_type == "Conv"}
         self.layers = list(self._convolutions)
         self._ranges, self._means = self._calibrate()
@@ -109,8 +116,7 @@ class Quantizer:
         model = onnx.ModelProto()
         model.CopyFrom(self._float)
         graph = model.graph
-        constants = {each.name for each in graph.initializer}
-        names = sorted({name for node in self._nodes for name in (*node.input, *node.output)} - constants - {""})
+        names = sorted({name for node in self._nodes for name in (*node.input, *node.output)} - self._no_maps)
         inputs = sorted({node.input[0] for node in self._convolutions.values()})
         graph.initializer.append(numpy_helper.from_array(np.array([0, 2, 3]), "all_but_channels"))
         for name in names:

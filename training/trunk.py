@@ -53,7 +53,7 @@ def find_normalisation(graph: onnx.GraphProto) -> list[NodeProto]:
     chain: list[NodeProto] = []
     name = "images"
     for op_type in ("Transpose", "Cast", "Sub", "Div"):
-        readers = [node for node in graph.node if name in node.input]
+        readers = [node for node in graph.node if name in node.input and node.op_type != "Shape"]
         if [node.op_type for node in readers] != [op_type]:
             return []
         chain += readers
