@@ -25,9 +25,9 @@ class InvalidSettings(Exception):
     """A setting cannot be used; the message has a line for each."""
 
 
-def find_shipped_model() -> Path:
-    """Returns where the installed package keeps its weights."""
-    return Path(str(importlib.resources.files("model") / "weights" / "default.onnx"))
+def find_shipped_model(name: str = "default") -> Path:
+    """Returns where the installed package keeps the weights of that name."""
+    return Path(str(importlib.resources.files("model") / "weights" / f"{name}.onnx"))
 
 
 class Settings(BaseSettings):
@@ -52,8 +52,9 @@ class Settings(BaseSettings):
     metrics_host: str | None = Field(None, description="address to listen on for metrics_port, if it is not host")
     model: Annotated[tuple[Path, ...], NoDecode] = Field(
         default_factory=lambda: (find_shipped_model(),),
-        description="ONNX files as `training export` writes them, and folders of them, separated by commas; "
-        "the first is used where a request names none; a folder that is watched may be empty beside another model",
+        description="ONNX files as `training export` writes them, folders of them, and names of what is shipped "
+        "(default; default-fp32 for GPUs), separated by commas; the first is used where a request names none; a folder "
+        "that is watched may be empty beside another model",
     )
     watch: bool = Field(False, description="load models again as soon as their files change; SIGHUP does so at once")
     provider: Provider = Field(
@@ -128,10 +129,11 @@ class Settings(BaseSettings):
     @field_validator("model")
     @classmethod
     def _must_exist(cls, paths: tuple[Path, ...]) -> tuple[Path, ...]:
-        for path in paths:
-            if not path.exists():
+        found = [path if path.exists() else find_shipped_model(str(path)) for path in paths]
+        for path, file in zip(paths, found, strict=True):
+            if not file.exists():
                 raise ValueError(f"there is no file {path}; name an exported model")
-        return paths
+        return tuple(found)
 
     @field_validator("cors_origins", mode="before")
     @classmethod

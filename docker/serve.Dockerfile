@@ -11,8 +11,7 @@ COPY LICENSE README.md pyproject.toml ./
 COPY app app
 COPY model model
 RUN pip wheel --no-deps --no-build-isolation --wheel-dir /wheels . \
- && pip --python /opt/centernet/bin/python install --no-deps --no-index --prefix /opt/package /wheels/*.whl \
- && cd /opt/package && ln -s lib/python3.*/site-packages/model/weights/default.onnx .
+ && pip --python /opt/centernet/bin/python install --no-deps --no-index --prefix /opt/package /wheels/*.whl
 
 FROM python:3.13-slim-trixie AS runtime
 LABEL org.opencontainers.image.title="CenterNet service" \
@@ -47,6 +46,7 @@ USER 10001:10001
 FROM runtime AS cuda
 # CUDA is in the wheels; the host gives its driver alone. Without a GPU the server says so and ends.
 ENV CENTERNET_PROVIDER=cuda \
+    CENTERNET_MODEL=default-fp32 \
     NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility
 COPY docker/requirements/cuda.txt /requirements/

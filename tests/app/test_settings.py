@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from app.settings import InvalidSettings, Settings, read_settings
+from app.settings import InvalidSettings, Settings, find_shipped_model, read_settings
 
 
 @pytest.fixture(autouse=True)
@@ -85,6 +85,12 @@ def test_setting_out_of_range_is_named(flag: str, value: str) -> None:
         read_settings([f"--{flag}", value])
     assert str(caught.value).startswith(f"{flag.replace('-', '_')}: ")
     assert "\n" not in str(caught.value)
+
+
+def test_what_is_shipped_is_known_by_name(model_path: Path) -> None:
+    settings = read_settings([f"--model={model_path},default-fp32"])
+    assert settings.model == (model_path, find_shipped_model("default-fp32"))
+    assert settings.find_models()[1].exists()
 
 
 @pytest.mark.parametrize(
