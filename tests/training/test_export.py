@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from rich.console import Console
 
 from model.backbones.hourglass import Hourglass
+from model.canvas import prepare
 from model.codec import boxes_of_maps
 from model.deformable import DeformableConv
 from model.detector import Detector
@@ -27,7 +28,7 @@ from training.datasets.load import load_dataset
 from training.diagnosis import diagnose
 from training.evaluate import detect_with_model
 from training.export import ParityFailure, export
-from training.loader import LetterboxedPhotos
+from training.loader import LetterboxedPhotos, read_photo
 
 METADATA = Metadata(
     "random",
@@ -167,12 +168,12 @@ def test_canvases_of_training_and_serving_are_the_same(
     facts = dataclasses.replace(METADATA, input_height=64, input_width=64, skeleton=NO_JOINTS)
     save_onnx(build_onnx(checkpoint.build_network()), facts, path)
     detector = Detector(path, "cpu")
-    photo, square = dataset.photos[0], LetterboxedPhotos(dataset, 64)[0]
-    canvas = detector.prepare(photo.path.read_bytes())
-    height, width = canvas.letterbox.shape
-    top, left = (64 - height) // 2, (64 - width) // 2
-    assert photo.width != photo.height and (height, width) in detector.shapes[:-1]
-    assert (canvas.pixels == square[top : top + height, left : left + width]).all()
+    photo = dataset.photos[0]
+    assert (detector.prepare(photo.path.read_bytes()).pixels == LetterboxedPhotos(dataset, 64)[0]).all()
+    wide = read_photo(photo)[:96]  # of 128
+    canvas = detector.prepare(wide)
+    assert canvas.letterbox.shape == (48, 64)
+    assert (canvas.pixels == prepare(wide, [(64, 64)]).pixels[8:-8]).all()  # the square less its padding
 
 
 def test_train_evaluate_export_evaluate_in_a_row(
