@@ -280,7 +280,7 @@ def test_cuda_is_prepared_for_each_shape_and_batches_of_one_are_filled_up_with_i
     rectangular: HeldDetector, settings: Settings
 ) -> None:
     rectangular.provider = "cuda"
-    model = ServedModel(rectangular, settings.model_copy(update={"max_batch": 4}), Metrics())
+    model = ServedModel(rectangular, settings.model_copy(update={"max_batch": 4, "instances": 1}), Metrics())
     model.warm_up()
     assert rectangular.shapes_seen == [[shape] * size for shape in SHAPES for size in (1, 2, 4)]
     wide = model.prepare(paint(192, 128, (RED, (0, 0, 192, 128))))
