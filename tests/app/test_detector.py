@@ -161,15 +161,31 @@ def test_a_gpu_is_never_replaced_silently(model_path: Path) -> None:
     assert Detector(model_path, "cpu").provider == "cpu"
 
 
-def test_serving_never_imports_torch(model_path: Path) -> None:
+OURS = """accept access admin answers arrangement batcher body connection deadline deepstack detection disconnect errors
+    form health inference_protocol keys listener logs memory metrics models overload page parameters pipeline rates
+    reloading request_id server service settings stages tensors tracing"""
+THEIRS = """PIL aiolimiter annotated_doc annotated_types anyio click cv2 dotenv fastapi httptools numpy onnxruntime
+    prometheus_client pydantic pydantic_core pydantic_settings python_multipart pythonjsonlogger sniffio starlette
+    typing_extensions typing_inspection uvicorn uvloop watchfiles yaml"""  # uvicorn takes dotenv and yaml along
+SHARED = "bound_session canvas detector draw image letterbox metadata session shapes skeleton"
+BY_FASTAPI = {"opentelemetry"}  # where it is installed
+
+
+def test_serving_imports_what_it_uses_and_no_more(model_path: Path) -> None:
     program = (
         "import sys, app.__main__\n"
         "from model.detector import Detector\n"
         f"Detector({str(model_path)!r}, 'cpu')\n"
-        "print(sorted({'torch', 'onnx', 'matplotlib'} & set(sys.modules)))"
+        "print(*sys.modules)"
     )
     finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert finished.stdout.strip() == "[]"
+    imported = finished.stdout.split()
+    packages = {name.partition(".")[0] for name in imported} - sys.stdlib_module_names - {"app", "model"}
+    allowed = {*THEIRS.split(), *BY_FASTAPI, "cython_runtime"}
+    assert {name for name in packages if not name.startswith("_")} - allowed == set()  # no torch, no matplotlib ...
+    for package, modules in (("app", OURS), ("model", SHARED)):
+        expected = {package, *(f"{package}.{module}" for module in modules.split())}
+        assert {name for name in imported if name.partition(".")[0] == package} - {"app.__main__"} == expected
 
 
 def test_nothing_is_reported_or_left_in_the_home_directory(model_path: Path, tmp_path: Path) -> None:
