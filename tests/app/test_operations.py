@@ -56,7 +56,6 @@ async def test_models_are_described(client: Client) -> None:
                 "input": {"width": 96, "height": 64},
                 "shapes": [{"width": 96, "height": 64}],
                 "dataset": "rectangles",
-                "threshold": 0.3,
                 "ap": 12.5,
                 "ap50": None,
                 "keypoint_ap": None,
