@@ -61,7 +61,7 @@ def make_lively(network: CenterNet) -> None:
 
 @pytest.fixture(scope="module")
 def proto(checkpoint: Checkpoint) -> onnx.ModelProto:
-    return build_onnx(checkpoint.build_network(), 64, 64)
+    return build_onnx(checkpoint.build_network())
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,7 @@ def quantizer(proto: onnx.ModelProto) -> Quantizer:
 @pytest.fixture(scope="module")
 def exact(proto: onnx.ModelProto, tmp_path_factory: pytest.TempPathFactory) -> Detector:
     path = tmp_path_factory.mktemp("exact") / "exact.onnx"
-    metadata = Metadata("exact", LABELS, (1, 2, 3), 64, 64, 4, "fp32", "none", None, None, "0")
+    metadata = Metadata("exact", LABELS, (1, 2, 3), 64, 64, 4, "fp32", "none", None, None, "0", size_step=16)
     save_onnx(proto, metadata, path)
     return Detector(path, "cpu")
 
@@ -275,7 +275,7 @@ def test_deformable_convolutions_joints_and_a_first_stride_of_1_can_be_lowered()
     network = CenterNet("resnet18", class_count=3, neck_width=8, head_width=8, neck="deformable", joint_count=2)
     network.backbone.conv1.stride = (1, 1)  # as DLA's
     make_lively(network)
-    proto, canvases = build_onnx(network, 64, 64), draw_canvases(2)
+    proto, canvases = build_onnx(network), draw_canvases(2)
     names = [node.output[0] for node in find_last_layers(prepare(proto).graph)]
     assert len(names) == 6
     expected = watch(prepare(proto), names, canvases)

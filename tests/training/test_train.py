@@ -339,7 +339,7 @@ def test_overfitting_shows_the_first_photos_as_they_are_evaluated(
     assert Counter(photo.id for photo in train_set.photos) == {1: 134, 2: 133, 3: 133}  # 50 batches of 8
     views = TrainingViews(train_set, config, epoch=0)
     for position in range(8):
-        evaluated = prepare(train_set.photos[views.order[position]].path.read_bytes(), 64, 64).pixels
+        evaluated = prepare(train_set.photos[views.order[position]].path.read_bytes(), [(64, 64)]).pixels
         difference = views[position][0].astype(int) - evaluated
         assert np.abs(difference).mean() < 8  # shrunk by another filter
 
