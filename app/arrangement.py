@@ -37,7 +37,10 @@ class Arrangement(BaseModel):
 def time_runs(
     work: Callable[[int], object], least_seconds: float, sum_up: Callable[[list[float]], float] = statistics.median
 ) -> float:
-    """Returns the median seconds of `work`, which is told the number of its run: what else goes on does not decide."""
+    """Returns the seconds of `work`, which is told the number of its run.
+
+    By default the median of the runs: what else goes on does not decide.
+    """
     seconds, until = list[float](), time.perf_counter() + least_seconds
     while len(seconds) < _LEAST_RUNS or time.perf_counter() < until:
         started = time.perf_counter()

@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 from rich.console import Console
 
@@ -33,7 +34,7 @@ from training.precision import Lowering, PrecisionLoss
 from training.pretrained import InvalidWeights
 from training.processes import join_processes
 from training.report import Subject, render_findings, render_report, replace_text
-from training.train import train
+from training.train import load_split, train
 from training.voc_metrics import measure_as_voc
 
 _FAULTS = (
@@ -124,9 +125,7 @@ def _check_writable(folder: Path) -> None:
 
 def _export(best: Path, target: Path, console: Console) -> None:
     checkpoint = load_checkpoint(best)
-    config = checkpoint.config
-    dataset = load_dataset(config.data_root / config.val_annotations, config.data_root / config.val_images)
-    export(checkpoint, dataset, _name_model(target, config.name), console)
+    export(checkpoint, load_split(checkpoint.config, "val"), _name_model(target, checkpoint.config.name), console)
 
 
 def _export_as(parsed: argparse.Namespace, console: Console) -> None:
@@ -207,20 +206,24 @@ def _inspect(parsed: argparse.Namespace, overrides: dict[str, str], console: Con
 
 def _val_set(parsed: argparse.Namespace, config: Config | None) -> Dataset:
     """What the arguments name, or else what the checkpoint was validated on."""
-    if parsed.annotations and parsed.images:
-        return load_dataset(parsed.annotations, parsed.images)
-    if config is None or parsed.annotations or parsed.images:
-        raise InvalidConfig("name the data with both --annotations FILE and --images FOLDER")
-    return load_dataset(config.data_root / config.val_annotations, config.data_root / config.val_images)
+    how = "name the data with both --annotations FILE and --images FOLDER"
+    return _find_set(parsed.annotations, parsed.images, how, config, "val")
 
 
 def _train_set(parsed: argparse.Namespace, config: Config) -> Dataset:
     """What the arguments name, or else what the checkpoint was trained on."""
-    if parsed.train_annotations and parsed.train_images:
-        return load_dataset(parsed.train_annotations, parsed.train_images)
-    if parsed.train_annotations or parsed.train_images:
-        raise InvalidConfig("name the training photos with both --train-annotations FILE and --train-images FOLDER")
-    return load_dataset(config.data_root / config.train_annotations, config.data_root / config.train_images)
+    how = "name the training photos with both --train-annotations FILE and --train-images FOLDER"
+    return _find_set(parsed.train_annotations, parsed.train_images, how, config, "train")
+
+
+def _find_set(
+    annotations: Path | None, images: Path | None, how: str, config: Config | None, split: Literal["train", "val"]
+) -> Dataset:
+    if annotations and images:
+        return load_dataset(annotations, images)
+    if config is None or annotations or images:
+        raise InvalidConfig(how)
+    return load_split(config, split)
 
 
 def _parser() -> argparse.ArgumentParser:

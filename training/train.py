@@ -3,7 +3,7 @@
 import dataclasses
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 
@@ -108,8 +108,7 @@ def load_data(config: Config, processes: Processes, console: Console) -> tuple[D
     if config.generate and processes.is_first:
         generate_pictures(config.data_root, config.generate, config.seed)
     processes.tell(None)  # the pictures are there
-    train_set = load_dataset(config.data_root / config.train_annotations, config.data_root / config.train_images)
-    val_set = load_dataset(config.data_root / config.val_annotations, config.data_root / config.val_images)
+    train_set, val_set = load_split(config, "train"), load_split(config, "val")
     if val_set.labels != train_set.labels:
         raise InvalidConfig(f"{val_set.annotations_path} and {train_set.annotations_path} name different categories")
     if val_set.skeleton.joints != train_set.skeleton.joints:
@@ -123,6 +122,15 @@ def load_data(config: Config, processes: Processes, console: Console) -> tuple[D
         )
     console.print(f"{len(train_set.photos)} photos to train on, {len(val_set.photos)} to validate on")
     return train_set, val_set
+
+
+def load_split(config: Config, split: Literal["train", "val"]) -> Dataset:
+    """One of the two that `config` names; raises `InvalidDataset`."""
+    annotations, images = {
+        "train": (config.train_annotations, config.train_images),
+        "val": (config.val_annotations, config.val_images),
+    }[split]
+    return load_dataset(config.data_root / annotations, config.data_root / images)
 
 
 def _take_first(dataset: Dataset, config: Config) -> tuple[Dataset, Dataset]:
