@@ -131,7 +131,8 @@ class CenterNet(Heads):
     Shapes: images (B, H, W, 3), uint8, RGB, H and W multiples of `size_step` → `HeadMaps`. Where
     several maps come from a backbone at stride 4, the heads of the network itself read the last one; the others have
     heads of their own, which work in training alone. `mean` and `std` are of RGB in 0..255; None: the backbone's.
-    `stride` is input pixels per cell of the head maps, 4 or 2.
+    `stride` is input pixels per cell of the head maps, 4 or 2. In training each channel of the backbone's maps is blanked
+    with a probability of `channel_dropout` (arXiv 1411.4280, 3.2).
     """
 
     mean: Tensor
@@ -148,8 +149,10 @@ class CenterNet(Heads):
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         stride: int = STRIDE,
+        channel_dropout: float = 0.0,
     ) -> None:
         super().__init__()
+        self.channel_dropout = channel_dropout
         self.backbone = BACKBONES[backbone]()
         self.neck = NECKS[neck](self.backbone.channels, neck_width)
         self.add_heads(self.neck.width, head_width, class_count, joint_count, stride)
@@ -171,9 +174,10 @@ class CenterNet(Heads):
         x = images.permute(0, 3, 1, 2).float()  # NHWC bytes are channels_last already: no copy
         x = (x - self.mean) / self.std
         maps = self.backbone(x)
-        found = self.read(self.neck(maps))
         if not self.training:
-            return found
+            return self.read(self.neck(maps))
+        maps = [F.dropout2d(each, self.channel_dropout) for each in maps]
+        found = self.read(self.neck(maps))
         earlier = []
         for heads, each in zip(self.earlier_heads, maps, strict=False):
             assert isinstance(heads, Heads)

@@ -79,6 +79,7 @@ def build_network(config: Config, class_count: int, joint_count: int = 0) -> Cen
         config.mean,
         config.std,
         config.stride,
+        config.channel_dropout,
     )
 
 

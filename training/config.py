@@ -102,6 +102,8 @@ class Config(BaseModel):
         0.0, ge=0, le=1, description="classes in a smaller share of the photos come oftener"
     )
 
+    channel_dropout: float = Field(0.0, ge=0, lt=1, description="share of the backbone's channels blanked in a view")
+
     overfit: int = Field(0, ge=0, description="to look for faults: train and validate on the first so many photos")
 
     # the machine
