@@ -98,6 +98,12 @@ class Config(BaseModel):
     color_jitter: float = Field(0.4, ge=0, lt=1)
     mosaic: float = Field(0.0, ge=0, le=1, description="share of views made of four photos, but for the last epochs")
     mosaic_scale_range: tuple[float, float] = (0.4, 1.0)
+    copy_paste: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="share of views with an object of another photo, each class as often; ends likewise",
+    )
     repeat_threshold: float = Field(
         0.0, ge=0, le=1, description="classes in a smaller share of the photos come oftener"
     )
@@ -197,6 +203,7 @@ class Config(BaseModel):
             "flip": 0.0,
             "color_jitter": 0.0,
             "mosaic": 0.0,
+            "copy_paste": 0.0,
             "repeat_threshold": 0.0,
             "first_train_size": 0,
             "train_size": 0,
@@ -209,9 +216,9 @@ class Config(BaseModel):
         scale = max(self.scale_range[1], self.mosaic_scale_range[1] if self.mosaic else 0.0)
         return scale * math.exp(self.aspect_jitter / 2)
 
-    def mosaic_share(self, epoch: int) -> float:
-        """The share of `epoch`'s views that are mosaics: none in the last fifth, which sees photos as they are."""
-        return self.mosaic if epoch < 0.8 * self.epochs else 0.0
+    def sees_photos_as_they_are(self, epoch: int) -> bool:
+        """Whether `epoch` is in the last fifth, which has no mosaics and nothing pasted."""
+        return epoch >= 0.8 * self.epochs
 
     def picture_size(self, epoch: int) -> int:
         """Pixels that `epoch` trains at: a straight line over the first four fifths, in steps of the coarsest stride.

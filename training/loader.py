@@ -14,7 +14,7 @@ from model.canvas import prepare
 from model.codec import Targets, encode
 from model.gaussian import Radius, gaussian_radius, published_radius
 from model.letterbox import place
-from training.augment import Example, random_mosaic, random_view
+from training.augment import Example, paste, random_mosaic, random_view
 from training.config import Config
 from training.datasets.dataset import Dataset, InvalidDataset, Photo
 from training.processes import ALONE, Processes
@@ -39,6 +39,10 @@ class TrainingViews(torch.utils.data.Dataset[tuple[NDArray[np.uint8], Targets]])
         repeats = repeat_factors(dataset, config.repeat_threshold)
         counts = np.floor(repeats + random.random(len(repeats))).astype(np.int64)  # 1.3: once, and again in 3 of 10
         self.order = random.permutation(np.repeat(np.arange(len(counts)), counts))
+        shows = photos_of_classes(dataset)
+        self.pasted_classes = [
+            (label, found) for label in range(len(dataset.labels)) if len(found := np.flatnonzero(shows[:, label]))
+        ]
 
     def __len__(self) -> int:
         return len(self.order)
@@ -50,12 +54,17 @@ class TrainingViews(torch.utils.data.Dataset[tuple[NDArray[np.uint8], Targets]])
     def view(self, position: int) -> tuple[Example, Targets]:
         """Returns the epoch's view number `position`, and what it should teach."""
         random = np.random.default_rng((self.config.seed, self.epoch, position))
-        photo = self._read(position)
-        if random.random() < self.config.mosaic_share(self.epoch):
-            others = [self._read(other) for other in random.integers(len(self.order), size=3)]
+        is_plain = self.config.sees_photos_as_they_are(self.epoch)
+        photo = self._read(self.order[position])
+        if random.random() < self.config.mosaic and not is_plain:
+            others = [self._read(other) for other in random.choice(self.order, size=3)]
             view = random_mosaic([photo, *others], self.size, self.config, random)
         else:
             view = random_view(photo, self.size, self.config, random)
+        if random.random() < self.config.copy_paste and not is_plain:
+            label, photos = self.pasted_classes[random.integers(len(self.pasted_classes))]
+            donor = random_view(self._read(random.choice(photos)), self.size, self.config, random)
+            view = paste(view, donor, label, random)
         cells = self.size // self.config.stride
         targets = encode(
             torch.from_numpy(view.boxes_xyxy),
@@ -70,9 +79,9 @@ class TrainingViews(torch.utils.data.Dataset[tuple[NDArray[np.uint8], Targets]])
         )
         return view, targets
 
-    def _read(self, position: int) -> Example:
+    def _read(self, number: int) -> Example:
         """The photo, no larger than the largest view of it needs, and its objects in the pixels that are left."""
-        photo = self.dataset.photos[self.order[position]]
+        photo = self.dataset.photos[number]
         fitted = place(photo.width, photo.height, [(self.size, self.size)])
         largest = self.config.largest_scale
         pixels = read_photo(photo, round(fitted.width * largest), round(fitted.height * largest))
@@ -82,14 +91,20 @@ class TrainingViews(torch.utils.data.Dataset[tuple[NDArray[np.uint8], Targets]])
         return Example(pixels, *objects, self.dataset.skeleton.mirrored)
 
 
+def photos_of_classes(dataset: Dataset) -> NDArray[np.bool_]:
+    """Which photos show which classes: (photos, classes)."""
+    shows = np.zeros((len(dataset.photos), len(dataset.labels)), np.bool_)
+    for row, photo in zip(shows, dataset.photos, strict=True):
+        row[photo.labels[~photo.is_ignored]] = True
+    return shows
+
+
 def repeat_factors(dataset: Dataset, threshold: float) -> NDArray[np.float64]:
     """How often each photo comes in an epoch, at least once: that of its rarest class, sqrt(threshold / frequency).
 
     Shape: (photos,). A class's frequency is the share of photos that show it. Source: LVIS (arXiv 1908.03195, 4).
     """
-    shows = np.zeros((len(dataset.photos), len(dataset.labels)), np.bool_)
-    for row, photo in zip(shows, dataset.photos, strict=True):
-        row[photo.labels[~photo.is_ignored]] = True
+    shows = photos_of_classes(dataset)
     frequency = shows.mean(0).clip(min=1e-9)
     of_class = np.sqrt(threshold / frequency).clip(min=1.0)
     factors: NDArray[np.float64] = np.where(shows, of_class, 1.0).max(1)
