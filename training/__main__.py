@@ -1,4 +1,4 @@
-"""`python -m training train|bench|evaluate|export|import|inspect|models`."""
+"""`python -m training train|bench|average|evaluate|compare|export|import|inspect|models`."""
 
 import argparse
 import contextlib
@@ -14,9 +14,12 @@ from rich.console import Console
 
 from model.detector import Detector
 from model.metadata import InvalidModel
+from training.average import average_checkpoints
 from training.bench import bench
+from training.charts import Point
 from training.checkpoint import InvalidCheckpoint, load_checkpoint
 from training.collisions import measure_crowds
+from training.compare import compare
 from training.config import Config, InvalidConfig, load_config, make_config
 from training.datasets.dataset import Dataset, InvalidDataset
 from training.datasets.load import load_dataset
@@ -68,6 +71,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise InvalidConfig(f"unknown argument {rest[0]}")
         if parsed.command == "evaluate":
             _evaluate(parsed, console)
+        elif parsed.command == "average":
+            _average(parsed, console)
+        elif parsed.command == "compare":
+            dataset = _val_set(parsed, None)
+            compare(parsed.models, dataset, parsed.point, parsed.chart, parsed.json, console)
         elif parsed.command == "models":
             print_models(parsed.size, parsed.classes, console)
         elif parsed.command == "import":
@@ -136,7 +144,7 @@ def _export_as(parsed: argparse.Namespace, console: Console) -> None:
     lowering = None
     if parsed.precision != "fp32":
         lowering = Lowering(parsed.precision, parsed.max_ap50_loss, _train_set(parsed, checkpoint.config))
-    export(checkpoint, dataset, parsed.model, console, lowering, parsed.report)
+    export(checkpoint, dataset, parsed.model, console, lowering, parsed.report, parsed.input_size)
 
 
 def _name_model(target: Path, name: str) -> Path:
@@ -176,8 +184,16 @@ def _evaluate(parsed: argparse.Namespace, console: Console) -> None:
         page.parent.mkdir(parents=True, exist_ok=True)
         data, environment = str(dataset.annotations_path), describe_environment(device)
         subject = Subject(name, f"{path}, measured", data, commit, configuration, environment)
-        replace_text(page, render_report(subject, (), render_findings(dataset, found, metrics, "Figures", 0)))
+        findings = render_findings(dataset, found, metrics, "Figures", 0, not parsed.without_photos)
+        replace_text(page, render_report(subject, (), findings))
         console.print(f"wrote {page}")
+
+
+def _average(parsed: argparse.Namespace, console: Console) -> None:
+    if len(parsed.checkpoints) < 2:
+        raise InvalidConfig("average: name at least two checkpoints, and then the file to write")
+    average_checkpoints(parsed.checkpoints).save(parsed.output)
+    console.print(f"wrote {parsed.output}, the mean of {len(parsed.checkpoints)} checkpoints; not yet measured")
 
 
 def _import(parsed: argparse.Namespace, console: Console) -> None:
@@ -267,11 +283,29 @@ def _parser() -> argparse.ArgumentParser:
     evaluation.add_argument(
         "--report", type=Path, metavar="FOLDER|FILE.html", help="write a page about its errors there"
     )
+    evaluation.add_argument(
+        "--without-photos", action="store_true", help="draw boxes alone, for a page that may be passed on"
+    )
     evaluation.add_argument("--flip", action="store_true", help="average with the mirrored picture")
     evaluation.add_argument(
         "--scales", type=_read_scales, default=(1.0,), help="of the input size, merged by soft-NMS: 0.5,0.75,1,1.25,1.5"
     )
     evaluation.add_argument("--soft-nms", action="store_true", help="soft-NMS for one scale too")
+    averaging = commands.add_parser("average", help="the mean of the weights of runs that began alike")
+    averaging.add_argument("checkpoints", type=Path, nargs="+", metavar="CHECKPOINT")
+    averaging.add_argument("output", type=Path, metavar="OUTPUT.pt")
+    comparing = commands.add_parser("compare", parents=[data], help="AP and speed of exported models side by side")
+    comparing.add_argument("models", type=Path, nargs="+", metavar="MODEL.onnx")
+    comparing.add_argument(
+        "--point",
+        type=_read_point,
+        action="append",
+        default=[],
+        metavar="NAME,AP,AP50,MS",
+        help="figures of another detector to quote beside them; may be given again",
+    )
+    comparing.add_argument("--chart", type=_read_chart, metavar="FILE.png|svg", help="draw AP by milliseconds there")
+    comparing.add_argument("--json", type=Path, help="write the figures there too")
     exporting = commands.add_parser("export", parents=[data], help="write the ONNX file that serves")
     exporting.add_argument("checkpoint", type=Path)
     exporting.add_argument("model", type=Path, metavar="MODEL.onnx")
@@ -285,6 +319,7 @@ def _parser() -> argparse.ArgumentParser:
         "--train-annotations", type=Path, help="photos to calibrate int8 on; default: the checkpoint's training split"
     )
     exporting.add_argument("--train-images", type=Path, help="the folder of those photos")
+    exporting.add_argument("--input-size", type=int, default=0, help="pixels; default: that of the training")
     exporting.add_argument("--report", type=Path, metavar="FILE.json", help="write AP and speed before and after there")
     importing = commands.add_parser(
         "import", help="published weights of CenterNet, as a checkpoint to evaluate and export"
@@ -309,6 +344,19 @@ def _read_scales(text: str) -> tuple[float, ...]:
     if not all(0 < scale <= 8 for scale in scales):
         raise ValueError
     return scales
+
+
+def _read_point(text: str) -> Point:
+    """`NanoDet-m,27.6,46.7,9` → its figures."""
+    name, ap, ap50, milliseconds = text.rsplit(",", 3)
+    return Point(name, float(ap), float(ap50), float(milliseconds))
+
+
+def _read_chart(text: str) -> Path:
+    path = Path(text)
+    if path.suffix not in (".png", ".svg"):
+        raise argparse.ArgumentTypeError(f"{text!r}: a chart is a .png or an .svg")
+    return path
 
 
 def _read_settings(text: str) -> dict[str, str]:

@@ -1,8 +1,10 @@
 """The charts of a report, as SVG that takes the page's colours, light or dark."""
 
+import dataclasses
 import html
 import io
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -24,6 +26,7 @@ _COLOURS = (
     "#c9a400",
     "#d6409f",
 )  # on black and white
+_INKED = ("text.color", "axes.edgecolor", "axes.labelcolor", "grid.color", "xtick.color", "ytick.color")
 _STYLE: Any = {  # matplotlib's stubs want a literal type of all its keys
     "svg.fonttype": "none",  # letters stay letters: small, sharp, and found by a search
     "font.size": 9,
@@ -34,11 +37,20 @@ _STYLE: Any = {  # matplotlib's stubs want a literal type of all its keys
     "legend.frameon": False,
     "lines.markersize": 3,
     "axes.prop_cycle": cycler(color=_COLOURS),
-    **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "grid.color"), _INK),
-    **dict.fromkeys(("xtick.color", "ytick.color"), _INK),
+    **dict.fromkeys(_INKED, _INK),
 }
 
 Row = Mapping[str, Any]  # of metrics.jsonl
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+    """What a model finds, in per cent, and how long it takes for a photo."""
+
+    name: str
+    ap: float
+    ap50: float
+    milliseconds: float
 
 
 def draw_precision(rows: Sequence[Row], size: tuple[float, float] = (4.6, 2.9)) -> Figure:
@@ -115,6 +127,32 @@ def draw_calibration(calibration: Calibration) -> Figure:
         counts.set_xlim(0, 1)
         counts.yaxis.set_major_locator(MaxNLocator(2, integer=True))
         return figure
+
+
+def draw_trade_off(points: Sequence[Point], others: Sequence[Point]) -> Figure:
+    """AP and AP50 by milliseconds a photo, on white: `points` are joined by a line, `others` stand alone."""
+    with matplotlib.rc_context(_STYLE | dict.fromkeys(_INKED, "black")):
+        figure = Figure(figsize=(9.2, 3.6), layout="constrained")
+        for axes, title, key in zip(figure.subplots(1, 2), ("AP", "AP50"), ("ap", "ap50"), strict=True):
+            ordered = sorted(points, key=lambda point: point.milliseconds)
+            groups = ((ordered, _COLOURS[0], "-"), (others, _COLOURS[5], ""))
+            for group, colour, line in groups:
+                x, y = [each.milliseconds for each in group], [getattr(each, key) for each in group]
+                axes.plot(x, y, line, marker="o", markersize=5, color=colour)
+                for point in group:
+                    place = (point.milliseconds, getattr(point, key))
+                    axes.annotate(point.name, place, (0, 6), textcoords="offset points", ha="center", color=colour)
+            _label(axes, "milliseconds a photo, one thread", f"{title}, per cent")
+            axes.set_xlim(left=0)
+            axes.set_ylim(bottom=0)
+            axes.margins(0.12)
+        return figure
+
+
+def save_chart(figure: Figure, path: Path) -> None:
+    """Writes a chart that stands alone, in the format of the suffix."""
+    with matplotlib.rc_context(_STYLE):
+        figure.savefig(path, dpi=150)
 
 
 def to_svg(figure: Figure, title: str) -> str:

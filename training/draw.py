@@ -18,6 +18,7 @@ MISS: Colour = (250, 225, 60)
 TRUTH: Colour = (255, 255, 255)
 NOT_COUNTED: Colour = (150, 150, 150)
 
+_GREY = 60
 _LEAST_TAGGED = 0.08  # of the photo's side: the tags of smaller boxes would hide more than they say
 
 
@@ -32,16 +33,18 @@ def draw_predictions(
     return draw_detections(read_photo(photo), found.select(found.scores >= threshold), labels, skeleton)
 
 
-def draw_outcome(photo: Photo, outcome: Outcome, dataset: Dataset, longest_side: int) -> NDArray[np.uint8]:
+def draw_outcome(
+    photo: Photo, outcome: Outcome, dataset: Dataset, longest_side: int, is_bare: bool = False
+) -> NDArray[np.uint8]:
     """A photo of `dataset` with hits, false alarms and misses, and thinly the true boxes of hits and what is ignored.
 
     What was found is tagged with label and score, what was missed with its label, unless it is small; joints are drawn
-    where there are any, those of what was missed as they were annotated.
+    where there are any, those of what was missed as they were annotated. A bare one is grey, without the photo itself.
 
     Returns: (h, w, 3), RGB, shrunk to `longest_side` pixels where it is larger.
     """
     shrink = min(1.0, longest_side / max(photo.width, photo.height))
-    picture = read_photo(photo)
+    picture = np.full((photo.height, photo.width, 3), _GREY, np.uint8) if is_bare else read_photo(photo)
     if shrink < 1:
         picture = np.asarray(cv2.resize(picture, None, fx=shrink, fy=shrink, interpolation=cv2.INTER_AREA), np.uint8)
     truth = (photo.boxes_xyxy * shrink).round().astype(int)

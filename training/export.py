@@ -15,7 +15,7 @@ from model.metadata import Metadata
 from model.network import CenterNet
 from training.calibration import Evidence, fit_scaling, measure_gain
 from training.checkpoint import Checkpoint
-from training.config import Config
+from training.config import Config, make_config
 from training.datasets.dataset import Dataset
 from training.diagnosis import diagnose
 from training.evaluate import detect_with_model, detect_with_network, print_metrics
@@ -40,13 +40,17 @@ def export(
     console: Console,
     lowering: Lowering | None = None,
     report: Path | None = None,
+    input_size: int = 0,
 ) -> Metrics:
     """Writes `path` with scores calibrated and the graph checked on `dataset`, and with the AP that it reaches there.
 
-    Without a `lowering` it computes as the network does; with one it is compared with that graph, and `report` is where
-    the comparison goes as JSON. Raises `ParityFailure` or `PrecisionLoss`, and then writes nothing.
+    `input_size` is pixels of the square that photos are fitted into, 0: the checkpoint's configuration's. Without a
+    `lowering` it computes as the network does; with one it is compared with that graph, and `report` is where the
+    comparison goes as JSON. Raises `InvalidConfig`, `ParityFailure` or `PrecisionLoss`, and then writes nothing.
     """
     network, config = checkpoint.build_network(), checkpoint.config
+    if input_size:
+        config = make_config(config.model_dump() | {"input_size": input_size})
     size = config.input_size
     _calibrate(network, dataset, config, console)
     metadata = Metadata(

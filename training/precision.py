@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
@@ -15,6 +14,7 @@ from rich.table import Table
 
 from model.detector import Detections, Detector
 from model.graph import save_onnx
+from training.compare import time_in_turn
 from training.datasets.dataset import Dataset
 from training.environment import name_processor
 from training.evaluate import detect_with_model
@@ -24,7 +24,7 @@ from training.quantize import Quantizer
 
 _CALIBRATION_PHOTOS = 128
 _TRIAL_PHOTOS = 256
-_ROUNDS = 30  # of one photo by each of two models
+_TIMED_PHOTOS = 30
 
 
 class PrecisionLoss(Exception):
@@ -177,7 +177,8 @@ def _compare(
     lowering: Lowering,
     float_layers: tuple[str, ...],
 ) -> Comparison:
-    milliseconds = _time_in_turn((detector.path, candidate.path), dataset)
+    timed = [Detector(path, "cpu", threads=1) for path in (detector.path, candidate.path)]
+    milliseconds = time_in_turn(timed, dataset.photos[:_TIMED_PHOTOS])
     before_figures, after_figures = (
         Figures(
             precision,
@@ -203,16 +204,3 @@ def _compare(
         round(milliseconds[0] / milliseconds[1], 2),
         float_layers,
     )
-
-
-def _time_in_turn(paths: tuple[Path, ...], dataset: Dataset) -> list[float]:
-    """Milliseconds of the thread that computes one photo, the least of many: what others do meanwhile counts little."""
-    detectors = [Detector(path, "cpu", threads=1) for path in paths]
-    canvas = detectors[0].prepare(dataset.photos[0].path.read_bytes()).pixels
-    taken: list[list[float]] = [[] for _ in detectors]
-    for _ in range(_ROUNDS):
-        for detector, seconds in zip(detectors, taken, strict=True):
-            started = time.thread_time()
-            detector.infer([canvas])
-            seconds.append(time.thread_time() - started)
-    return [1000 * min(seconds) for seconds in taken]

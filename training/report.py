@@ -30,7 +30,7 @@ from training.diagnosis import ClassFigures, Diagnosis, diagnose
 from training.draw import draw_outcome
 from training.metrics import Metrics
 
-_PHOTOS = 8  # at each end of the ranking
+_BEST, _WORST = 8, 20  # photos at the ends of the ranking
 _LONGEST_SIDE = 480  # pixels
 _QUALITY = 80  # of JPEG
 _CONFUSIONS = 10  # put in words
@@ -56,14 +56,22 @@ class Subject:
     environment: Mapping[str, str]
 
 
-def render_findings(dataset: Dataset, detections: list[Detections], metrics: Metrics, title: str, epoch: int) -> str:
+def render_findings(
+    dataset: Dataset,
+    detections: list[Detections],
+    metrics: Metrics,
+    title: str,
+    epoch: int,
+    has_photos: bool = True,
+) -> str:
     """What was found in `dataset`, as a part of a page: figures, classes, errors, photos.
 
-    `epoch` is that of the weights, 0 where they have none; raises `InvalidDataset` where a photo cannot be read.
+    `epoch` is that of the weights, 0 where they have none. Where it `has_photos` not, boxes are drawn without them, for
+    a page to pass on. Raises `InvalidDataset` where a photo cannot be read.
     """
     diagnosis = diagnose(dataset, detections)
     ranking = diagnosis.rank_photos()
-    count = min(_PHOTOS, len(ranking) // 2)
+    middle = max(len(ranking) // 2, len(ranking) - _WORST)
     return _render(
         "findings.html",
         title=title,
@@ -79,8 +87,8 @@ def render_findings(dataset: Dataset, detections: list[Detections], metrics: Met
         names=(*dataset.labels, "nothing"),
         shades=_shade(diagnosis.confusion),
         colours={name: f"rgb{colour}" for name, colour in _LEGEND.items()},
-        best=[_show(dataset, diagnosis, index) for index in ranking[:count]],
-        worst=[_show(dataset, diagnosis, index) for index in reversed(ranking[count:][-_PHOTOS:])],
+        best=[_show(dataset, diagnosis, index, has_photos) for index in ranking[: min(_BEST, middle)]],
+        worst=[_show(dataset, diagnosis, index, has_photos) for index in reversed(ranking[middle:])],
     )
 
 
@@ -172,9 +180,9 @@ def _shade(confusion: NDArray[np.int64]) -> list[list[float]]:
     return rounded
 
 
-def _show(dataset: Dataset, diagnosis: Diagnosis, index: int) -> dict[str, Any]:
+def _show(dataset: Dataset, diagnosis: Diagnosis, index: int, has_photos: bool) -> dict[str, Any]:
     photo, outcome = dataset.photos[index], diagnosis.outcomes[index]
-    picture = draw_outcome(photo, outcome, dataset, _LONGEST_SIDE)
+    picture = draw_outcome(photo, outcome, dataset, _LONGEST_SIDE, not has_photos)
     done, file = cv2.imencode(".jpg", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, _QUALITY])
     assert done
     address = "data:image/jpeg;base64," + base64.b64encode(file.tobytes()).decode()

@@ -5,7 +5,7 @@ import pytest
 from numpy.typing import NDArray
 
 from tests.training.configs import small_config
-from training.augment import Example, random_mosaic, random_view
+from training.augment import Example, paste, random_mosaic, random_view
 from training.config import Config
 
 
@@ -137,3 +137,30 @@ def test_joints_that_nobody_annotated_stay_unknown(config: Config) -> None:
         random = np.random.default_rng(seed)
         for view in (random_view(example, 64, config, random), random_mosaic([example] * 4, 64, config, random)):
             assert (view.keypoints[..., 2] == -1).all()
+
+
+def test_a_pasted_object_brings_what_is_in_its_box_and_hides_what_was_there() -> None:
+    view = example_of(
+        np.zeros((100, 100, 3), np.uint8),
+        np.array([[25, 25, 45, 45], [60, 60, 90, 90], [0, 20, 90, 50]], np.float32),
+        [0, 1, 2],
+    )
+    donor_boxes = np.array([[20, 20, 50, 50], [30, 40, 40, 80], [70, 0, 90, 20]], np.float32)
+    donor = example_of(np.full((100, 100, 3), 200, np.uint8), donor_boxes, [3, 4, 5])
+    pasted = paste(view, donor, 3, np.random.default_rng(0))
+    assert pasted.pixels[25:45, 25:45].min() == 200  # whole within the box, fading into its margin of 3 pixels
+    assert pasted.pixels[:17].max() == pasted.pixels[53:].max() == pasted.pixels[:, 53:].max() == 0
+    assert pasted.labels.tolist() == [1, 2, 3, 4]  # 0 is hidden, of 2 two thirds are left, 4 is cut, 5 stays away
+    assert pasted.boxes_xyxy[-1].tolist() == [30, 40, 40, 53]
+    assert view.pixels.max() == 0
+    assert paste(view, donor, 0, np.random.default_rng(0)) is view
+
+
+def test_joints_that_a_paste_hides_or_cuts_off_are_not_seen() -> None:
+    pixels, box = np.zeros((100, 100, 3), np.uint8), np.array([[10, 10, 90, 90]], np.float32)
+    joints = np.array([[[30, 30, 2], [80, 80, 2]]], np.float32)
+    view = Example(pixels, box, np.array([0]), np.array([False]), joints)
+    donor = Example(pixels, box / 2, np.array([0]), np.array([False]), joints / [2, 2, 1] * [1, 3, 1])
+    under, over = paste(view, donor, 0, np.random.default_rng(0)).keypoints
+    assert under[:, 2].tolist() == [1, 2]
+    assert over[:, 2].tolist() == [2, 0]

@@ -23,6 +23,7 @@ from tests.training.configs import small_config
 from training import export as exporting
 from training.__main__ import main
 from training.checkpoint import Checkpoint, build_network
+from training.config import InvalidConfig
 from training.datasets.dataset import Dataset
 from training.datasets.load import load_dataset
 from training.diagnosis import diagnose
@@ -139,6 +140,18 @@ def test_an_exported_model_carries_what_it_reaches(checkpoint: Checkpoint, datas
     assert metadata.threshold == diagnose(dataset, found).threshold
     assert str(Path(__file__).parents[2]).encode() not in path.read_bytes()  # nothing of the machine that exported
     assert [file.name for file in path.parent.iterdir()] == ["shapes.onnx"]
+
+
+def test_a_model_for_another_size_is_measured_at_it(checkpoint: Checkpoint, dataset: Dataset, tmp_path: Path) -> None:
+    console = Console(quiet=True)
+    export(checkpoint, dataset, tmp_path / "large.onnx", console, input_size=96)
+    detector = Detector(tmp_path / "large.onnx")
+    assert (detector.metadata.input_height, detector.metadata.input_width) == (96, 96)
+    metrics = exporting.measure(dataset, detect_with_model(detector, dataset, console))
+    assert detector.metadata.ap50 == pytest.approx(metrics.ap50, abs=0.01)
+    with pytest.raises(InvalidConfig, match="input_size: must be a multiple of 32"):
+        export(checkpoint, dataset, tmp_path / "odd.onnx", console, input_size=100)
+    assert not (tmp_path / "odd.onnx").exists()
 
 
 def test_a_graph_that_differs_is_not_written(

@@ -96,3 +96,17 @@ def test_a_head_that_no_loss_teaches_stays(shapes: Path, tmp_path: Path) -> None
         name.split(".")[0] for name, value in learner.network.state_dict().items() if (value != before[name]).any()
     }
     assert changed == {"backbone", "neck", "heatmap_head", "size_head"}
+
+
+def test_channels_are_blanked_in_training_alone(shapes: Path, tmp_path: Path) -> None:
+    learner, [(images, _)] = start(shapes, tmp_path, channel_dropout=0.5, seed=3)
+    network, seen = learner.network, []
+    network.neck.register_forward_pre_hook(lambda _, maps: seen.append(maps[0]))
+    network(images)
+    network.eval()
+    network(images)
+    for blanked, whole in zip(*seen, strict=True):
+        is_blank = (blanked == 0).flatten(2).all(2)
+        kept = ~is_blank
+        assert 0.3 < is_blank.float().mean() < 0.7
+        torch.testing.assert_close(blanked[kept], 2 * whole[kept])

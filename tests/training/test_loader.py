@@ -1,3 +1,4 @@
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -49,13 +50,26 @@ def test_a_restart_sees_the_batches_that_the_run_would_have_seen(config: Config,
         assert (targets.heatmap == targets_again.heatmap).all()
 
 
-def test_mosaics_end_before_the_last_epochs(config: Config, train_set: Dataset) -> None:
-    config = config.model_copy(update={"epochs": 5, "mosaic": 1.0})
-    plain = config.model_copy(update={"mosaic": 0.0})
-    for epoch, is_mosaic in ((0, True), (3, True), (4, False)):
-        view, _ = TrainingViews(train_set, config, epoch)[0]
-        single, _ = TrainingViews(train_set, plain, epoch)[0]
-        assert (view != single).any() == is_mosaic
+@pytest.mark.parametrize("kind", ["mosaic", "copy_paste"])
+def test_what_is_composed_ends_before_the_last_epochs(kind: str, config: Config, train_set: Dataset) -> None:
+    plain = config.model_copy(update={"epochs": 5, "mosaic": 0.0, "copy_paste": 0.0})
+    composed = plain.model_copy(update={kind: 1.0})
+    for epoch, is_composed in ((0, True), (3, True), (4, False)):
+        views, singles = TrainingViews(train_set, composed, epoch), TrainingViews(train_set, plain, epoch)
+        assert any((views[at][0] != singles[at][0]).any() for at in range(6)) == is_composed
+
+
+def test_a_rare_class_is_pasted_as_often_as_others(config: Config, train_set: Dataset) -> None:
+    rare = [photo for photo in train_set.photos if 0 in photo.labels][:1]
+    others = [photo for photo in train_set.photos if 0 not in photo.labels]
+    dataset = dataclasses.replace(train_set, photos=(*rare, *others))
+    shares = []
+    for share in (0.0, 1.0):
+        settings = {"copy_paste": share, "mosaic": 0.0, "scale_range": (0.8, 1.2)}
+        views = TrainingViews(dataset, config.model_copy(update=settings), 0)
+        shares.append(np.mean([0 in views.view(position)[0].labels for position in range(len(views))]))
+    assert shares[0] < 2 / len(dataset.photos)
+    assert shares[1] > 0.5 / len(dataset.labels)
 
 
 @pytest.mark.parametrize("turn", [1, 6])

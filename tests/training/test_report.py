@@ -105,6 +105,24 @@ def test_the_worst_photo_comes_first_and_is_not_among_the_best(dataset: Dataset)
     assert f"F1 0.00: 0 found, {len(dataset.photos[2].labels)} missed, 0 false" in worst
 
 
+def test_a_page_without_photos_shows_boxes_alone(dataset: Dataset) -> None:
+    photo = dataset.photos[0]
+    outcome = diagnose(dataset, perfect(dataset)).outcomes[0]
+    bare, whole = (draw.draw_outcome(photo, outcome, dataset, 480, is_bare) for is_bare in (True, False))
+    assert bare.shape == whole.shape
+    drawn = {tuple(colour) for colour in bare.reshape(-1, 3).tolist()}
+    assert (60, 60, 60) in drawn
+    assert draw.HIT in drawn
+    box = photo.boxes_xyxy[0].round().astype(int)
+    middle = (slice((box[1] + box[3]) // 2, (box[1] + box[3]) // 2 + 1), slice((box[0] + box[2]) // 2, None))
+    assert (bare[middle][0, 0] == 60).all()
+    assert (whole[middle][0, 0] != 60).any()
+    metrics = measure(dataset, perfect(dataset))
+    pages = [render_findings(dataset, perfect(dataset), metrics, "Figures", 0, has) for has in (True, False)]
+    assert Page(pages[0]).text == Page(pages[1]).text
+    assert not set(Page(pages[0]).sources) & set(Page(pages[1]).sources)
+
+
 @pytest.mark.parametrize("count", [1, 80])
 def test_few_and_many_classes_have_a_page(dataset: Dataset, count: int) -> None:
     data = with_labels(dataset, count)

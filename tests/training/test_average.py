@@ -1,0 +1,49 @@
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.training.configs import small_config
+from training.__main__ import main
+from training.checkpoint import Checkpoint, build_network, load_checkpoint
+
+
+def write_run(shapes: Path, path: Path, seed: int, width: int = 8, labels: tuple[str, ...] = ("a", "b", "c")) -> Path:
+    torch.manual_seed(seed)
+    config = small_config(shapes, path.parent, name=path.stem, neck_width=width)
+    weights = build_network(config, len(labels)).state_dict()
+    Checkpoint(config, labels, tuple(range(len(labels))), weights, 3, "0123abc", ap=12.0, ap50=20.0).save(path)
+    return path
+
+
+def test_the_mean_of_runs_is_a_checkpoint(shapes: Path, tmp_path: Path) -> None:
+    paths = [write_run(shapes, tmp_path / f"{seed}.pt", seed) for seed in range(3)]
+    main(["average", *map(str, paths), str(tmp_path / "mean.pt")])
+    mean, parts = load_checkpoint(tmp_path / "mean.pt"), [load_checkpoint(path) for path in paths]
+    for key, value in mean.weights.items():
+        if value.is_floating_point():
+            torch.testing.assert_close(value, sum(part.weights[key] for part in parts) / 3)
+    assert dataclasses.replace(mean, weights={}, ap=12.0, ap50=20.0) == dataclasses.replace(parts[0], weights={})
+    assert mean.ap is mean.ap50 is None
+    mean.build_network()
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ({"width": 16}, "different networks"),
+        ({"labels": ("a", "b", "z")}, "different labels"),
+        (None, "at least two checkpoints"),
+    ],
+)
+def test_what_does_not_belong_together_is_refused(
+    other: dict[str, object] | None, message: str, shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = [write_run(shapes, tmp_path / "one.pt", 0)]
+    if other is not None:
+        paths.append(write_run(shapes, tmp_path / "other.pt", 1, **other))  # type: ignore[arg-type]
+    with pytest.raises(SystemExit, match="2"):
+        main(["average", *map(str, paths), str(tmp_path / "mean.pt")])
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "mean.pt").exists()

@@ -1,0 +1,80 @@
+import json
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+
+from model.detector import Detector
+from model.graph import build_onnx, save_onnx
+from model.metadata import Metadata
+from model.network import CenterNet
+from training.__main__ import main
+from training.charts import Point, draw_trade_off
+from training.compare import time_in_turn
+from training.datasets.dataset import Dataset
+from training.datasets.load import load_dataset
+from training.evaluate import detect_with_model
+from training.metrics import measure
+
+
+@pytest.fixture(scope="module")
+def dataset(shapes: Path) -> Dataset:
+    return load_dataset(shapes / "val.json", shapes / "images")
+
+
+@pytest.fixture(scope="module")
+def models(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """One network at two sizes."""
+    folder = tmp_path_factory.mktemp("models")
+    torch.manual_seed(0)
+    proto = build_onnx(CenterNet("resnet18", len(dataset.labels), neck_width=8, head_width=8).eval())
+    paths = [folder / "small.onnx", folder / "large.onnx"]
+    for path, size in zip(paths, (64, 512), strict=True):
+        metadata = Metadata(
+            path.stem, dataset.labels, dataset.label_ids, size, size, 4, "fp32", "none", None, None, "0", size_step=16
+        )
+        save_onnx(proto, metadata, path)
+    return paths
+
+
+def test_models_are_measured_and_drawn_beside_others(
+    models: list[Path], dataset: Dataset, shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = ["--annotations", str(shapes / "val.json"), "--images", str(shapes / "images")]
+    out = ["--chart", str(tmp_path / "chart.svg"), "--json", str(tmp_path / "figures.json")]
+    main(["compare", *map(str, models), *data, "--point", "NanoDet-m,27.6,46.7,9", *out])
+    printed = capsys.readouterr().out
+    assert "NanoDet-m" in printed
+    small, large = json.loads((tmp_path / "figures.json").read_text())["models"]
+    for path, figures in zip(models, (small, large), strict=True):
+        metrics = measure(dataset, detect_with_model(Detector(path, "cpu"), dataset, Console(quiet=True)))
+        assert (figures["name"], figures["ap"]) == (path.stem, round(metrics.ap, 2))
+    assert small["milliseconds"] < large["milliseconds"]
+    drawn = " ".join(ET.parse(tmp_path / "chart.svg").getroot().itertext())
+    assert {"small", "large"} <= set(drawn.split())
+
+
+def test_each_model_has_a_time(models: list[Path], dataset: Dataset) -> None:
+    detectors = [Detector(path, "cpu", threads=1) for path in models]
+    small, large = time_in_turn(detectors, dataset.photos[:3])
+    assert 0 < small < large
+
+
+def test_points_are_where_they_belong() -> None:
+    figure = draw_trade_off([Point("b", 20, 40, 8), Point("a", 10, 30, 4)], [Point("c", 30, 50, 9)])
+    for axes, heights in zip(figure.axes, ([10, 20], [30, 40]), strict=True):
+        ours, others = axes.lines
+        assert (list(ours.get_xdata()), list(ours.get_ydata())) == ([4, 8], heights)
+        assert list(others.get_xdata()) == [9]
+        assert sorted(text.get_text() for text in axes.texts) == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize(("flag", "value"), [("--point", "NanoDet-m,27.6,46.7"), ("--chart", "chart.docx")])
+def test_what_cannot_be_read_or_drawn_is_refused_first(
+    flag: str, value: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["compare", "none.onnx", flag, value])
+    assert flag in capsys.readouterr().err

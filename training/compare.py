@@ -1,0 +1,71 @@
+"""Exported models side by side: what each finds, and how long one thread takes for a photo."""
+
+import dataclasses
+import json
+import statistics
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from model.detector import Detector
+from training.charts import Point, draw_trade_off, save_chart
+from training.datasets.dataset import Dataset, Photo
+from training.environment import name_processor
+from training.evaluate import detect_with_model
+from training.metrics import measure
+
+_TIMED_PHOTOS = 100
+
+
+def compare(
+    paths: Sequence[Path],
+    dataset: Dataset,
+    others: Sequence[Point],
+    chart: Path | None,
+    report: Path | None,
+    console: Console,
+) -> None:
+    """Prints AP on `dataset` and milliseconds a photo of each model, and of `others`, which are only quoted.
+
+    `chart` is a picture of them, in the format of its suffix; `report` the figures as JSON. Raises `InvalidModel` where
+    a file is no model of ours, `InvalidDataset` where one knows other labels.
+    """
+    detectors = [Detector(path, "cpu", threads=1) for path in paths]
+    milliseconds = time_in_turn(detectors, dataset.photos[:_TIMED_PHOTOS])
+    points = []
+    for detector, taken in zip(detectors, milliseconds, strict=True):
+        metrics = measure(dataset, detect_with_model(detector, dataset, console))
+        points.append(Point(detector.metadata.name, round(metrics.ap, 2), round(metrics.ap50, 2), round(taken, 2)))
+    table = Table("", "AP", "AP50", "ms a photo", "MB", caption=f"one thread of {name_processor()}, median")
+    sizes = [f"{path.stat().st_size / 1e6:.1f}" for path in paths]
+    for point, size in zip([*points, *others], [*sizes, *["-"] * len(others)], strict=True):
+        table.add_row(point.name, f"{point.ap:.1f}", f"{point.ap50:.1f}", f"{point.milliseconds:.1f}", size)
+    console.print(table)
+    if chart:
+        save_chart(draw_trade_off(points, others), chart)
+        console.print(f"wrote {chart}")
+    if report:
+        content = {"photos": len(dataset.photos), "processor": name_processor()}
+        rows = [dataclasses.asdict(point) for point in points]
+        report.write_text(json.dumps(content | {"models": rows}, indent=2) + "\n")
+        console.print(f"wrote {report}")
+
+
+def time_in_turn(detectors: Sequence[Detector], photos: Sequence[Photo]) -> list[float]:
+    """Median milliseconds of the thread that computes a photo, decoding aside: (detectors,).
+
+    The models take each photo in turn, so that what else the machine does meanwhile slows all of them alike.
+    """
+    taken: list[list[float]] = [[] for _ in detectors]
+    for photo in photos:
+        data = photo.path.read_bytes()
+        for detector, seconds in zip(detectors, taken, strict=True):
+            canvas = detector.prepare(data).pixels
+            detector.infer([canvas])  # the first of a shape takes longer
+            started = time.thread_time()
+            detector.infer([canvas])
+            seconds.append(time.thread_time() - started)
+    return [1000 * statistics.median(seconds) for seconds in taken]
