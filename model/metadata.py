@@ -23,7 +23,7 @@ class Metadata:
     photos are scaled to, and the graph takes all heights and widths that are multiples of it. `stride` is input pixels
     per cell. `ap` and `ap50` are COCO's figures in per cent on the validation split of `dataset`, or None where none
     was measured; `keypoint_ap` is that of the joints that `skeleton` names, by object keypoint similarity. `threshold`
-    is the least score that serves best there, by F1.
+    is the least score that serves best there, by F1. `recipe` is what its training set otherwise than by default.
     """
 
     name: str
@@ -41,6 +41,7 @@ class Metadata:
     skeleton: Skeleton = NO_JOINTS
     threshold: float | None = None
     size_step: int | None = None
+    recipe: Mapping[str, object] = dataclasses.field(default_factory=dict)
     format_version: int = FORMAT_VERSION
 
     def to_properties(self) -> dict[str, str]:

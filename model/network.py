@@ -131,8 +131,8 @@ class CenterNet(Heads):
     Shapes: images (B, H, W, 3), uint8, RGB, H and W multiples of `size_step` → `HeadMaps`. Where
     several maps come from a backbone at stride 4, the heads of the network itself read the last one; the others have
     heads of their own, which work in training alone. `mean` and `std` are of RGB in 0..255; None: the backbone's.
-    `stride` is input pixels per cell of the head maps, 4 or 2. In training each channel of the backbone's maps is blanked
-    with a probability of `channel_dropout` (arXiv 1411.4280, 3.2).
+    `stride` is input pixels per cell of the head maps, 4 or 2. In training each channel of the backbone's maps is
+    blanked with a probability of `channel_dropout` (arXiv 1411.4280, 3.2).
     """
 
     mean: Tensor

@@ -16,6 +16,11 @@ from training.config import Config
 _MIN_SIDE = 2.0  # pixels: less of an object than this cannot be told from noise
 _MIN_VISIBLE = 0.2  # of a box's area: a crop that leaves less of an object leaves nothing to recognise
 _GREY = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601 luma of RGB
+# of ImageNet's pixels, RGB in 0..255: the main axes as columns, and the variance along each (AlexNet, 4.1)
+_COLOUR_AXES = np.array(
+    [[-0.5609, 0.7183, 0.4116], [-0.5833, 0.0099, -0.8122], [-0.5875, -0.6956, 0.4134]],
+)
+_COLOUR_VARIANCES = 255 * np.array([0.2142, 0.0182, 0.0034])
 _MOSAIC_SPLIT = (0.3, 0.7)  # of the picture's side: where the four tiles meet
 _PASTED_MARGIN = 0.1  # of a box's sides: the surroundings that come with an object, in which it fades
 
@@ -147,7 +152,7 @@ def _view(
         borderMode=cv2.BORDER_CONSTANT,
         borderValue=(PADDING,) * 3,
     )
-    pixels = cv2.transform(pixels, _random_colors(config.color_jitter, random))
+    pixels = cv2.transform(pixels, _random_colors(config, random))
     boxes, kept = _warp_boxes(example.boxes_xyxy, matrix, canvas)
     keypoints = _warp_keypoints(example.keypoints[kept], matrix, canvas, example.mirrored)
     objects = (boxes, example.labels[kept], example.is_ignored[kept], keypoints)
@@ -204,11 +209,15 @@ def _warp_keypoints(
     return np.stack([x, y, visibility], axis=-1).astype(np.float32)
 
 
-def _random_colors(jitter: float, random: np.random.Generator) -> NDArray[np.float64]:
-    """A 3x4 matrix RGB → RGB: saturation, contrast, brightness and a tint of each channel."""
+def _random_colors(config: Config, random: np.random.Generator) -> NDArray[np.float64]:
+    """A 3x4 matrix RGB → RGB: saturation, contrast, brightness and a tint of each channel, and AlexNet's lighting."""
+    jitter = config.color_jitter
     saturation, contrast = 1 + random.uniform(-jitter, jitter, 2)
     brightness = random.uniform(-jitter, jitter) * 128
     tint = 1 + random.uniform(-jitter, jitter, 3) / 4
     matrix = saturation * np.eye(3) + (1 - saturation) * _GREY
     matrix = contrast * tint[:, None] * matrix
-    return np.column_stack([matrix, np.full(3, (1 - contrast) * 128 + brightness)])
+    shift = np.full(3, (1 - contrast) * 128 + brightness)
+    if config.lighting:
+        shift += _COLOUR_AXES @ (_COLOUR_VARIANCES * random.normal(0, config.lighting, 3))
+    return np.column_stack([matrix, shift])

@@ -20,6 +20,8 @@ from pydantic_core import ErrorDetails
 
 from model.network import BACKBONES, NECKS, describe_backbone, fitting_necks
 
+MACHINE_SETTINGS = {"output", "data_root", "device", "workers", "accumulate", "save_every"}  # weights do not show them
+
 
 class InvalidConfig(Exception):
     """A setting is unknown, missing or out of range; the message names it."""
@@ -96,6 +98,9 @@ class Config(BaseModel):
     aspect_jitter: float = Field(0.1, ge=0, lt=1)
     flip: float = Field(0.5, ge=0, le=1)
     color_jitter: float = Field(0.4, ge=0, lt=1)
+    lighting: float = Field(
+        0.0, ge=0, description="deviation of a shift along colours' main axes; the paper's code: 0.1"
+    )
     mosaic: float = Field(0.0, ge=0, le=1, description="share of views made of four photos, but for the last epochs")
     mosaic_scale_range: tuple[float, float] = (0.4, 1.0)
     copy_paste: float = Field(
@@ -194,6 +199,15 @@ class Config(BaseModel):
         """The learning rate of this batch size: as many times larger as the batch is (arXiv 1706.02677, 2.1)."""
         return self.learning_rate * self.batch_size / (self.learning_rate_batch_size or self.batch_size)
 
+    @property
+    def recipe(self) -> dict[str, object]:
+        """The settings that are not the defaults, but for those of the machine and its paths."""
+        left_out = {*MACHINE_SETTINGS, "train_annotations", "train_images", "val_annotations", "val_images"}
+        settings: dict[str, object] = self.model_dump(mode="json", exclude_defaults=True, exclude=left_out)
+        if self.pretrained:
+            settings["pretrained"] = Path(self.pretrained).name
+        return settings
+
     def for_overfitting(self) -> "Config":
         """The same run without augmentation, every photo as it is evaluated, under a name of its own."""
         plain = {
@@ -202,6 +216,7 @@ class Config(BaseModel):
             "aspect_jitter": 0.0,
             "flip": 0.0,
             "color_jitter": 0.0,
+            "lighting": 0.0,
             "mosaic": 0.0,
             "copy_paste": 0.0,
             "repeat_threshold": 0.0,

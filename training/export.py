@@ -67,6 +67,7 @@ def export(
         git_commit=checkpoint.git_commit,
         skeleton=checkpoint.skeleton,
         size_step=network.size_step,
+        recipe=config.recipe,
     )
     proto = build_onnx(network)
     path.parent.mkdir(parents=True, exist_ok=True)

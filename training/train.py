@@ -8,7 +8,7 @@ from typing import Any, Literal
 from rich.console import Console
 
 from training.checkpoint import Checkpoint, git_commit, load_checkpoint
-from training.config import Config, InvalidConfig
+from training.config import MACHINE_SETTINGS, Config, InvalidConfig
 from training.datasets.dataset import Dataset
 from training.datasets.load import load_dataset
 from training.evaluate import detect_with_network
@@ -20,8 +20,7 @@ from training.processes import ALONE, Processes
 from training.progress import progress_bar
 from training.record import Record
 
-# may differ when a run is resumed
-_MACHINE_SETTINGS = {"output", "data_root", "device", "workers", "accumulate", "save_every", "patience"}
+_MAY_CHANGE = {*MACHINE_SETTINGS, "patience"}  # when a run is resumed
 _OVERFIT_STEPS = 50  # an epoch
 
 
@@ -148,7 +147,7 @@ def _take_first(dataset: Dataset, config: Config) -> tuple[Dataset, Dataset]:
 def _load_resumable(path: Path, config: Config) -> dict[str, Any]:
     saved = load_checkpoint(path)
     old, new = saved.config.model_dump(mode="json"), config.model_dump(mode="json")
-    changed = [key for key in new if old[key] != new[key] and key not in _MACHINE_SETTINGS]
+    changed = [key for key in new if old[key] != new[key] and key not in _MAY_CHANGE]
     if changed:
         raise InvalidConfig(f"{path} was made with other settings: {', '.join(changed)}. Give a new run another --name")
     if saved.progress is None:

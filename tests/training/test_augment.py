@@ -63,6 +63,18 @@ def test_colors_change_only_where_they_may(config: Config) -> None:
     assert np.std(views, axis=0).min() > 10
 
 
+def test_lighting_shifts_colours_along_the_axes_of_photos(config: Config) -> None:
+    image = np.full((16, 16, 3), 128, np.uint8)
+    lit = config.model_copy(update={"scale_range": (1.0, 1.0), "aspect_jitter": 0.0, "lighting": 0.1})
+    example = example_of(image, np.zeros((0, 4), np.float32), [])
+    seen = [random_view(example, 16, lit, np.random.default_rng(seed)).pixels[8, 8] for seed in range(200)]
+    shifts = np.array(seen) - 128.0
+    variances, axes = np.linalg.eigh(np.cov(shifts.T))
+    assert variances[2] ** 0.5 == pytest.approx(0.1 * 0.2142 * 255, rel=0.2)
+    assert abs(axes[:, 2] @ [0.5609, 0.5833, 0.5875]) > 0.99  # nearly grey: light, as the sun's or a cloud's
+    assert variances[1] < 0.05 * variances[2]
+
+
 def test_a_view_depends_on_its_seed_alone(config: Config) -> None:
     image = np.random.default_rng(0).integers(0, 256, (50, 80, 3), np.uint8)
     example = example_of(image, np.array([[5, 5, 40, 40]], np.float32), [0])

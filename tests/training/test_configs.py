@@ -36,6 +36,7 @@ def test_a_recipe_of_the_papers_has_its_settings(path: Path) -> None:
     assert (config.size_weight, config.giou_weight) == (0.1, 0)
     assert (config.weight_decay, config.warmup_steps, config.ema_decay, config.mosaic) == (0, 0, 0, 0)
     assert (config.scale_range, config.flip, config.color_jitter, config.aspect_jitter) == ((0.6, 1.3), 0.5, 0.4, 0)
+    assert config.lighting == 0.1
     assert (config.frozen_stages, config.freeze_statistics, config.backbone_learning_rate_scale) == (0, False, 1)
     assert config.batch_size == config.learning_rate_batch_size
     schedule = (config.batch_size, config.learning_rate, config.epochs, config.learning_rate_drops)

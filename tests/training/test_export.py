@@ -135,6 +135,9 @@ def test_an_exported_model_carries_what_it_reaches(checkpoint: Checkpoint, datas
     assert metadata.labels == dataset.labels
     assert metadata.ap == pytest.approx(metrics.ap, abs=0.01)
     assert metadata.git_commit == "0123abc"
+    assert metadata.recipe["backbone"] == "resnet18"
+    assert metadata.recipe["warmup_steps"] == 2
+    assert "output" not in metadata.recipe
     assert metadata.threshold is not None
     found = detect_with_model(Detector(path, "cpu"), dataset, Console(quiet=True))
     assert metadata.threshold == diagnose(dataset, found).threshold
