@@ -84,12 +84,13 @@ def paste(view: Example, donor: Example, label: int, random: np.random.Generator
     box = donor.boxes_xyxy[random.choice(candidates)]
     height, width = view.pixels.shape[:2]
     margin = (box[2:] - box[:2]) * _PASTED_MARGIN
-    region = np.concatenate([box[:2] - margin, box[2:] + margin]).round().clip(0, (width, height, width, height))
+    whole = np.concatenate([box[:2] - margin, box[2:] + margin]).round()
+    region = whole.clip(0, (width, height, width, height))
     x0, y0, x1, y1 = region.astype(int)
-    distance_x = np.minimum(np.arange(x0, x1) + 1 - x0, x1 - np.arange(x0, x1))
-    distance_y = np.minimum(np.arange(y0, y1) + 1 - y0, y1 - np.arange(y0, y1))
-    fade_x, fade_y = (distance_x / (margin[0] + 1)).clip(0, 1), (distance_y / (margin[1] + 1)).clip(0, 1)
-    alpha = (fade_y[:, None] * fade_x)[..., None]
+    xs, ys = np.arange(x0, x1), np.arange(y0, y1)
+    fade_x = np.minimum(xs + 1 - whole[0], whole[2] - xs) / (margin[0] + 1)
+    fade_y = np.minimum(ys + 1 - whole[1], whole[3] - ys) / (margin[1] + 1)
+    alpha = (fade_y.clip(0, 1)[:, None] * fade_x.clip(0, 1))[..., None]
     pixels = view.pixels.copy()
     pixels[y0:y1, x0:x1] = alpha * donor.pixels[y0:y1, x0:x1] + (1 - alpha) * pixels[y0:y1, x0:x1]
 

@@ -165,6 +165,8 @@ def test_a_pasted_object_brings_what_is_in_its_box_and_hides_what_was_there() ->
     assert pasted.labels.tolist() == [1, 2, 3, 4]  # 0 is hidden, of 2 two thirds are left, 4 is cut, 5 stays away
     assert pasted.boxes_xyxy[-1].tolist() == [30, 40, 40, 53]
     assert view.pixels.max() == 0
+    at_edge = paste(view, donor, 5, np.random.default_rng(0))
+    assert at_edge.pixels[0, 80].min() == 200  # it goes on beyond the picture
     assert paste(view, donor, 0, np.random.default_rng(0)) is view
 
 
