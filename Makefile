@@ -3,7 +3,7 @@ PYTHON ?= python3
 INSTALL = pip install --quiet --constraint constraints.txt --editable
 VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' app/__init__.py)
 
-.PHONY: serve serve-ray develop test check format test-serving bench check-gpu soak fuzz slow-clients images requirements try-compose push \
+.PHONY: serve serve-ray develop test weights check format test-serving bench check-gpu soak fuzz slow-clients images requirements try-compose push \
 	licences sbom version notes clean
 
 # serve: the server with the shipped model on 127.0.0.1:8000, without torch
@@ -20,6 +20,18 @@ develop: .venv/ready
 # test: the whole suite
 test: .venv/ready
 	.venv/bin/python -m pytest $(ARGS)
+
+# weights: train what is shipped anew and export it: make weights DATA=FOLDER, the one of train.json, val.json and images/
+weights: .venv/ready
+	test -n "$(DATA)"
+	$(TRAIN) train training/configs/photos.toml --data-root "$(DATA)" $(ARGS)
+	cp runs/photos/best.pt model/weights/default.pt
+	$(TRAIN) export runs/photos/best.pt model/weights/default.onnx --precision int8 $(ON_DATA)
+	$(TRAIN) export runs/photos/best.pt model/weights/default-fp32.onnx $(ON_DATA)
+	$(TRAIN) export runs/photos/best.pt model/weights/fast.onnx --precision int8 --input-size 256 $(ON_DATA)
+TRAIN = .venv/bin/python -m training
+ON_DATA = --annotations "$(DATA)/val.json" --images "$(DATA)/images" \
+	--train-annotations "$(DATA)/train.json" --train-images "$(DATA)/images"
 
 # check: lint, format, types, which package may import which, and the workflows
 check: .venv/ready
