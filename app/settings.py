@@ -53,8 +53,8 @@ class Settings(BaseSettings):
     model: Annotated[tuple[Path, ...], NoDecode] = Field(
         default_factory=lambda: (find_shipped_model(),),
         description="ONNX files as `training export` writes them, folders of them, and names of what is shipped "
-        "(default; default-fp32 for GPUs), separated by commas; the first is used where a request names none; a folder "
-        "that is watched may be empty beside another model",
+        "(default, fast; default-fp32 for GPUs), separated by commas; the first is used where a request names none; a "
+        "folder that is watched may be empty beside another model",
     )
     watch: bool = Field(False, description="load models again as soon as their files change; SIGHUP does so at once")
     provider: Provider = Field(

@@ -16,7 +16,7 @@ from training.metrics import measure
 PHOTOS = Path(os.environ.get("CENTERNET_PHOTOS", Path(__file__).parents[2] / "shared" / "data" / "photos"))
 
 
-@pytest.fixture(scope="module", params=["default", "default-fp32"])
+@pytest.fixture(scope="module", params=["default", "default-fp32", "fast"])
 def detector(request: pytest.FixtureRequest) -> Detector:
     return Detector(find_shipped_model(request.param), "cpu")
 

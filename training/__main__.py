@@ -36,6 +36,7 @@ from training.official_weights import import_weights
 from training.precision import Lowering, PrecisionLoss
 from training.pretrained import InvalidWeights
 from training.processes import join_processes
+from training.record import read_rows
 from training.report import Subject, render_findings, render_report, replace_text
 from training.train import load_split, train
 from training.voc_metrics import measure_as_voc
@@ -161,6 +162,7 @@ def _evaluate(parsed: argparse.Namespace, console: Console) -> None:
         dataset = _val_set(parsed, None)
         found = detect_with_model(detector, dataset, console)
         name, commit, device = detector.metadata.name, detector.metadata.git_commit, detector.provider
+        rows = []
         configuration, input_size = dataclasses.asdict(detector.metadata), detector.metadata.input_height
     else:
         checkpoint = load_checkpoint(path)
@@ -170,6 +172,7 @@ def _evaluate(parsed: argparse.Namespace, console: Console) -> None:
         stride = network.backbone.coarsest_stride
         found = detect_with_network(network, dataset, config.input_size, config.workers, console, test_time, stride)
         name, commit, device = config.name, checkpoint.git_commit, "cpu"
+        rows = read_rows(path.parent)
         configuration, input_size = config.model_dump(mode="json") | {"test_time": test_time}, config.input_size
     metrics = measure(dataset, found)
     print_metrics(metrics, console)
@@ -185,7 +188,7 @@ def _evaluate(parsed: argparse.Namespace, console: Console) -> None:
         data, environment = str(dataset.annotations_path), describe_environment(device)
         subject = Subject(name, f"{path}, measured", data, commit, configuration, environment)
         findings = render_findings(dataset, found, metrics, "Figures", 0, not parsed.without_photos)
-        replace_text(page, render_report(subject, (), findings))
+        replace_text(page, render_report(subject, rows, findings))
         console.print(f"wrote {page}")
 
 

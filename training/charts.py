@@ -135,17 +135,17 @@ def draw_trade_off(points: Sequence[Point], others: Sequence[Point]) -> Figure:
         figure = Figure(figsize=(9.2, 3.6), layout="constrained")
         for axes, title, key in zip(figure.subplots(1, 2), ("AP", "AP50"), ("ap", "ap50"), strict=True):
             ordered = sorted(points, key=lambda point: point.milliseconds)
-            groups = ((ordered, _COLOURS[0], "-"), (others, _COLOURS[5], ""))
+            groups = ((ordered, _COLOURS[0], "-"), (others, _COLOURS[5], "none"))
             for group, colour, line in groups:
                 x, y = [each.milliseconds for each in group], [getattr(each, key) for each in group]
-                axes.plot(x, y, line, marker="o", markersize=5, color=colour)
+                axes.plot(x, y, linestyle=line, marker="o", markersize=5, color=colour)
                 for point in group:
                     place = (point.milliseconds, getattr(point, key))
                     axes.annotate(point.name, place, (0, 6), textcoords="offset points", ha="center", color=colour)
             _label(axes, "milliseconds a photo, one thread", f"{title}, per cent")
-            axes.set_xlim(left=0)
-            axes.set_ylim(bottom=0)
-            axes.margins(0.12)
+            every = [*points, *others]  # with room for their names
+            axes.set_xlim(0, 1.2 * max(each.milliseconds for each in every))
+            axes.set_ylim(0, 1.15 * max(getattr(each, key) for each in every))
         return figure
 
 

@@ -2,6 +2,7 @@
 
 import json
 from collections import defaultdict
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -78,7 +79,7 @@ class Record:
         self._loss_sums.clear()
         self._steps = 0
         # killed between this and its checkpoint, a run comes by here again
-        rows = [each for each in self._read_rows() if each["epoch"] < epoch] + [row]
+        rows = [each for each in read_rows(self._folder) if each["epoch"] < epoch] + [row]
         replace_text(self._folder / "metrics.jsonl", "".join(json.dumps(each) + "\n" for each in rows))
 
         best_epoch = _best(rows)["epoch"]
@@ -95,13 +96,9 @@ class Record:
     def close(self) -> None:
         """Marks the run as finished, and writes out what TensorBoard's writer still holds."""
         self._writer.close()
-        rows = self._read_rows()
+        rows = read_rows(self._folder)
         if self._findings:  # an epoch was run
             self._write_report(rows, f"finished after {rows[-1]['epoch']} epochs")
-
-    def _read_rows(self) -> list[dict[str, Any]]:
-        path = self._folder / "metrics.jsonl"
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
     def _write_report(self, rows: list[dict[str, Any]], state: str) -> None:
         best, last = _best(rows), rows[-1]
@@ -119,6 +116,12 @@ class Record:
             speed | self._environment,
         )
         replace_text(self._folder / "report.html", render_report(subject, rows, self._findings))
+
+
+def read_rows(folder: Path) -> list[dict[str, Any]]:
+    """Each epoch's figures, from a run's folder; none where it has none."""
+    path = folder / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def _best(rows: list[dict[str, Any]]) -> dict[str, Any]:

@@ -93,7 +93,7 @@ def render_findings(
 
 
 def render_report(subject: Subject, rows: Sequence[Row], findings: str) -> str:
-    """The whole page; `rows` are those of metrics.jsonl, none for a model that is only measured."""
+    """The whole page; `rows` are those of metrics.jsonl, none where there was no run."""
     charts = {}
     if rows:
         charts["Average precision"] = draw_precision(rows)
