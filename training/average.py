@@ -1,4 +1,4 @@
-"""The mean of several runs' weights (model soups, arXiv 2203.05482): better than each, and no slower."""
+"""The mean of several runs' weights: often better than each of them, and no slower (model soups, arXiv 2203.05482)."""
 
 import dataclasses
 from collections.abc import Sequence
