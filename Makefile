@@ -3,8 +3,8 @@ PYTHON ?= python3
 INSTALL = pip install --quiet --constraint constraints.txt --editable
 VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' app/__init__.py)
 
-.PHONY: serve serve-ray develop test weights check format test-serving bench check-gpu soak fuzz slow-clients images requirements try-compose push \
-	licences sbom version notes clean
+.PHONY: serve serve-ray develop test weights check format test-serving bench check-gpu soak fuzz slow-clients images \
+	requirements try-compose push licences sbom version notes clean
 
 # serve: the server with the shipped model on 127.0.0.1:8000, without torch
 serve: .venv-serve/ready

@@ -187,7 +187,7 @@ def _evaluate(parsed: argparse.Namespace, console: Console) -> None:
         page.parent.mkdir(parents=True, exist_ok=True)
         data, environment = str(dataset.annotations_path), describe_environment(device)
         subject = Subject(name, f"{path}, measured", data, commit, configuration, environment)
-        findings = render_findings(dataset, found, metrics, "Figures", 0, not parsed.without_photos)
+        findings = render_findings(dataset, found, metrics, "Figures", 0, parsed.without_photos)
         replace_text(page, render_report(subject, rows, findings))
         console.print(f"wrote {page}")
 

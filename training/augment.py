@@ -4,7 +4,7 @@ Four of them make a mosaic, and an object of one may be pasted onto another.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 
 from model.letterbox import PADDING, place
 from training.config import Config
+from training.datasets.dataset import ABSENT, HIDDEN
+from training.overlap import box_coverage
 
 _MIN_SIDE = 2.0  # pixels: less of an object than this cannot be told from noise
 _MIN_VISIBLE = 0.2  # of a box's area: a crop that leaves less of an object leaves nothing to recognise
@@ -61,14 +63,7 @@ def random_mosaic(examples: Sequence[Example], size: int, config: Config, random
         corner = np.array([x0, y0, x0, y0], np.float32)
         keypoints = tile.keypoints + np.array([x0, y0, 0], np.float32)
         tiles.append(tile._replace(boxes_xyxy=tile.boxes_xyxy + corner, keypoints=keypoints))
-    return Example(
-        pixels,
-        np.concatenate([tile.boxes_xyxy for tile in tiles]),
-        np.concatenate([tile.labels for tile in tiles]),
-        np.concatenate([tile.is_ignored for tile in tiles]),
-        np.concatenate([tile.keypoints for tile in tiles]),
-        examples[0].mirrored,
-    )
+    return _compose(pixels, tiles)
 
 
 def paste(view: Example, donor: Example, label: int, random: np.random.Generator) -> Example:
@@ -94,19 +89,23 @@ def paste(view: Example, donor: Example, label: int, random: np.random.Generator
     pixels = view.pixels.copy()
     pixels[y0:y1, x0:x1] = alpha * donor.pixels[y0:y1, x0:x1] + (1 - alpha) * pixels[y0:y1, x0:x1]
 
-    under = _keep(view, 1 - _share_inside(view.boxes_xyxy, region) >= _MIN_VISIBLE)
-    over = _keep(donor, _share_inside(donor.boxes_xyxy, region) >= _MIN_VISIBLE)
-    hidden, shown = _are_inside(under.keypoints, region), _are_inside(over.keypoints, region)
-    under.keypoints[hidden, 2] = np.minimum(under.keypoints[hidden, 2], 1)
-    over.keypoints[~shown, 2] = np.minimum(over.keypoints[~shown, 2], 0)
-    clipped = over.boxes_xyxy.clip(region[[0, 1, 0, 1]], region[[2, 3, 2, 3]]).astype(np.float32)
+    under = _keep(view, 1 - box_coverage(view.boxes_xyxy, region[None])[:, 0] >= _MIN_VISIBLE)
+    is_hidden = _are_inside(under.keypoints, region)
+    under.keypoints[is_hidden, 2] = np.minimum(under.keypoints[is_hidden, 2], HIDDEN)
+    clipped, kept = _clip_boxes(donor.boxes_xyxy, region)
+    over = _keep(donor, kept)._replace(boxes_xyxy=clipped, keypoints=_clip_keypoints(donor.keypoints[kept], region))
+    return _compose(pixels, [under, over])
+
+
+def _compose(pixels: NDArray[np.uint8], parts: Sequence[Example]) -> Example:
+    """The objects of several, which are in `pixels` already."""
     return Example(
         pixels,
-        np.concatenate([under.boxes_xyxy, clipped]),
-        np.concatenate([under.labels, over.labels]),
-        np.concatenate([under.is_ignored, over.is_ignored]),
-        np.concatenate([under.keypoints, over.keypoints]),
-        view.mirrored,
+        np.concatenate([part.boxes_xyxy for part in parts]),
+        np.concatenate([part.labels for part in parts]),
+        np.concatenate([part.is_ignored for part in parts]),
+        np.concatenate([part.keypoints for part in parts]),
+        parts[0].mirrored,
     )
 
 
@@ -120,15 +119,23 @@ def _keep(example: Example, kept: NDArray[np.bool_]) -> Example:
     )
 
 
-def _share_inside(boxes_xyxy: NDArray[np.float32], region: NDArray[np.float32]) -> NDArray[np.float32]:
-    """How much of each box (N, 4) lies in `region` (4,): (N,), 0..1."""
+def _clip_boxes(boxes_xyxy: NDArray[Any], region: NDArray[Any]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Boxes (N, 4) clipped to `region` (4,), xyxy, and which of them still show an object: those alone, and (N,)."""
     clipped = boxes_xyxy.clip(region[[0, 1, 0, 1]], region[[2, 3, 2, 3]])
-    areas = (boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]).prod(1)
-    shares: NDArray[np.float32] = (clipped[:, 2:] - clipped[:, :2]).prod(1) / areas
-    return shares
+    sides = clipped[:, 2:] - clipped[:, :2]
+    visible = sides.prod(1) / (boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]).prod(1)
+    kept = (sides.min(1) >= _MIN_SIDE) & (visible >= _MIN_VISIBLE)
+    return clipped[kept].astype(np.float32), kept
 
 
-def _are_inside(keypoints: NDArray[np.float32], region: NDArray[np.float32]) -> NDArray[np.bool_]:
+def _clip_keypoints(keypoints: NDArray[Any], region: NDArray[Any]) -> NDArray[np.float32]:
+    """Joints (N, J, 3) of which those outside `region` (4,), xyxy, have no place any more."""
+    cut = np.minimum(keypoints[..., 2], ABSENT)  # what is unknown stays so
+    visibility = np.where(_are_inside(keypoints, region), keypoints[..., 2], cut)
+    return np.concatenate([keypoints[..., :2], visibility[..., None]], axis=-1).astype(np.float32)
+
+
+def _are_inside(keypoints: NDArray[Any], region: NDArray[Any]) -> NDArray[np.bool_]:
     """Which joints (N, J, 3) lie in `region` (4,): (N, J)."""
     x, y = keypoints[..., 0], keypoints[..., 1]
     inside: NDArray[np.bool_] = (x >= region[0]) & (x < region[2]) & (y >= region[1]) & (y < region[3])
@@ -190,11 +197,7 @@ def _warp_boxes(
     xs = boxes_xyxy[:, 0::2] * matrix[0, 0] + matrix[0, 2]
     ys = boxes_xyxy[:, 1::2] * matrix[1, 1] + matrix[1, 2]
     boxes = np.stack([xs.min(1), ys.min(1), xs.max(1), ys.max(1)], axis=1)
-    clipped = boxes.clip(0, (*canvas, *canvas))
-    sides = clipped[:, 2:] - clipped[:, :2]
-    visible = sides.prod(1) / (boxes[:, 2:] - boxes[:, :2]).prod(1)
-    kept = (sides.min(1) >= _MIN_SIDE) & (visible >= _MIN_VISIBLE)
-    return clipped[kept].astype(np.float32), kept
+    return _clip_boxes(boxes, np.array([0, 0, *canvas]))
 
 
 def _warp_keypoints(
@@ -205,9 +208,7 @@ def _warp_keypoints(
         keypoints = keypoints[:, list(mirrored)]
     x = keypoints[..., 0] * matrix[0, 0] + matrix[0, 2]
     y = keypoints[..., 1] * matrix[1, 1] + matrix[1, 2]
-    is_out = (x < 0) | (y < 0) | (x >= canvas[0]) | (y >= canvas[1])
-    visibility = np.where(is_out, np.minimum(keypoints[..., 2], 0), keypoints[..., 2])  # what is unknown stays so
-    return np.stack([x, y, visibility], axis=-1).astype(np.float32)
+    return _clip_keypoints(np.stack([x, y, keypoints[..., 2]], axis=-1), np.array([0, 0, *canvas]))
 
 
 def _random_colors(config: Config, random: np.random.Generator) -> NDArray[np.float64]:

@@ -26,7 +26,6 @@ _COLOURS = (
     "#c9a400",
     "#d6409f",
 )  # on black and white
-_INKED = ("text.color", "axes.edgecolor", "axes.labelcolor", "grid.color", "xtick.color", "ytick.color")
 _STYLE: Any = {  # matplotlib's stubs want a literal type of all its keys
     "svg.fonttype": "none",  # letters stay letters: small, sharp, and found by a search
     "font.size": 9,
@@ -37,7 +36,8 @@ _STYLE: Any = {  # matplotlib's stubs want a literal type of all its keys
     "legend.frameon": False,
     "lines.markersize": 3,
     "axes.prop_cycle": cycler(color=_COLOURS),
-    **dict.fromkeys(_INKED, _INK),
+    **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "grid.color"), _INK),
+    **dict.fromkeys(("xtick.color", "ytick.color"), _INK),
 }
 
 Row = Mapping[str, Any]  # of metrics.jsonl
@@ -130,8 +130,8 @@ def draw_calibration(calibration: Calibration) -> Figure:
 
 
 def draw_trade_off(points: Sequence[Point], others: Sequence[Point]) -> Figure:
-    """AP and AP50 by milliseconds a photo, on white: `points` are joined by a line, `others` stand alone."""
-    with matplotlib.rc_context(_STYLE | dict.fromkeys(_INKED, "black")):
+    """AP and AP50 by milliseconds a photo: `points` are joined by a line, `others` stand alone."""
+    with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(9.2, 3.6), layout="constrained")
         for axes, title, key in zip(figure.subplots(1, 2), ("AP", "AP50"), ("ap", "ap50"), strict=True):
             ordered = sorted(points, key=lambda point: point.milliseconds)
@@ -152,7 +152,7 @@ def draw_trade_off(points: Sequence[Point], others: Sequence[Point]) -> Figure:
 def save_chart(figure: Figure, path: Path) -> None:
     """Writes a chart that stands alone, in the format of the suffix."""
     with matplotlib.rc_context(_STYLE):
-        figure.savefig(path, dpi=150)
+        figure.savefig(path, dpi=120)
 
 
 def to_svg(figure: Figure, title: str) -> str:

@@ -39,10 +39,7 @@ class TrainingViews(torch.utils.data.Dataset[tuple[NDArray[np.uint8], Targets]])
         repeats = repeat_factors(dataset, config.repeat_threshold)
         counts = np.floor(repeats + random.random(len(repeats))).astype(np.int64)  # 1.3: once, and again in 3 of 10
         self.order = random.permutation(np.repeat(np.arange(len(counts)), counts))
-        shows = photos_of_classes(dataset)
-        self.pasted_classes = [
-            (label, found) for label in range(len(dataset.labels)) if len(found := np.flatnonzero(shows[:, label]))
-        ]
+        self.pasted_classes = np.flatnonzero(dataset.shown_classes.any(0))
 
     def __len__(self) -> int:
         return len(self.order)
@@ -62,7 +59,8 @@ class TrainingViews(torch.utils.data.Dataset[tuple[NDArray[np.uint8], Targets]])
         else:
             view = random_view(photo, self.size, self.config, random)
         if random.random() < self.config.copy_paste and not is_plain:
-            label, photos = self.pasted_classes[random.integers(len(self.pasted_classes))]
+            label = random.choice(self.pasted_classes)
+            photos = np.flatnonzero(self.dataset.shown_classes[:, label])
             donor = random_view(self._read(random.choice(photos)), self.size, self.config, random)
             view = paste(view, donor, label, random)
         cells = self.size // self.config.stride
@@ -91,20 +89,12 @@ class TrainingViews(torch.utils.data.Dataset[tuple[NDArray[np.uint8], Targets]])
         return Example(pixels, *objects, self.dataset.skeleton.mirrored)
 
 
-def photos_of_classes(dataset: Dataset) -> NDArray[np.bool_]:
-    """Which photos show which classes: (photos, classes)."""
-    shows = np.zeros((len(dataset.photos), len(dataset.labels)), np.bool_)
-    for row, photo in zip(shows, dataset.photos, strict=True):
-        row[photo.labels[~photo.is_ignored]] = True
-    return shows
-
-
 def repeat_factors(dataset: Dataset, threshold: float) -> NDArray[np.float64]:
     """How often each photo comes in an epoch, at least once: that of its rarest class, sqrt(threshold / frequency).
 
     Shape: (photos,). A class's frequency is the share of photos that show it. Source: LVIS (arXiv 1908.03195, 4).
     """
-    shows = photos_of_classes(dataset)
+    shows = dataset.shown_classes
     frequency = shows.mean(0).clip(min=1e-9)
     of_class = np.sqrt(threshold / frequency).clip(min=1.0)
     factors: NDArray[np.float64] = np.where(shows, of_class, 1.0).max(1)

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from model.detector import Detections
-from training.charts import draw_precision
+from training.charts import draw_precision, save_chart
 from training.config import Config
 from training.datasets.dataset import Dataset
 from training.draw import draw_predictions
@@ -91,7 +91,7 @@ class Record:
                 dataset, detections, metrics, f"Epoch {epoch}", epoch
             )
         self._write_report(rows, f"running, epoch {epoch} of {self._config.epochs} done")
-        draw_precision(rows, size=(7, 4)).savefig(self._folder / "curve.png", dpi=120)
+        save_chart(draw_precision(rows, size=(7, 4)), self._folder / "curve.png")
 
     def close(self) -> None:
         """Marks the run as finished, and writes out what TensorBoard's writer still holds."""

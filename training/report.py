@@ -62,12 +62,12 @@ def render_findings(
     metrics: Metrics,
     title: str,
     epoch: int,
-    has_photos: bool = True,
+    is_bare: bool = False,
 ) -> str:
     """What was found in `dataset`, as a part of a page: figures, classes, errors, photos.
 
-    `epoch` is that of the weights, 0 where they have none. Where it `has_photos` not, boxes are drawn without them, for
-    a page to pass on. Raises `InvalidDataset` where a photo cannot be read.
+    `epoch` is that of the weights, 0 where they have none. In a bare one boxes are drawn without their photos, for a
+    page to pass on. Raises `InvalidDataset` where a photo cannot be read.
     """
     diagnosis = diagnose(dataset, detections)
     ranking = diagnosis.rank_photos()
@@ -87,8 +87,8 @@ def render_findings(
         names=(*dataset.labels, "nothing"),
         shades=_shade(diagnosis.confusion),
         colours={name: f"rgb{colour}" for name, colour in _LEGEND.items()},
-        best=[_show(dataset, diagnosis, index, has_photos) for index in ranking[: min(_BEST, middle)]],
-        worst=[_show(dataset, diagnosis, index, has_photos) for index in reversed(ranking[middle:])],
+        best=[_show(dataset, diagnosis, index, is_bare) for index in ranking[: min(_BEST, middle)]],
+        worst=[_show(dataset, diagnosis, index, is_bare) for index in reversed(ranking[middle:])],
     )
 
 
@@ -180,9 +180,9 @@ def _shade(confusion: NDArray[np.int64]) -> list[list[float]]:
     return rounded
 
 
-def _show(dataset: Dataset, diagnosis: Diagnosis, index: int, has_photos: bool) -> dict[str, Any]:
+def _show(dataset: Dataset, diagnosis: Diagnosis, index: int, is_bare: bool) -> dict[str, Any]:
     photo, outcome = dataset.photos[index], diagnosis.outcomes[index]
-    picture = draw_outcome(photo, outcome, dataset, _LONGEST_SIDE, not has_photos)
+    picture = draw_outcome(photo, outcome, dataset, _LONGEST_SIDE, is_bare)
     done, file = cv2.imencode(".jpg", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, _QUALITY])
     assert done
     address = "data:image/jpeg;base64," + base64.b64encode(file.tobytes()).decode()

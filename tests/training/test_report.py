@@ -114,7 +114,7 @@ def test_a_page_without_photos_shows_boxes_alone(dataset: Dataset) -> None:
     assert is_grey[0] > 0.5 > is_grey[1]
     assert (bare == draw.HIT).all(-1).any()
     metrics = measure(dataset, perfect(dataset))
-    pages = [render_findings(dataset, perfect(dataset), metrics, "Figures", 0, has) for has in (True, False)]
+    pages = [render_findings(dataset, perfect(dataset), metrics, "Figures", 0, is_bare) for is_bare in (False, True)]
     assert Page(pages[0]).text == Page(pages[1]).text
     pictures = [{source for source in Page(page).sources if source.startswith("data:")} for page in pages]
     assert len(pictures[0]) == len(pictures[1]) == len(dataset.photos)

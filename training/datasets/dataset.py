@@ -1,6 +1,7 @@
 """A checked data set, whatever format it came in."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -56,6 +57,14 @@ class Dataset:
     label_ids: tuple[int, ...]  # the format's category ids, in the order of `labels`
     photos: tuple[Photo, ...]
     skeleton: Skeleton = NO_JOINTS
+
+    @functools.cached_property
+    def shown_classes(self) -> NDArray[np.bool_]:
+        """Which photos show which classes, what is ignored aside: (photos, labels)."""
+        shows = np.zeros((len(self.photos), len(self.labels)), np.bool_)
+        for row, photo in zip(shows, self.photos, strict=True):
+            row[photo.labels[~photo.is_ignored]] = True
+        return shows
 
 
 @dataclasses.dataclass(frozen=True)
