@@ -30,7 +30,7 @@ def commands() -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The committed and the new files, with a photo beside them and nothing installed."""
     folder = tmp_path_factory.mktemp("checkout")
     listing = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
@@ -40,7 +40,8 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
             shutil.copy(ROOT / name, folder / name)
     gradient = np.linspace(0, 255, 640 * 480 * 3).reshape(480, 640, 3).astype(np.uint8)
     Image.fromarray(gradient).save(folder / "photo.jpg")
-    return folder
+    yield folder
+    shutil.rmtree(folder)  # with the environments installed there: gigabytes
 
 
 @contextlib.contextmanager
