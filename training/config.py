@@ -86,6 +86,7 @@ class Config(BaseModel):
     warmup_steps: int = Field(200, ge=0)
     gradient_clip: float = Field(10.0, gt=0, description="largest norm of all gradients together")
     ema_decay: float = Field(0.998, ge=0, lt=1)
+    validate_every: int = Field(1, ge=1, description="epochs from one validation to the next; the last always has one")
     patience: int = Field(0, ge=0, description="epochs without a better AP that end the run; 0: it runs to its end")
     freeze_backbone_epochs: int = Field(0, ge=0, description="first epochs in which the pretrained backbone rests")
     frozen_stages: int = Field(0, ge=0, description="first backbone stages kept as they were pretrained")

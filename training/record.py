@@ -42,6 +42,11 @@ class Record:
         self._learning_rate = 0.0
         self._findings = ""
 
+    def begin_epoch(self) -> None:
+        """What steps said before is forgotten: an epoch's figures are its own, though not each ends in a validation."""
+        self._loss_sums.clear()
+        self._steps = 0
+
     def add_step(self, step: int, terms: dict[str, Tensor], gradient_norm: Tensor, learning_rate: float) -> None:
         """The loss terms, the gradient's norm before clipping and the learning rate of one step."""
         for name, term in terms.items():
@@ -76,8 +81,6 @@ class Record:
         if metrics.keypoints:
             self._writer.add_scalar("val/keypoint_AP", metrics.keypoints.ap, step)
             row["keypoint_ap"] = round(metrics.keypoints.ap, 6)
-        self._loss_sums.clear()
-        self._steps = 0
         # killed between this and its checkpoint, a run comes by here again
         rows = [each for each in read_rows(self._folder) if each["epoch"] < epoch] + [row]
         replace_text(self._folder / "metrics.jsonl", "".join(json.dumps(each) + "\n" for each in rows))

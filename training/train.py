@@ -20,7 +20,7 @@ from training.processes import ALONE, Processes
 from training.progress import progress_bar
 from training.record import Record
 
-_MAY_CHANGE = {*MACHINE_SETTINGS, "patience"}  # when a run is resumed
+_MAY_CHANGE = {*MACHINE_SETTINGS, "patience", "validate_every"}  # when a run is resumed
 _OVERFIT_STEPS = 50  # an epoch
 
 
@@ -66,6 +66,8 @@ def train(config: Config, resume: bool, console: Console, processes: Processes =
             )
             break
         learner.begin_epoch(epoch)
+        if processes.is_first:
+            record.begin_epoch()
         started = time.monotonic()
         title = f"epoch {epoch + 1}/{config.epochs} at {config.picture_size(epoch)} px"
         batches = training_batches(train_set, config, epoch, first_step, learner.device.type == "cuda", processes)
@@ -79,6 +81,11 @@ def train(config: Config, resume: bool, console: Console, processes: Processes =
                         checkpoint(epoch, step + 1).save(last_path)
         first_step = 0
         seconds = time.monotonic() - started
+        if (epoch + 1) % config.validate_every and epoch + 1 < config.epochs:
+            if processes.is_first:
+                checkpoint(epoch + 1, 0).save(last_path)
+            console.print(f"epoch {epoch + 1}/{config.epochs}: {seconds:.0f} s of training")
+            continue
 
         share = dataclasses.replace(val_set, photos=processes.deal(val_set.photos))
         found = detect_with_network(learner.average, share, config.input_size, config.workers, console)

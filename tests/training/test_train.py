@@ -1,4 +1,5 @@
 import json
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -328,6 +329,23 @@ def test_a_run_ends_when_it_no_longer_gets_better(
     assert load_checkpoint(best).epoch == 2
     train(config, True, Console(quiet=True))  # it stays ended
     assert next(figures) == 9.0
+
+
+def test_not_every_epoch_is_validated(
+    shapes: Path, tmp_path: Path, console: Console, capsys: pytest.CaptureFixture[str]
+) -> None:
+    every = train(small_config(shapes, tmp_path, name="every", epochs=3), False, console)
+    some = train(small_config(shapes, tmp_path, name="some", epochs=3, validate_every=2), False, Console(width=200))
+    assert re.search(r"epoch 1/3: \d+ s of training", capsys.readouterr().out)
+    rows, fewer = (
+        [json.loads(line) for line in (best.parent / "metrics.jsonl").read_text().splitlines()]
+        for best in (every, some)
+    )
+    assert [row["epoch"] for row in fewer] == [2, 3]  # the last one always
+    timed = {"seconds", "pictures_per_second"}
+    assert [{key: row[key] for key in row.keys() - timed} for row in fewer] == [
+        {key: row[key] for key in row.keys() - timed} for row in rows[1:]
+    ]
 
 
 def test_overfitting_shows_the_first_photos_as_they_are_evaluated(
