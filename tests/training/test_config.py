@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from tests.training.configs import small_config
-from training.__main__ import parse_overrides
+from training.arguments import parse_overrides
 from training.config import InvalidConfig, load_config
 
 CONFIGS = Path(__file__).parents[2] / "training" / "configs"
