@@ -4,14 +4,15 @@ import argparse
 import asyncio
 import contextlib
 import io
+import json
 import statistics
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO
@@ -37,6 +38,8 @@ from model.session import ProviderUnavailable
 _PART_SECONDS = 0.5
 _WARM_UP_SECONDS = 1.0
 _PAIRS = 7  # of runs whose speeds are compared
+_CPU = "process_cpu_seconds_total"
+_STAGES = ("read", "decode", "queue", "inference", "encode")
 _PHOTO_ENDINGS = (".jpg", ".jpeg", ".png", ".webp")
 
 
@@ -53,6 +56,7 @@ class Load(BaseModel):
     p50_ms: float
     p99_ms: float
     server_cpu_ms_per_image: float
+    stages_ms: dict[str, float]  # means, by the server's word; "rest": what a client waits beside them
 
 
 class Report(BaseModel):
@@ -86,7 +90,10 @@ def main(arguments: Sequence[str]) -> int:
     quieten_decoders()
     try:
         if parsed.operators:
-            print(describe_operators(_profile(read_settings(flags), _read_photos(parsed.photos))))
+            operators = _profile(read_settings(flags), _read_photos(parsed.photos))
+            print(describe_operators(operators))
+            if parsed.json:
+                parsed.json.write_text(json.dumps(operators, indent=2) + "\n")
             return 0
         connections = [int(each) for each in parsed.connections.split(",")]
         report = run(read_settings(flags), flags, _read_photos(parsed.photos), connections, parsed.seconds)
@@ -120,10 +127,10 @@ def run(
         ready_seconds = time.perf_counter() - started
         asyncio.run(keep_busy(port, requests, _WARM_UP_SECONDS, max(connections)))
         for count in connections:
-            before = read_process(port)
+            before = read_samples(port)
             seen = asyncio.run(keep_busy(port, requests, seconds, count))
-            after = read_process(port)
-            loads.append(_summarise(count, seen, seconds, limit, after["cpu_seconds"] - before["cpu_seconds"]))
+            after = read_samples(port)
+            loads.append(_summarise(count, seen, seconds, limit, before, after))
     return Report(
         model=metadata.name,
         provider=detector.provider,
@@ -133,7 +140,7 @@ def run(
         arrangement=arrangement,
         limit_images_per_second=limit,
         ready_seconds=ready_seconds,
-        memory_mib=after["resident_memory_bytes"] / 2**20,
+        memory_mib=after["process_resident_memory_bytes"] / 2**20,
         loads=loads,
     )
 
@@ -204,14 +211,15 @@ def measure_limit(detector: Detector, photos: Sequence[bytes], arrangement: Arra
         return sum(instances.map(work, range(arrangement.instances))) / (time.perf_counter() - started)
 
 
-def read_process(port: int) -> dict[str, float]:
-    """Returns the CPU seconds and the memory that a server has used, by its own word; 0 where the system tells none."""
+def read_samples(port: int) -> Mapping[str, float]:
+    """Returns what a server says of itself, summed by name, and seconds by stage; 0 for what it does not say."""
     text = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics").read().decode()
-    samples = {
-        sample.name: sample.value for family in text_string_to_metric_families(text) for sample in family.samples
-    }
-    names = {"cpu_seconds": "process_cpu_seconds_total", "resident_memory_bytes": "process_resident_memory_bytes"}
-    return {name: samples.get(metric, 0.0) for name, metric in names.items()}
+    values: defaultdict[str, float] = defaultdict(float)
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            is_stage = sample.name == "centernet_stage_seconds_sum"
+            values[sample.labels["stage"] if is_stage else sample.name] += sample.value
+    return values
 
 
 def describe(report: Report) -> str:
@@ -241,21 +249,38 @@ def describe(report: Report) -> str:
         f" | {load.p99_ms:.1f} | {load.server_cpu_ms_per_image:.2f} |"
         for load in report.loads
     ]
+    stages = report.loads[0].stages_ms
+    lines += [
+        "",
+        f"| connections | {' | '.join(f'{stage} ms' for stage in stages)} |",
+        f"|---:|{'---:|' * len(stages)}",
+        *(
+            f"| {load.connections} | {' | '.join(f'{milliseconds:.2f}' for milliseconds in load.stages_ms.values())} |"
+            for load in report.loads
+        ),
+    ]
     return "\n".join(lines)
 
 
-def _summarise(connections: int, seen: Seen, seconds: float, limit: float, cpu_seconds: float) -> Load:
+def _summarise(
+    connections: int, seen: Seen, seconds: float, limit: float, before: Mapping[str, float], after: Mapping[str, float]
+) -> Load:
     if set(seen.statuses) != {200}:
         raise Unusable(f"the server answered {dict(seen.statuses)} to {connections} connections: see its log above")
-    speed = len(seen.seconds) / seconds
-    percentiles = statistics.quantiles(seen.seconds, n=100) if len(seen.seconds) > 1 else seen.seconds * 99
+    images = len(seen.seconds)
+    spent_ms = {name: 1000 * (after[name] - before[name]) / images for name in (_CPU, *_STAGES)}
+    cpu = spent_ms.pop(_CPU)
+    rest = 1000 * statistics.mean(seen.seconds) - sum(spent_ms.values())
+    speed = images / seconds
+    percentiles = statistics.quantiles(seen.seconds, n=100) if images > 1 else seen.seconds * 99
     return Load(
         connections=connections,
         images_per_second=speed,
         of_limit=speed / limit,
         p50_ms=1000 * percentiles[49],
         p99_ms=1000 * percentiles[98],
-        server_cpu_ms_per_image=1000 * cpu_seconds / len(seen.seconds),
+        server_cpu_ms_per_image=cpu,
+        stages_ms=spent_ms | {"rest": rest},
     )
 
 

@@ -33,17 +33,23 @@ def test_parts_limit_and_server_are_measured(
     for load in report.loads:
         assert load.images_per_second == pytest.approx(load.of_limit * report.limit_images_per_second)
         assert 0 < load.p50_ms <= load.p99_ms
+        assert list(load.stages_ms) == ["read", "decode", "queue", "inference", "encode", "rest"]
+        assert all(milliseconds > 0 for milliseconds in load.stages_ms.values())
+        assert sum(load.stages_ms.values()) < 3 * load.p99_ms
     table = capsys.readouterr().out
     assert all(f"| {name} |" in table for name in report.parts_ms)
     assert "--instances 1 --max-batch 2" in table
 
 
-def test_operators_are_measured(model_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert bench("--operators", f"--model={model_path}") == 0
+def test_operators_are_measured(model_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert bench("--operators", f"--model={model_path}", f"--json={tmp_path / 'out'}") == 0
     rows = [line.split("|") for line in capsys.readouterr().out.splitlines()[2:]]
     assert {"Transpose", "ReduceMax", "TopK"} <= {row[1].strip() for row in rows}
     times = [float(row[2]) for row in rows]
     assert times == sorted(times, reverse=True) and times[0] > 0
+    assert json.loads((tmp_path / "out").read_text()) == pytest.approx(
+        {row[1].strip(): float(row[2]) for row in rows}, abs=0.0006
+    )
     assert sum(float(row[3].strip().rstrip("%")) for row in rows) == pytest.approx(100, abs=0.2)
 
 
