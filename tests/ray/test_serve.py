@@ -1,6 +1,5 @@
 """The shipped configuration, started as a user starts it, with a model that knows two colours."""
 
-import signal
 import socket
 import subprocess
 import sys
@@ -58,7 +57,7 @@ def client(
             wait_until_ready(client, process)
             yield client
         finally:
-            process.send_signal(signal.SIGINT)
+            process.terminate()  # not SIGINT, which is not heeded where these tests were begun in the background
 
 
 def wait_until_ready(client: httpx.Client, process: subprocess.Popen[bytes]) -> None:
