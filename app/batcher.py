@@ -15,6 +15,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 _MOST_FAILURES = 3  # batches in a row: fewer may be the fault of what is in them
+_ARRIVAL_SECONDS = 0.1  # for which what is on its way is counted on; what takes longer keeps nobody out
 
 logger = logging.getLogger(__name__)
 
@@ -98,6 +99,7 @@ class Batcher(Generic[Item, Result]):
         self._watch: asyncio.TimerHandle | None = None
         self._retired = False
         self._guests = 0
+        self._arriving: dict[object, float] = {}  # since when, the oldest first
         self._seconds_per_item = 0.0
         self._failures = 0
         self.running = False
@@ -123,34 +125,71 @@ class Batcher(Generic[Item, Result]):
         """Whether so many batches hang that it will not get better."""
         return sum(thread.is_alive() for thread in self._left_behind) >= _MOST_FAILURES
 
-    def find_overload(self, places: int = 1, patience_seconds: float = math.inf) -> Overloaded | None:
-        """Returns why so many would not be let in for want of places or time; None where there is room."""
+    def find_overload_of_next(self, patience_seconds: float = math.inf) -> Overloaded | None:
+        """Returns why one more would not be let in; None where there is room.
+
+        Where half of the places are taken, what is about to arrive is counted on.
+        """
+        arriving = 0
+        if 2 * self.admitted >= self._max_queue:
+            due = time.perf_counter() - _ARRIVAL_SECONDS
+            while self._arriving and next(iter(self._arriving.values())) < due:
+                del self._arriving[next(iter(self._arriving))]
+            arriving = len(self._arriving)
+        return self._find_overload(1 + arriving, patience_seconds)
+
+    def _find_overload(self, places: int, patience_seconds: float) -> Overloaded | None:
         wait = self.admitted * self._seconds_per_item
         if self.admitted + places <= self._max_queue and 2 * wait <= patience_seconds:
             return None
         return Overloaded(min(60, max(1, math.ceil(wait))))
 
     @contextlib.contextmanager
+    def expect(self, patience_seconds: float = math.inf) -> Iterator[object]:
+        """Lets an item arrive, and gives what `admit` is then to be told; raises what `admit` raises.
+
+        It holds no place, as it may be long in coming. But where few places are left, it is counted on for its first
+        moments, so that of a flood no more arrives in vain than there are places.
+        """
+        with self._visit():
+            if overload := self.find_overload_of_next(patience_seconds):
+                raise overload
+            arriving = object()
+            self._arriving[arriving] = time.perf_counter()
+            try:
+                yield arriving
+            finally:
+                self._arriving.pop(arriving, None)
+
+    @contextlib.contextmanager
     def admit(
-        self, places: int = 1, patience_seconds: float = math.inf
+        self, places: int = 1, patience_seconds: float = math.inf, arriving: object = None
     ) -> Iterator[Callable[[Item], Awaitable[Served[Result]]]]:
         """Holds places and gives the way to use them; raises `Overloaded`, `Stopped`.
 
         Nobody is let in whose wait, as it has gone of late, is more than half of `patience_seconds`: later ones may
         go slower, and what expires in the queue helps nobody. Awaiting what it gives raises `InferenceFailed` or
-        `Stopped`; cancelled while queued, the item is not computed. With no places it asks whether there is room for
-        one, and is waited for by `retire`.
+        `Stopped`; cancelled while queued, the item is not computed.
         """
+        with self._visit():
+            self._arriving.pop(arriving, None)
+            if overload := self._find_overload(places, patience_seconds):
+                raise overload
+            self.admitted += places
+            try:
+                yield self._submit
+            finally:
+                self.admitted -= places
+
+    @contextlib.contextmanager
+    def _visit(self) -> Iterator[None]:
+        """Somebody whom `retire` waits for; raises `Stopped`."""
         if self._closed:
             raise Stopped("the server is stopping")
-        if overload := self.find_overload(max(1, places), patience_seconds):
-            raise overload
-        self.admitted += places
         self._guests += 1
         try:
-            yield self._submit
+            yield
         finally:
-            self.admitted -= places
             self._guests -= 1
             if self._retired and not self._guests:
                 self.close()

@@ -1,8 +1,9 @@
 """A client's connection: uvicorn's, with bounds on what slow clients, and many of them, can hold."""
 
 import asyncio
+import dataclasses
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from fastapi import Response
@@ -11,6 +12,8 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from app.metrics import Metrics
 from app.request_id import HEADER, identified
 from app.settings import Settings
+
+_REQUEST_ID = HEADER.lower().encode()
 
 logger = logging.getLogger(__name__)
 
@@ -39,16 +42,34 @@ class TooManyConnections(Exception):
         self.retry_after_seconds = retry_after_seconds
 
 
+@dataclasses.dataclass(frozen=True)
+class Door:
+    """Which paths take pictures, and what tells why another picture would not be let in."""
+
+    paths: Collection[str]
+    find_overload: Callable[[], Exception | None]
+
+
 class Connection(HttpToolsProtocol):
-    """One client's connection; `respond` makes the answer to an exception, and counts it."""
+    """One client's connection; `respond` makes the answer to an exception, and counts it.
+
+    Where every place is taken, pictures are refused here, at the `door`, before the app hears of them: what is refused
+    in plenty must cost little.
+    """
 
     def __init__(
-        self, settings: Settings, metrics: Metrics, respond: Callable[[Exception], Response], **uvicorn: Any
+        self,
+        settings: Settings,
+        metrics: Metrics,
+        respond: Callable[[Exception], Response],
+        door: Door,
+        **uvicorn: Any,
     ) -> None:
         super().__init__(**uvicorn)
         self._settings = settings
         self._metrics = metrics
         self._respond = respond
+        self._door = door
         self._surplus = False
         self._head_left: int | None = settings.max_header_bytes  # None where no head is awaited
         self._padding = 0  # bytes of a body that are neither its content nor the usual frame of its chunks
@@ -80,24 +101,29 @@ class Connection(HttpToolsProtocol):
             return
         if self._head_left is not None:
             self._await_request()
-        while data and self._head_left is not None and not self.transport.is_closing():
-            part, data = data[: self._head_left], data[self._head_left :]
+        rest: Any = memoryview(data)  # parts of it are no copies
+        while rest and self._head_left is not None and not self.transport.is_closing():
+            part, rest = rest[: self._head_left], rest[self._head_left :]
             self._head_left -= len(part)
             super().data_received(part)
             if self._head_left == 0:
                 self._refuse(HeadTooLarge(f"the head has more than {self._settings.max_header_bytes} bytes"))
-        if data and not self.transport.is_closing():
-            self._padding += len(data)
-            super().data_received(data)
+        if rest and not self.transport.is_closing():
+            self._padding += len(rest)
+            super().data_received(rest)
             if self._padding > self._settings.max_header_bytes:
                 self._refuse(HeadTooLarge("too many bytes around those of the body"))
 
     def on_headers_complete(self) -> None:
-        """Hands the request over to the app."""
+        """Hands the request over to the app, or refuses it."""
         self._head_left = None
         self._padding = 0
         self._stop_waiting()
-        super().on_headers_complete()
+        path = self.url.partition(b"?")[0].decode("latin-1")
+        if path in self._door.paths and self._may_refuse() and (overload := self._door.find_overload()):
+            self._refuse_at_door(path, overload)
+        else:
+            super().on_headers_complete()
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Keeps a header; not what may follow a body, since nobody reads that."""
@@ -107,19 +133,21 @@ class Connection(HttpToolsProtocol):
     def on_body(self, body: bytes) -> None:
         """Hands a part of the body over."""
         self._padding = max(0, self._padding - 16 * len(body))  # what chunks of one byte may cost
-        super().on_body(body)
+        if self.cycle:
+            super().on_body(body)
 
     def on_message_complete(self) -> None:
         """Expects the next head."""
         self._head_left = self._settings.max_header_bytes
         self._padding = 0
         self._stop_waiting()
-        super().on_message_complete()
+        if self.cycle:
+            super().on_message_complete()
 
     def on_response_complete(self) -> None:
         """Waits for the next request, or for the rest of one that was answered before it was all there."""
         super().on_response_complete()
-        if self._head_left is None and self.cycle.response_complete and not self.transport.is_closing():
+        if self._head_left is None and self._is_answered and not self.transport.is_closing():
             self._await_request()
 
     def send_400_response(self, msg: str) -> None:
@@ -153,7 +181,7 @@ class Connection(HttpToolsProtocol):
 
     def _stop_request(self) -> None:
         self._request_timer = None
-        if self.cycle and not self.cycle.response_complete:  # it is the next request that is slow; this one goes on
+        if not self._is_answered:  # it is the next request that is slow; this one goes on
             self._await_request()
         elif self._head_left in (None, self._settings.max_header_bytes):  # answered already, or nothing was asked
             self.transport.close()
@@ -181,20 +209,41 @@ class Connection(HttpToolsProtocol):
 
     def _refuse(self, error: Exception) -> None:
         """Answers, unless another answer is on its way, and closes."""
-        answer = self._describe(error)
-        if self.cycle is None or self.cycle.response_complete or not self.cycle.response_started:
+        answer = self._describe(error, [(b"connection", b"close")])
+        if self._is_answered or not self.cycle.response_started:
             self.transport.write(answer)
         self.transport.close()
 
-    def _describe(self, error: Exception) -> bytes:
-        with identified() as request_id:
+    @property
+    def _is_answered(self) -> bool:
+        """Whether there is no request, or none that waits for more of its answer."""
+        return self.cycle is None or self.cycle.response_complete
+
+    def _may_refuse(self) -> bool:
+        """Whether the app has nothing to add to a refusal, and the connection goes on as usual."""
+        usual = self.parser.get_http_version() == "1.1" and self.parser.should_keep_alive()
+        is_plain = usual and not self.parser.should_upgrade() and not self.expect_100_continue
+        is_from_page = any(name == b"origin" for name, _ in self.headers)  # of elsewhere: CORS is the app's
+        return self._is_answered and self.parser.get_method() == b"POST" and is_plain and not is_from_page
+
+    def _refuse_at_door(self, path: str, overload: Exception) -> None:
+        """Answers at once, and has the body come to nothing."""
+        sent = next((value for name, value in self.headers if name == _REQUEST_ID), b"")
+        self.cycle = None  # type: ignore[assignment]
+        self.transport.write(self._describe(overload, [], sent.decode("latin-1")))
+        self._metrics.requests.labels(path, "POST", 503).inc()
+        self._metrics.request_seconds.labels(path).observe(0)
+        self.on_response_complete()
+
+    def _describe(self, error: Exception, headers: Sequence[tuple[bytes, bytes]] = (), sent_id: str = "") -> bytes:
+        with identified(sent_id) as request_id:
             response = self._respond(error)
             logger.info("%s: %d %s", self.client[0] if self.client else "", response.status_code, error)
         headers = [
             *self.server_state.default_headers,
             *response.raw_headers,
-            (HEADER.encode(), request_id.encode()),
-            (b"connection", b"close"),
+            (_REQUEST_ID, request_id.encode()),
+            *headers,
         ]
         lines = [name + b": " + value + b"\r\n" for name, value in headers]
         return b"".join([STATUS_LINE[response.status_code], *lines, b"\r\n", response.body])

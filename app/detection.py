@@ -101,10 +101,10 @@ def build_detection_router(service: Service) -> APIRouter:
         wanted = read_wanted(request)
         model, metadata = wanted.model, wanted.model.detector.metadata
         media_type = choose_media_type(",".join(request.headers.getlist("accept")), _MEDIA_TYPES)
-        async with expect(model, wanted.timeout_seconds):
+        async with expect(model, wanted.timeout_seconds) as arriving:
             data = await read_image(request, settings.max_image_bytes, settings.body_timeout_seconds)
             read = time.perf_counter()
-            with admit(service, model, wanted.timeout_seconds) as submit:
+            with admit(service, model, wanted.timeout_seconds, arriving=arriving) as submit:
                 async with cancelled_on_disconnect(request):
                     found = await find_objects(service, model, submit, data, wanted.filter)
                     computed = time.perf_counter()
@@ -139,12 +139,12 @@ def build_detection_router(service: Service) -> APIRouter:
         started = time.perf_counter()
         wanted = read_wanted(request)
         model, metadata = wanted.model, wanted.model.detector.metadata
-        async with expect(model, wanted.timeout_seconds):
+        async with expect(model, wanted.timeout_seconds) as arriving:
             files = await read_images(
                 request, settings.max_request_bytes, settings.body_timeout_seconds, settings.max_request_images
             )
             read = time.perf_counter()
-            with admit(service, model, wanted.timeout_seconds, len(files)) as submit:
+            with admit(service, model, wanted.timeout_seconds, len(files), arriving) as submit:
                 async with cancelled_on_disconnect(request):
                     results = await find_objects_in_each(service, model, submit, files, wanted.filter)
         computed = time.perf_counter()

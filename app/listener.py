@@ -11,8 +11,9 @@ from typing import Any
 import uvicorn
 from fastapi import FastAPI
 
-from app.connection import Connection
+from app.connection import Connection, Door
 from app.errors import respond
+from app.service import Service
 from app.settings import Settings
 
 _OTHER_FILES = 100  # beside connections, and those that wait to be refused
@@ -31,8 +32,10 @@ class _Companion(uvicorn.Server):
 
 def configure(app: FastAPI, settings: Settings, host: str, port: int) -> uvicorn.Config:
     """Returns how uvicorn serves an app of `create_app` at an address."""
-    metrics = app.state.service.metrics
-    protocol: Any = functools.partial(Connection, settings, metrics, functools.partial(respond, metrics=metrics))
+    service: Service = app.state.service
+    answer = functools.partial(respond, metrics=service.metrics)
+    door = Door(app.state.paths_of_pictures, service.find_overload)
+    protocol: Any = functools.partial(Connection, settings, service.metrics, answer, door)
     # uvicorn says int, and takes any number
     keep_alive: Any = settings.idle_timeout_seconds
     grace: Any = settings.stop_timeout_seconds

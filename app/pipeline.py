@@ -54,15 +54,15 @@ class Found:
 
 
 @contextlib.asynccontextmanager
-async def expect(model: ServedModel, timeout_seconds: float) -> AsyncIterator[None]:
-    """Lets a request's body arrive, and ends the block when the time is up: `DeadlineExceeded`.
+async def expect(model: ServedModel, timeout_seconds: float) -> AsyncIterator[object]:
+    """Lets a request's body arrive, and gives `admit` its word of it; `DeadlineExceeded` ends the block.
 
     Raises `Overloaded` and `Stopped` before a body is read in vain; but what has not arrived takes no place in the
     model's queue, so that slow clients keep nobody out.
     """
     async with cancelled_after(timeout_seconds):
-        with model.batcher.admit(0, timeout_seconds):
-            yield
+        with model.batcher.expect(timeout_seconds) as arriving:
+            yield arriving
 
 
 async def find_objects(service: Service, model: ServedModel, submit: Submit, picture: Picture, wanted: Filter) -> Found:
@@ -108,13 +108,15 @@ async def find_objects_in_each(
 
 
 @contextlib.contextmanager
-def admit(service: Service, model: ServedModel, timeout_seconds: float, images: int = 1) -> Iterator[Submit]:
-    """Holds a place in the model's queue for each of `images`.
+def admit(
+    service: Service, model: ServedModel, timeout_seconds: float, images: int = 1, arriving: object = None
+) -> Iterator[Submit]:
+    """Holds a place in the model's queue for each of `images`; they were `arriving` where `expect` let them.
 
     Raises `TooManyImages`, `Stopped`, and `Overloaded`, also where the queue is too long for the time.
     """
     most = min(service.settings.max_request_images, service.settings.max_queue)
     if images > most:
         raise TooManyImages(f"the request holds {images} images, and {most} are allowed")
-    with model.batcher.admit(images, timeout_seconds) as submit:
+    with model.batcher.admit(images, timeout_seconds, arriving) as submit:
         yield submit

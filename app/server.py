@@ -4,6 +4,8 @@ import contextlib
 from collections.abc import AsyncIterator
 
 from fastapi import APIRouter, FastAPI
+from fastapi.routing import APIRoute
+from fastapi.telemetry import TelemetryConfig
 from starlette.middleware.cors import CORSMiddleware
 
 from app import __version__, deepstack, inference_protocol
@@ -16,7 +18,6 @@ from app.errors import answer_errors, document
 from app.health import build_health_router
 from app.inference_protocol import build_inference_router, build_probe_router
 from app.metrics import CountRequests
-from app.overload import RefuseOverload
 from app.page import build_page_router
 from app.reloading import reloading
 from app.request_id import IdentifyRequests
@@ -24,6 +25,9 @@ from app.service import Service, build_service, quieten_decoders
 from app.settings import Settings
 from app.tracing import Traces
 from model.detector import Detector
+
+# FastAPI's own, which looks for tracers at each request, for a tenth of the event loop's time; see `tracing` for ours
+_NO_TELEMETRY: TelemetryConfig = {"tracing": False, "metrics": False, "logs": False}
 
 
 def create_app(settings: Settings, *detectors: Detector, admin: Admin | None = None) -> FastAPI:
@@ -48,6 +52,7 @@ def create_app(settings: Settings, *detectors: Detector, admin: Admin | None = N
         version=__version__,
         summary="Object detection: send a picture, get boxes.",
         lifespan=lifespan,
+        telemetry=_NO_TELEMETRY,
     )
     detection = build_detection_router(service)
     app.include_router(detection, dependencies=access.guards)
@@ -63,7 +68,7 @@ def create_app(settings: Settings, *detectors: Detector, admin: Admin | None = N
     app.include_router(build_page_router())
     shapes = {deepstack.PATH: deepstack.shape_problem, inference_protocol.PATH: inference_protocol.shape_problem}
     app.state.service = service  # for who runs the app
-    app.add_middleware(RefuseOverload, service=service, routes=detection.routes)
+    app.state.paths_of_pictures = {route.path for route in detection.routes if isinstance(route, APIRoute)}
     app.add_middleware(BoundBodies, max_bytes=settings.max_held_bytes, metrics=metrics)
     answer_errors(app, metrics, shapes)
     if settings.cors_origins:
@@ -92,8 +97,9 @@ def create_app(settings: Settings, *detectors: Detector, admin: Admin | None = N
 
 
 def _build_admin_app(service: Service, router: APIRouter) -> FastAPI:
-    app = FastAPI(title="CenterNet service: for who runs it", version=__version__)
+    app = FastAPI(title="CenterNet service: for who runs it", version=__version__, telemetry=_NO_TELEMETRY)
     app.state.service = service
+    app.state.paths_of_pictures = set()
     app.include_router(router)
     app.include_router(build_health_router(service))  # here they answer when all connections of clients are taken
     answer_errors(app, service.metrics, {})

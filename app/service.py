@@ -44,7 +44,7 @@ class Service:
 
     def find_overload(self) -> Overloaded | None:
         """Returns why no model has room for a picture; None where one has."""
-        overloads = [model.batcher.find_overload() for model in self.models]
+        overloads = [model.batcher.find_overload_of_next() for model in self.models]
         return overloads[0] if all(overloads) else None
 
     @contextlib.asynccontextmanager

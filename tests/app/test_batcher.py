@@ -206,6 +206,23 @@ async def test_nobody_is_let_in_who_would_wait_too_long() -> None:
             pass
 
 
+async def test_what_arrives_is_counted_on_for_a_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with running(Doubling(), max_queue=4) as batcher:
+        with batcher.expect(), batcher.expect(), batcher.expect(), batcher.expect(), batcher.expect():
+            pass  # nothing else is in hand
+        with batcher.admit(2), batcher.expect() as first:
+            with batcher.expect(), pytest.raises(Overloaded), batcher.expect():
+                pass
+            assert batcher.find_overload_of_next() is None  # the second one has gone
+            with batcher.admit(arriving=first), batcher.expect(), pytest.raises(Overloaded), batcher.expect():
+                pass  # the first one has its place, and is not counted twice
+        monkeypatch.setattr("app.batcher._ARRIVAL_SECONDS", 0.0)
+        with batcher.admit(2), batcher.expect(), batcher.expect(), batcher.expect():  # slow: they keep nobody out
+            assert batcher.find_overload_of_next() is None
+            with batcher.admit(2):
+                pass
+
+
 async def test_items_dropped_in_the_queue_are_told() -> None:
     compute, drops = Doubling(), []
     batcher = Batcher[int, int](compute, 4, 10, on_drop=lambda: drops.append(1))

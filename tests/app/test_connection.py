@@ -13,12 +13,14 @@ from app.settings import Settings
 from model.detector import Detector
 from tests.app.client import Client
 from tests.app.colours import PHOTO_PNG
+from tests.app.detectors import HeldDetector
 from tests.app.listener import listen
 
 pytestmark = pytest.mark.anyio
 
 OPENAPI = b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n"
 LIVE = b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n"
+Make = Callable[..., Settings]
 Listen = Callable[..., contextlib.AbstractAsyncContextManager[Client]]
 
 
@@ -56,6 +58,12 @@ class Wire:
     async def check_alive(self) -> None:
         self.send(LIVE)
         assert (await self.read_answer())[0] == 200
+
+
+BODIES = [
+    b"Content-Length: %d\r\n\r\n%b" % (len(PHOTO_PNG), PHOTO_PNG),
+    b"Transfer-Encoding: chunked\r\n\r\n%x\r\n%b\r\n0\r\n\r\n" % (len(PHOTO_PNG), PHOTO_PNG),
+]
 
 
 @pytest.fixture
@@ -204,6 +212,50 @@ async def test_garbled_chunk_ends_its_request(served: Listen) -> None:
         wire.send(b"POST /detect HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nhello\r\n")
         await wire.check_refused(400, "invalid-request")
         await client.until("centernet_connections", 1)
+
+
+@pytest.mark.parametrize("body", BODIES)
+async def test_full_queue_refuses_at_the_door(make_settings: Make, model_path: Path, body: bytes) -> None:
+    detector = HeldDetector(model_path)
+    async with listen(make_settings(max_queue=1), detector) as client, connect(client) as wire:
+        await client.detect()
+        detector.gate.clear()
+        held = asyncio.create_task(client.detect())
+        await client.until("centernet_requests_in_flight", 1)
+        request = b"POST /detect?threshold=7 HTTP/1.1\r\nHost: x\r\n"  # nobody looks into it
+        for sent in (b"", b"X-Request-ID: mine\r\n", b"Origin: https://else.where\r\n"):
+            wire.send(request + sent + body)
+            status, headers, answer = await wire.read_answer()
+            problem = json.loads(answer)
+            if b"Origin" not in sent:
+                assert (status, problem["type"]) == (503, "/docs#overloaded")
+                assert 1 <= int(headers["retry-after"]) <= 60
+                assert headers["x-request-id"] == problem["request_id"] != ""
+                assert b"mine" not in sent or problem["request_id"] == "mine"
+            else:  # a page's, to which the app itself answers, with what CORS asks for
+                assert (status, problem["type"]) == (422, "/docs#invalid-parameter")
+        await wire.check_alive()  # the bodies have come to nothing
+        assert await client.sample("centernet_requests_total", route="/detect", status="503") == 2
+        assert await client.sample("centernet_rejections_total", reason="overloaded") == 2
+        detector.gate.set()
+        assert (await held).status_code == 200
+        wire.send(b"POST /detect HTTP/1.1\r\nHost: x\r\n" + body)
+        assert (await wire.read_answer())[0] == 200
+
+
+async def test_body_of_what_is_refused_may_not_be_slow(make_settings: Make, model_path: Path) -> None:
+    detector = HeldDetector(model_path)
+    settings = make_settings(max_queue=1, header_timeout_seconds=0.2)
+    async with listen(settings, detector) as client, connect(client) as wire:
+        await client.detect()
+        detector.gate.clear()
+        held = asyncio.create_task(client.detect())
+        await client.until("centernet_requests_in_flight", 1)
+        wire.send(b"POST /detect HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n")
+        assert (await wire.read_answer())[0] == 503
+        await wire.check_closed()
+        detector.gate.set()
+        assert (await held).status_code == 200
 
 
 async def test_connections_have_a_most(served: Listen) -> None:
