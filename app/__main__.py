@@ -47,7 +47,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         host, port = listener.getsockname()[:2]
         address = f"[{host}]" if ":" in host else host
         print(f"centernet-serve: {what} at http://{address}:{port}", flush=True)
-    gc.collect()
     gc.freeze()  # what lives as long as the process is not looked through again and again while it serves
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # uvicorn raises it once more when it has shut down
     with contextlib.suppress(KeyboardInterrupt), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

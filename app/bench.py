@@ -20,6 +20,7 @@ from typing import IO
 import numpy as np
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
 from pydantic import BaseModel
 
 from app.answers import encode_answer
@@ -127,9 +128,9 @@ def run(
         ready_seconds = time.perf_counter() - started
         asyncio.run(keep_busy(port, requests, _WARM_UP_SECONDS, max(connections)))
         for count in connections:
-            before = read_samples(port)
+            before = _sum_samples(port)
             seen = asyncio.run(keep_busy(port, requests, seconds, count))
-            after = read_samples(port)
+            after = _sum_samples(port)
             loads.append(_summarise(count, seen, seconds, limit, before, after))
     return Report(
         model=metadata.name,
@@ -211,14 +212,18 @@ def measure_limit(detector: Detector, photos: Sequence[bytes], arrangement: Arra
         return sum(instances.map(work, range(arrangement.instances))) / (time.perf_counter() - started)
 
 
-def read_samples(port: int) -> Mapping[str, float]:
-    """Returns what a server says of itself, summed by name, and seconds by stage; 0 for what it does not say."""
+def read_samples(port: int) -> list[Sample]:
+    """Returns what a server says of itself."""
     text = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics").read().decode()
+    return [sample for family in text_string_to_metric_families(text) for sample in family.samples]
+
+
+def _sum_samples(port: int) -> Mapping[str, float]:
+    """The same summed by name, and seconds by stage; 0 for what it does not say, as some systems tell no CPU."""
     values: defaultdict[str, float] = defaultdict(float)
-    for family in text_string_to_metric_families(text):
-        for sample in family.samples:
-            is_stage = sample.name == "centernet_stage_seconds_sum"
-            values[sample.labels["stage"] if is_stage else sample.name] += sample.value
+    for sample in read_samples(port):
+        is_stage = sample.name == "centernet_stage_seconds_sum"
+        values[sample.labels["stage"] if is_stage else sample.name] += sample.value
     return values
 
 

@@ -230,12 +230,12 @@ class Connection(HttpToolsProtocol):
         """Answers at once, and has the body come to nothing."""
         sent = next((value for name, value in self.headers if name == _REQUEST_ID), b"")
         self.cycle = None  # type: ignore[assignment]
-        self.transport.write(self._describe(overload, [], sent.decode("latin-1")))
+        self.transport.write(self._describe(overload, sent_id=sent.decode("latin-1")))
         self._metrics.requests.labels(path, "POST", 503).inc()
         self._metrics.request_seconds.labels(path).observe(0)
         self.on_response_complete()
 
-    def _describe(self, error: Exception, headers: Sequence[tuple[bytes, bytes]] = (), sent_id: str = "") -> bytes:
+    def _describe(self, error: Exception, extra: Sequence[tuple[bytes, bytes]] = (), sent_id: str = "") -> bytes:
         with identified(sent_id) as request_id:
             response = self._respond(error)
             logger.info("%s: %d %s", self.client[0] if self.client else "", response.status_code, error)
@@ -243,7 +243,7 @@ class Connection(HttpToolsProtocol):
             *self.server_state.default_headers,
             *response.raw_headers,
             (_REQUEST_ID, request_id.encode()),
-            *headers,
+            *extra,
         ]
         lines = [name + b": " + value + b"\r\n" for name, value in headers]
         return b"".join([STATUS_LINE[response.status_code], *lines, b"\r\n", response.body])
