@@ -11,25 +11,14 @@ import time
 from collections.abc import Awaitable, Callable, Hashable, Iterator, Sequence
 from typing import Generic, TypeVar
 
+from app.admission import Admission, Arrival, Stopped
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 _MOST_FAILURES = 3  # batches in a row: fewer may be the fault of what is in them
-_ARRIVAL_SECONDS = 0.1  # for which what is on its way is counted on; what takes longer keeps nobody out
 
 logger = logging.getLogger(__name__)
-
-
-class Overloaded(Exception):
-    """Every place is taken, or the wait too long; `retry_after_seconds` is when to come again."""
-
-    def __init__(self, retry_after_seconds: int) -> None:
-        super().__init__(f"the server is busy; try again in {retry_after_seconds} s")
-        self.retry_after_seconds = retry_after_seconds
-
-
-class Stopped(Exception):
-    """The server is shutting down, or its inference has ended."""
 
 
 class InferenceFailed(Exception):
@@ -64,11 +53,11 @@ class Batcher(Generic[Item, Result]):
 
     No thread waits while there is something to do: a short queue is split among those that are idle. Only items of one
     `key` are computed together: the oldest and those like it, while the others keep their places, so that none starves.
-    At most `max_queue` items are admitted at a time, so that the queue is bounded, and with it the memory of what
-    happens before it. `compute` is told whether its item is the only one in hand, and returns a result for each, or the
-    exception that awaits who submitted it; where it raises, or takes longer than `timeout_seconds`, its whole batch
-    fails, and no other. `on_drop` is called for each item whose request ended in the queue. `max_batch` and
-    `instances` may be set until `run`.
+    `admission` lets at most `max_queue` in at a time, so that the queue is bounded, and with it the memory of what
+    happens before it; once it has retired and everybody has left, the batcher closes. `compute` is told whether its
+    item is the only one in hand, and returns a result for each, or the exception that awaits who submitted it; where
+    it raises, or takes longer than `timeout_seconds`, its whole batch fails, and no other. `on_drop` is called for each
+    item whose request ended in the queue. `max_batch` and `instances` may be set until `run`.
     """
 
     def __init__(
@@ -84,7 +73,7 @@ class Batcher(Generic[Item, Result]):
         self._compute = compute
         self.max_batch = max_batch
         self.instances = instances
-        self._max_queue = max_queue
+        self.admission = Admission(max_queue, self.close)
         self._timeout_seconds = timeout_seconds
         self._on_drop = on_drop
         self._key = key
@@ -94,21 +83,10 @@ class Batcher(Generic[Item, Result]):
         self._computing: dict[threading.Thread, _Batch[Item, Result]] = {}
         self._left_behind: set[threading.Thread] = set()  # those that hang, whose batches have failed already
         self._handed_out = self._taken = 0  # batches
-        self._closed = False
         self._ended = asyncio.Event()
         self._watch: asyncio.TimerHandle | None = None
-        self._retired = False
-        self._guests = 0
-        self._arriving: dict[object, float] = {}  # since when, the oldest first
-        self._seconds_per_item = 0.0
         self._failures = 0
         self.running = False
-        self.admitted = 0
-
-    @property
-    def closed(self) -> bool:
-        """Whether it has ended, or is about to."""
-        return self._closed
 
     @property
     def queued(self) -> int:
@@ -125,74 +103,16 @@ class Batcher(Generic[Item, Result]):
         """Whether so many batches hang that it will not get better."""
         return sum(thread.is_alive() for thread in self._left_behind) >= _MOST_FAILURES
 
-    def find_overload_of_next(self, patience_seconds: float = math.inf) -> Overloaded | None:
-        """Returns why one more would not be let in; None where there is room.
-
-        Where half of the places are taken, what is about to arrive is counted on.
-        """
-        arriving = 0
-        if 2 * self.admitted >= self._max_queue:
-            due = time.perf_counter() - _ARRIVAL_SECONDS
-            while self._arriving and next(iter(self._arriving.values())) < due:
-                del self._arriving[next(iter(self._arriving))]
-            arriving = len(self._arriving)
-        return self._find_overload(1 + arriving, patience_seconds)
-
-    def _find_overload(self, places: int, patience_seconds: float) -> Overloaded | None:
-        wait = self.admitted * self._seconds_per_item
-        if self.admitted + places <= self._max_queue and 2 * wait <= patience_seconds:
-            return None
-        return Overloaded(min(60, max(1, math.ceil(wait))))
-
-    @contextlib.contextmanager
-    def expect(self, patience_seconds: float = math.inf) -> Iterator[object]:
-        """Lets an item arrive, and gives what `admit` is then to be told; raises what `admit` raises.
-
-        It holds no place, as it may be long in coming. But where few places are left, it is counted on for its first
-        moments, so that of a flood no more arrives in vain than there are places.
-        """
-        with self._visit():
-            if overload := self.find_overload_of_next(patience_seconds):
-                raise overload
-            arriving = object()
-            self._arriving[arriving] = time.perf_counter()
-            try:
-                yield arriving
-            finally:
-                self._arriving.pop(arriving, None)
-
     @contextlib.contextmanager
     def admit(
-        self, places: int = 1, patience_seconds: float = math.inf, arriving: object = None
+        self, places: int = 1, patience_seconds: float = math.inf, arrival: Arrival | None = None
     ) -> Iterator[Callable[[Item], Awaitable[Served[Result]]]]:
-        """Holds places and gives the way to use them; raises `Overloaded`, `Stopped`.
+        """Holds places and gives the way to use them; raises what `Admission.admit` raises.
 
-        Nobody is let in whose wait, as it has gone of late, is more than half of `patience_seconds`: later ones may
-        go slower, and what expires in the queue helps nobody. Awaiting what it gives raises `InferenceFailed` or
-        `Stopped`; cancelled while queued, the item is not computed.
+        Awaiting what it gives raises `InferenceFailed` or `Stopped`; cancelled while queued, the item is not computed.
         """
-        with self._visit():
-            self._arriving.pop(arriving, None)
-            if overload := self._find_overload(places, patience_seconds):
-                raise overload
-            self.admitted += places
-            try:
-                yield self._submit
-            finally:
-                self.admitted -= places
-
-    @contextlib.contextmanager
-    def _visit(self) -> Iterator[None]:
-        """Somebody whom `retire` waits for; raises `Stopped`."""
-        if self._closed:
-            raise Stopped("the server is stopping")
-        self._guests += 1
-        try:
-            yield
-        finally:
-            self._guests -= 1
-            if self._retired and not self._guests:
-                self.close()
+        with self.admission.admit(places, patience_seconds, arrival):
+            yield self._submit
 
     async def run(self) -> None:
         """Forms batches and computes them until `close`; a batch that has begun is finished."""
@@ -209,16 +129,10 @@ class Batcher(Generic[Item, Result]):
                 for waiting in batch.waiting:
                     waiting.fail(Stopped("the server is stopping"))
 
-    def retire(self) -> None:
-        """Closes as soon as everybody admitted has left."""
-        self._retired = True
-        if not self._guests:
-            self.close()
-
     def close(self) -> None:
         """Admits nobody any more, and ends what is queued with `Stopped`."""
         with self._changed:
-            self._closed = True
+            self.admission.closed = True
             stopped = list(self._waiting)
             self._waiting.clear()
             self._changed.notify_all()
@@ -227,7 +141,7 @@ class Batcher(Generic[Item, Result]):
         self._note_end()
 
     async def _submit(self, item: Item) -> Served[Result]:
-        if self._closed:
+        if self.admission.closed:
             raise Stopped("the server is stopping")
         loop = asyncio.get_running_loop()
         waiting = _Waiting[Item, Result](item, loop.create_future(), time.perf_counter())
@@ -263,9 +177,9 @@ class Batcher(Generic[Item, Result]):
         """Waits for items and takes this thread's share of them; None when it is time to end."""
         with self._changed:
             while True:
-                while not self._waiting and not self._closed:
+                while not self._waiting and not self.admission.closed:
                     self._changed.wait()
-                if self._closed:
+                if self.admission.closed:
                     return None
                 idle = self.instances - len(self._computing)
                 share = min(self.max_batch, math.ceil(len(self._waiting) / idle))
@@ -301,8 +215,7 @@ class Batcher(Generic[Item, Result]):
                     waiting.fail(result)
                 else:
                     waiting.resolve(result, batch.started)
-            seconds = (ended - batch.started) / len(outcome) / self.instances
-            self._seconds_per_item += (seconds - self._seconds_per_item) * 0.1
+            self.admission.note_pace((ended - batch.started) / len(outcome) / self.instances)
             self._failures = 0
         self._note_end()
 
@@ -335,7 +248,7 @@ class Batcher(Generic[Item, Result]):
         self._note_end()
 
     def _note_end(self) -> None:
-        if self._closed and self._handed_out == self._taken:
+        if self.admission.closed and self._handed_out == self._taken:
             self._ended.set()
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from fastapi import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.batcher import Overloaded
+from app.admission import Overloaded
 from app.form import Form, InvalidForm, Part
 from app.metrics import Metrics
 

@@ -3,12 +3,13 @@
 import asyncio
 import dataclasses
 import logging
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 from fastapi import Response
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
+from app.admission import Arrival, Overloaded
 from app.metrics import Metrics
 from app.request_id import HEADER, identified
 from app.settings import Settings
@@ -44,10 +45,13 @@ class TooManyConnections(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Door:
-    """Which paths take pictures, and what tells why another picture would not be let in."""
+    """Which paths take pictures, and what is told of one that comes: its query and headers.
+
+    `announce` raises `Overloaded` where the picture need not come.
+    """
 
     paths: Collection[str]
-    find_overload: Callable[[], Exception | None]
+    announce: Callable[[bytes, Iterable[tuple[bytes, bytes]]], Arrival | None]
 
 
 class Connection(HttpToolsProtocol):
@@ -71,6 +75,7 @@ class Connection(HttpToolsProtocol):
         self._respond = respond
         self._door = door
         self._surplus = False
+        self._arrival: Arrival | None = None
         self._head_left: int | None = settings.max_header_bytes  # None where no head is awaited
         self._padding = 0  # bytes of a body that are neither its content nor the usual frame of its chunks
         self._request_timer: asyncio.TimerHandle | None = None
@@ -119,11 +124,15 @@ class Connection(HttpToolsProtocol):
         self._head_left = None
         self._padding = 0
         self._stop_waiting()
-        path = self.url.partition(b"?")[0].decode("latin-1")
-        if path in self._door.paths and self._may_refuse() and (overload := self._door.find_overload()):
-            self._refuse_at_door(path, overload)
-        else:
-            super().on_headers_complete()
+        raw_path, _, query = self.url.partition(b"?")
+        path = raw_path.decode("latin-1")
+        if path in self._door.paths and self._may_refuse():
+            try:
+                self._arrival = self.scope["state"]["arrival"] = self._door.announce(query, self.headers)
+            except Overloaded as overload:
+                self._refuse_at_door(path, overload)
+                return
+        super().on_headers_complete()
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Keeps a header; not what may follow a body, since nobody reads that."""
@@ -147,6 +156,8 @@ class Connection(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         """Waits for the next request, or for the rest of one that was answered before it was all there."""
         super().on_response_complete()
+        if self._arrival:  # the app may have refused it unseen
+            self._arrival.end()
         if self._head_left is None and self._is_answered and not self.transport.is_closing():
             self._await_request()
 
@@ -226,7 +237,7 @@ class Connection(HttpToolsProtocol):
         is_from_page = any(name == b"origin" for name, _ in self.headers)  # of elsewhere: CORS is the app's
         return self._is_answered and self.parser.get_method() == b"POST" and is_plain and not is_from_page
 
-    def _refuse_at_door(self, path: str, overload: Exception) -> None:
+    def _refuse_at_door(self, path: str, overload: Overloaded) -> None:
         """Answers at once, and has the body come to nothing."""
         sent = next((value for name, value in self.headers if name == _REQUEST_ID), b"")
         self.cycle = None  # type: ignore[assignment]

@@ -8,6 +8,7 @@ from typing import Annotated
 from fastapi import Header, Query
 
 LONGEST_SECONDS = 3600.0
+TIMEOUT_HEADER = "X-Request-Timeout"
 
 
 class DeadlineExceeded(Exception):
@@ -38,9 +39,7 @@ def build_timeout_reader(default_seconds: float) -> Callable[..., Coroutine[None
         ] = None,
         in_header: Annotated[
             float | None,
-            Header(
-                alias="X-Request-Timeout", gt=0, le=LONGEST_SECONDS, allow_inf_nan=False, description="as `timeout`"
-            ),
+            Header(alias=TIMEOUT_HEADER, gt=0, le=LONGEST_SECONDS, allow_inf_nan=False, description="as `timeout`"),
         ] = None,
     ) -> float:
         return in_query or in_header or default_seconds

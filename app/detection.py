@@ -10,6 +10,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from app.accept import choose_media_type
+from app.admission import Arrival
 from app.answers import Answer, Answers, UnknownLabel, encode_answer, encode_answers
 from app.body import read_image, read_images
 from app.disconnect import cancelled_on_disconnect
@@ -64,6 +65,7 @@ class Wanted:
     model: ServedModel
     filter: Filter
     timeout_seconds: float
+    arrival: Arrival | None  # where the connection has announced it
 
 
 def build_detection_router(service: Service) -> APIRouter:
@@ -79,7 +81,8 @@ def build_detection_router(service: Service) -> APIRouter:
         labels = parameters.labels
         indices = None if labels is None else find_labels(labels, served.detector.metadata.labels)
         threshold = served.threshold if parameters.threshold is None else parameters.threshold
-        return Wanted(served, Filter(threshold, parameters.limit, indices), parameters.timeout)
+        arrival = getattr(request.state, "arrival", None)
+        return Wanted(served, Filter(threshold, parameters.limit, indices), parameters.timeout, arrival)
 
     @router.post(
         "/detect",
@@ -101,10 +104,10 @@ def build_detection_router(service: Service) -> APIRouter:
         wanted = read_wanted(request)
         model, metadata = wanted.model, wanted.model.detector.metadata
         media_type = choose_media_type(",".join(request.headers.getlist("accept")), _MEDIA_TYPES)
-        async with expect(model, wanted.timeout_seconds) as arriving:
+        async with expect(model, wanted.timeout_seconds, wanted.arrival) as arrival:
             data = await read_image(request, settings.max_image_bytes, settings.body_timeout_seconds)
             read = time.perf_counter()
-            with admit(service, model, wanted.timeout_seconds, arriving=arriving) as submit:
+            with admit(service, model, wanted.timeout_seconds, arrival=arrival) as submit:
                 async with cancelled_on_disconnect(request):
                     found = await find_objects(service, model, submit, data, wanted.filter)
                     computed = time.perf_counter()
@@ -139,12 +142,12 @@ def build_detection_router(service: Service) -> APIRouter:
         started = time.perf_counter()
         wanted = read_wanted(request)
         model, metadata = wanted.model, wanted.model.detector.metadata
-        async with expect(model, wanted.timeout_seconds) as arriving:
+        async with expect(model, wanted.timeout_seconds, wanted.arrival) as arrival:
             files = await read_images(
                 request, settings.max_request_bytes, settings.body_timeout_seconds, settings.max_request_images
             )
             read = time.perf_counter()
-            with admit(service, model, wanted.timeout_seconds, len(files), arriving) as submit:
+            with admit(service, model, wanted.timeout_seconds, len(files), arrival) as submit:
                 async with cancelled_on_disconnect(request):
                     results = await find_objects_in_each(service, model, submit, files, wanted.filter)
         computed = time.perf_counter()

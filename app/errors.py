@@ -1,6 +1,7 @@
 """The one table from exceptions to answers, which are `application/problem+json` (RFC 9457)."""
 
 import dataclasses
+import functools
 import http
 import logging
 from collections.abc import Callable, Mapping
@@ -14,8 +15,9 @@ from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.requests import ClientDisconnect
 
 from app.accept import NotAcceptable
+from app.admission import Overloaded, Stopped
 from app.answers import Problem, UnknownLabel
-from app.batcher import InferenceFailed, Overloaded, Stopped
+from app.batcher import InferenceFailed
 from app.body import BodyTooLarge, EmptyBody, InvalidJson, SlowBody
 from app.connection import HeadTooLarge, InvalidRequest, SlowHead, SlowReader, TooManyConnections
 from app.deadline import DeadlineExceeded
@@ -32,6 +34,7 @@ from model.image import BrokenImage, TooManyPixels, UnknownFormat
 logger = logging.getLogger(__name__)
 
 _REQUEST_ID = "7d9f0c1ee3a04d5f8a55a0a1c2f4b6d8"  # in the documentation
+_MEDIA_TYPE = "application/problem+json"
 
 Shape = Callable[[Problem], Mapping[str, Any]]
 
@@ -121,19 +124,23 @@ def answer_errors(app: FastAPI, metrics: Metrics, shapes: Mapping[str, Shape]) -
 
 def describe(error: Exception, metrics: Metrics) -> Problem:
     """Returns the problem that the table makes of an exception, and counts it."""
-    kind = next(KINDS[each] for each in type(error).__mro__ if each in KINDS)
-    metrics.rejections.labels(kind.reason).inc()
-    return _make_problem(kind, _explain(error), get_request_id())
+    return _make_problem(_count(error, metrics), _explain(error), get_request_id())
 
 
 def respond(error: Exception, metrics: Metrics) -> Response:
-    """Returns the answer to an exception where there is no request that it could be shaped for, and counts it."""
-    return _encode(describe(error, metrics), _choose_headers(error))
+    """Returns the answer to an exception where there is no request that it could be shaped for, and counts it.
+
+    Under overload this is what the server does most: what is the same in each answer is written once.
+    """
+    kind = _count(error, metrics)
+    before, after = _write_around_id(kind, _explain(error))
+    body = before + to_json(get_request_id()) + after
+    return Response(body, kind.status, _choose_headers(error), _MEDIA_TYPE)
 
 
 def document(*statuses: int, shape: Shape | None = None) -> dict[int | str, dict[str, Any]]:
     """Returns OpenAPI's description of a route's refusals: problems, or JSON of `shape`."""
-    media_type = "application/json" if shape else "application/problem+json"
+    media_type = "application/json" if shape else _MEDIA_TYPE
     schema = {"type": "object"} if shape else Problem.model_json_schema()
     kinds = {status: [kind for kind in KINDS.values() if kind.status == status] for status in statuses}
     return {
@@ -155,7 +162,20 @@ def document(*statuses: int, shape: Shape | None = None) -> dict[int | str, dict
 
 
 def _encode(problem: Problem, headers: Mapping[str, str] | None) -> Response:
-    return Response(problem.model_dump_json(), problem.status, headers, "application/problem+json")
+    return Response(problem.model_dump_json(), problem.status, headers, _MEDIA_TYPE)
+
+
+def _count(error: Exception, metrics: Metrics) -> Kind:
+    kind = next(KINDS[each] for each in type(error).__mro__ if each in KINDS)
+    metrics.rejections.labels(kind.reason).inc()
+    return kind
+
+
+@functools.lru_cache
+def _write_around_id(kind: Kind, detail: str) -> tuple[bytes, bytes]:
+    """Returns a problem's JSON up to the request's id, and what follows it."""
+    before, after = _make_problem(kind, detail, _REQUEST_ID).model_dump_json().encode().rsplit(to_json(_REQUEST_ID), 1)
+    return before, after
 
 
 def _make_problem(kind: Kind, detail: str, request_id: str) -> Problem:

@@ -34,7 +34,7 @@ def configure(app: FastAPI, settings: Settings, host: str, port: int) -> uvicorn
     """Returns how uvicorn serves an app of `create_app` at an address."""
     service: Service = app.state.service
     answer = functools.partial(respond, metrics=service.metrics)
-    door = Door(app.state.paths_of_pictures, service.find_overload)
+    door = Door(app.state.paths_of_pictures, service.announce)
     protocol: Any = functools.partial(Connection, settings, service.metrics, answer, door)
     # uvicorn says int, and takes any number
     keep_alive: Any = settings.idle_timeout_seconds

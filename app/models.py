@@ -130,7 +130,7 @@ class ServedModel:
 
     def check_live(self) -> None:
         """Raises `NotReady` where inference has ended, or hangs again and again."""
-        if self.batcher.closed:
+        if self.batcher.admission.closed:
             raise NotReady(f"{self.name}: inference has ended; the server's log says why")
         if self.batcher.hanging:
             raise NotReady(f"{self.name}: inference hangs; restart the server")
@@ -277,7 +277,7 @@ class Models:
     def _put(self, path: Path, model: ServedModel) -> None:
         self._served[path] = model
         self._metrics.queue_depth.labels(model.name).set_function(lambda: model.batcher.queued)
-        self._metrics.in_flight.labels(model.name).set_function(lambda: model.batcher.admitted)
+        self._metrics.in_flight.labels(model.name).set_function(lambda: model.batcher.admission.taken)
         model.describe()
         self._metrics.ready.labels(model.name).set_function(lambda: model.is_ready)
 
@@ -292,7 +292,7 @@ class Models:
             metrics = self._metrics
             for metric in (metrics.queue_depth, metrics.in_flight, metrics.ready, metrics.model):
                 metric.remove(model.name)
-        model.batcher.retire()
+        model.batcher.admission.retire()
         logger.info("%s: taken away", model.name)
 
 

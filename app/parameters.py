@@ -1,16 +1,18 @@
 """What a request for detections may ask for, read in one go: FastAPI's own way costs as much as all else it does."""
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterable, Mapping
 from typing import Any, Self
+from urllib.parse import parse_qsl
 
 from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, Field, ValidationError
 
-from app.deadline import LONGEST_SECONDS
+from app.deadline import LONGEST_SECONDS, TIMEOUT_HEADER
 from app.settings import Settings
 
-_TIMEOUT_HEADER = "X-Request-Timeout"
+_RAW_TIMEOUT_HEADER = TIMEOUT_HEADER.lower().encode()
 
 
 class Parameters(BaseModel):
@@ -28,12 +30,23 @@ class Parameters(BaseModel):
     def read(cls, request: Request, defaults: Mapping[str, Any]) -> Self:
         """Reads a request's query, and the header that may hold the time-out; raises `RequestValidationError`."""
         given = dict(request.query_params)
-        if timeout := request.headers.get(_TIMEOUT_HEADER):
+        if timeout := request.headers.get(TIMEOUT_HEADER):
             given.setdefault("timeout", timeout)
         try:
             return cls.model_validate({**defaults, **given})
         except ValidationError as error:
             raise RequestValidationError(error.errors()) from error
+
+
+def glance(query: bytes, headers: Iterable[tuple[bytes, bytes]], default_seconds: float) -> tuple[str | None, float]:
+    """Returns the model, and the time-out in seconds, that a request seems to ask for; nothing is refused here."""
+    given = dict(parse_qsl(query.decode("latin-1"), errors="replace")) if query else {}
+    seconds = given.get("timeout") or next((value for name, value in headers if name == _RAW_TIMEOUT_HEADER), None)
+    model = given.get("model")
+    with contextlib.suppress(ValueError):
+        if seconds and 0 < float(seconds) <= LONGEST_SECONDS:
+            return model, float(seconds)
+    return model, default_seconds
 
 
 def find_defaults(settings: Settings) -> dict[str, Any]:
@@ -54,5 +67,5 @@ def document_parameters(defaults: Mapping[str, Any], label: str) -> dict[str, An
             schema["default"] = defaults[name]
         if name == "labels":
             parameter["example"] = label
-    header = {"name": _TIMEOUT_HEADER, "in": "header", "required": False, "description": "as `timeout`"}
+    header = {"name": TIMEOUT_HEADER, "in": "header", "required": False, "description": "as `timeout`"}
     return {"parameters": [*parameters, header | {"schema": parameters[0]["schema"]}]}

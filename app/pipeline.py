@@ -8,7 +8,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequen
 
 import numpy as np
 
-from app.batcher import InferenceFailed, Served, Stopped
+from app.admission import Arrival, Stopped
+from app.batcher import InferenceFailed, Served
 from app.deadline import cancelled_after
 from app.models import Computed, Picture, Prepared, ServedModel
 from app.service import Service
@@ -54,15 +55,15 @@ class Found:
 
 
 @contextlib.asynccontextmanager
-async def expect(model: ServedModel, timeout_seconds: float) -> AsyncIterator[object]:
-    """Lets a request's body arrive, and gives `admit` its word of it; `DeadlineExceeded` ends the block.
+async def expect(model: ServedModel, timeout_seconds: float, arrival: Arrival | None = None) -> AsyncIterator[Arrival]:
+    """Lets a request's body arrive, and gives what `admit` is told of it; `DeadlineExceeded` ends the block.
 
-    Raises `Overloaded` and `Stopped` before a body is read in vain; but what has not arrived takes no place in the
-    model's queue, so that slow clients keep nobody out.
+    Raises `Overloaded` and `Stopped` before a body is read in vain, unless its `arrival` has been announced; but what
+    has not arrived takes no place in the model's queue, so that slow clients keep nobody out.
     """
     async with cancelled_after(timeout_seconds):
-        with model.batcher.expect(timeout_seconds) as arriving:
-            yield arriving
+        with model.batcher.admission.expect(timeout_seconds, arrival) as expected:
+            yield expected
 
 
 async def find_objects(service: Service, model: ServedModel, submit: Submit, picture: Picture, wanted: Filter) -> Found:
@@ -109,14 +110,14 @@ async def find_objects_in_each(
 
 @contextlib.contextmanager
 def admit(
-    service: Service, model: ServedModel, timeout_seconds: float, images: int = 1, arriving: object = None
+    service: Service, model: ServedModel, timeout_seconds: float, images: int = 1, arrival: Arrival | None = None
 ) -> Iterator[Submit]:
-    """Holds a place in the model's queue for each of `images`; they were `arriving` where `expect` let them.
+    """Holds a place in the model's queue for each of `images`; it is their `arrival` where `expect` let them.
 
     Raises `TooManyImages`, `Stopped`, and `Overloaded`, also where the queue is too long for the time.
     """
     most = min(service.settings.max_request_images, service.settings.max_queue)
     if images > most:
         raise TooManyImages(f"the request holds {images} images, and {most} are allowed")
-    with model.batcher.admit(images, timeout_seconds, arriving) as submit:
+    with model.batcher.admit(images, timeout_seconds, arrival) as submit:
         yield submit

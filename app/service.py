@@ -3,16 +3,17 @@
 import contextlib
 import dataclasses
 import warnings
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import cv2
 
 from app.access import Access
-from app.batcher import Overloaded
+from app.admission import Arrival
 from app.metrics import Metrics
-from app.models import Models
+from app.models import Models, UnknownModel
+from app.parameters import glance
 from app.settings import Settings
 from app.stages import Stages
 from model.detector import Detector
@@ -42,10 +43,14 @@ class Service:
         for model in self.models:
             await model.check_ready()
 
-    def find_overload(self) -> Overloaded | None:
-        """Returns why no model has room for a picture; None where one has."""
-        overloads = [model.batcher.find_overload_of_next() for model in self.models]
-        return overloads[0] if all(overloads) else None
+    def announce(self, query: bytes, headers: Iterable[tuple[bytes, bytes]]) -> Arrival | None:
+        """Announces a picture to the model that a request is for; None where there is none. Raises `Overloaded`."""
+        name, patience_seconds = glance(query, headers, self.settings.timeout_seconds)
+        try:
+            model = self.models.get(name)
+        except UnknownModel:
+            return None
+        return model.batcher.admission.announce(patience_seconds)
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:

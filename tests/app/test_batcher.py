@@ -8,7 +8,8 @@ from typing import Any
 import anyio.lowlevel
 import pytest
 
-from app.batcher import Batcher, InferenceFailed, Overloaded, Served, Stopped
+from app.admission import Overloaded, Stopped
+from app.batcher import Batcher, InferenceFailed, Served
 
 pytestmark = pytest.mark.anyio
 
@@ -43,7 +44,7 @@ async def running(
     yield batcher
     batcher.close()
     await task
-    assert (batcher.queued, batcher.admitted, batcher.running) == (0, 0, False)
+    assert (batcher.queued, batcher.admission.taken, batcher.running) == (0, 0, False)
 
 
 async def submit(batcher: Batcher[int, int], item: int) -> Served[int]:
@@ -186,43 +187,6 @@ async def test_items_submitted_before_the_start_are_the_first_batch() -> None:
     await runner
 
 
-async def test_nobody_is_let_in_who_would_wait_too_long() -> None:
-    compute = Doubling()
-    async with running(compute, max_batch=1) as batcher:
-        tasks = await hold(compute, batcher, [1])
-        queued = time.perf_counter()
-        while time.perf_counter() - queued < 0.05:  # a batch of 50 ms: 5 ms by the moving average
-            await anyio.lowlevel.checkpoint()
-        compute.gate.set()
-        await asyncio.gather(*tasks)
-        tasks = await hold(compute, batcher, [1, 2])
-        with pytest.raises(Overloaded), batcher.admit(patience_seconds=0.001):
-            pass
-        with batcher.admit(patience_seconds=60):
-            pass
-        compute.gate.set()
-        await asyncio.gather(*tasks)
-        with batcher.admit(patience_seconds=0.001):  # an idle server takes everybody
-            pass
-
-
-async def test_what_arrives_is_counted_on_for_a_moment(monkeypatch: pytest.MonkeyPatch) -> None:
-    async with running(Doubling(), max_queue=4) as batcher:
-        with batcher.expect(), batcher.expect(), batcher.expect(), batcher.expect(), batcher.expect():
-            pass  # nothing else is in hand
-        with batcher.admit(2), batcher.expect() as first:
-            with batcher.expect(), pytest.raises(Overloaded), batcher.expect():
-                pass
-            assert batcher.find_overload_of_next() is None  # the second one has gone
-            with batcher.admit(arriving=first), batcher.expect(), pytest.raises(Overloaded), batcher.expect():
-                pass  # the first one has its place, and is not counted twice
-        monkeypatch.setattr("app.batcher._ARRIVAL_SECONDS", 0.0)
-        with batcher.admit(2), batcher.expect(), batcher.expect(), batcher.expect():  # slow: they keep nobody out
-            assert batcher.find_overload_of_next() is None
-            with batcher.admit(2):
-                pass
-
-
 async def test_items_dropped_in_the_queue_are_told() -> None:
     compute, drops = Doubling(), []
     batcher = Batcher[int, int](compute, 4, 10, on_drop=lambda: drops.append(1))
@@ -285,13 +249,13 @@ async def test_retired_batcher_serves_who_was_admitted() -> None:
     runner = asyncio.create_task(batcher.run())
     with batcher.admit() as late:
         tasks = await hold(compute, batcher, [1, 2])
-        batcher.retire()
+        batcher.admission.retire()
         compute.gate.set()
         assert [served.result for served in await asyncio.gather(*tasks)] == [2, 4]
         assert (await late(3)).result == 6
-        assert not batcher.closed
+        assert not batcher.admission.closed
     await runner
-    assert batcher.closed
+    assert batcher.admission.closed
 
 
 async def until_taken(batcher: Batcher[int, int], left: int) -> None:

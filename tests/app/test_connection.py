@@ -234,6 +234,8 @@ async def test_full_queue_refuses_at_the_door(make_settings: Make, model_path: P
                 assert b"mine" not in sent or problem["request_id"] == "mine"
             else:  # a page's, to which the app itself answers, with what CORS asks for
                 assert (status, problem["type"]) == (422, "/docs#invalid-parameter")
+        wire.send(b"POST /detect?model=other HTTP/1.1\r\nHost: x\r\n" + body)
+        assert (await wire.read_answer())[0] == 404
         await wire.check_alive()  # the bodies have come to nothing
         assert await client.sample("centernet_requests_total", route="/detect", status="503") == 2
         assert await client.sample("centernet_rejections_total", reason="overloaded") == 2
@@ -241,6 +243,21 @@ async def test_full_queue_refuses_at_the_door(make_settings: Make, model_path: P
         assert (await held).status_code == 200
         wire.send(b"POST /detect HTTP/1.1\r\nHost: x\r\n" + body)
         assert (await wire.read_answer())[0] == 200
+
+
+async def test_what_the_app_refuses_is_no_longer_counted_on(make_settings: Make, model_path: Path) -> None:
+    detector = HeldDetector(model_path)
+    async with listen(make_settings(max_queue=2), detector) as client, connect(client) as wire:
+        await client.detect()
+        detector.gate.clear()
+        held = [asyncio.create_task(client.detect())]
+        await client.until("centernet_requests_in_flight", 1)
+        wire.send(b"POST /detect?threshold=7 HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n")
+        assert (await wire.read_answer())[0] == 422
+        held.append(asyncio.create_task(client.detect()))
+        await client.until("centernet_requests_in_flight", 2)
+        detector.gate.set()
+        assert [response.status_code for response in await asyncio.gather(*held)] == [200, 200]
 
 
 async def test_body_of_what_is_refused_may_not_be_slow(make_settings: Make, model_path: Path) -> None:
