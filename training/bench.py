@@ -82,7 +82,7 @@ def _compare(learner: Learner, others: Mapping[str, Config], dataset: Dataset, s
 def _describe(config: Config, learner: Learner) -> str:
     size, threads = config.picture_size(0), torch.get_num_threads()
     return (
-        f"{config.backbone} at {size} px, batches of {config.batch_size}, {config.precision} on {learner.device},"
+        f"{config.backbone} at {size} px, batches of {config.batch_size}, {learner.precision} on {learner.device},"
         f" {threads} threads and {config.workers} workers"
     )
 

@@ -120,7 +120,9 @@ class Config(BaseModel):
 
     # the machine
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
-    precision: Literal["fp32", "bf16", "fp16"] = "bf16"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "auto", description="bf16 where the device computes in it, else fp16 on GPUs and fp32 on CPUs"
+    )
     accumulate: int = Field(1, ge=1, description="parts that a batch is computed in, where memory is short")
     workers: int = Field(2, ge=0, description="processes that decode and augment, for each one that trains")
     save_every: int = Field(200, ge=1, description="steps between two writes of the last checkpoint")

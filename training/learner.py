@@ -1,6 +1,6 @@
 """A network, everything that changes while it learns, and the step that changes it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -28,6 +28,21 @@ class Step(NamedTuple):
     learning_rate: float  # of neck and heads
 
 
+def choose_precision(wanted: str, device: torch.device) -> str:
+    """Returns fp32, bf16 or fp16: what is wanted, or for `auto` the fastest that the device computes in.
+
+    A CPU without instructions for bf16 emulates it, ten times as slow as fp32.
+    """
+    if wanted != "auto":
+        return wanted
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    capabilities: Mapping[str, Any] = getattr(
+        torch.cpu, "get_capabilities", dict
+    )()  # older releases of PyTorch do not tell
+    return "bf16" if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else "fp32"
+
+
 class Learner:
     """Begins as `config` says, with weights drawn from its seed or pretrained ones, on this process's device."""
 
@@ -42,6 +57,7 @@ class Learner:
     ) -> None:
         self.config, self.steps_per_epoch, self.processes = config, steps_per_epoch, processes
         self.device = processes.choose_device(config.device)
+        self.precision = choose_precision(config.precision, self.device)
         torch.manual_seed(config.seed)
         self.network = build_network(config, len(labels), len(joints))
         if config.pretrained:
@@ -53,7 +69,7 @@ class Learner:
         processes.share_statistics(self.network, self.device)
         self.optimizer = build_optimizer(self.network, config)
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, learning_rate_curve(config, steps_per_epoch))
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "fp16")
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
 
     def begin_epoch(self, epoch: int) -> None:
         """Frees and freezes what `epoch` trains, and has the gradients shared of what it trains."""
@@ -75,7 +91,7 @@ class Learner:
             images = images.to(self.device, non_blocking=True)
             targets = targets.to(self.device)
             with hold_gradients(self._shared, number < len(parts)):
-                with torch.autocast(self.device.type, self._dtype(), enabled=self.config.precision != "fp32"):
+                with torch.autocast(self.device.type, self._dtype(), enabled=self.precision != "fp32"):
                     maps = self._shared(images)
                 terms = detection_losses(maps, targets, self.config, counts)
                 self.scaler.scale(torch.stack(list(terms.values())).sum()).backward()  # type: ignore[no-untyped-call]
@@ -100,7 +116,7 @@ class Learner:
             rate += f" ({config.learning_rate:g} is for batches of {config.learning_rate_batch_size})"
         shares = f" by {count} processes" if count > 1 else ""
         parts = f" in {config.accumulate} parts" if config.accumulate > 1 else ""
-        return f"batches of {config.batch_size}{shares}{parts} on {self.device.type}, {rate}"
+        return f"batches of {config.batch_size}{shares}{parts} on {self.device.type} in {self.precision}, {rate}"
 
     def state_dict(self) -> dict[str, Any]:
         """All that changes, to go on from."""
@@ -109,7 +125,8 @@ class Learner:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on from there."""
         for name, part in self._parts().items():
-            part.load_state_dict(state[name])
+            if state[name]:  # the scaler has none where it does not scale
+                part.load_state_dict(state[name])
 
     def _parts(self) -> dict[str, Any]:
         return {
@@ -121,7 +138,7 @@ class Learner:
         }
 
     def _dtype(self) -> torch.dtype:
-        return torch.float16 if self.config.precision == "fp16" else torch.bfloat16
+        return torch.float16 if self.precision == "fp16" else torch.bfloat16
 
     def _check_finite(self, losses: dict[str, Tensor]) -> None:
         epoch, step = divmod(self.scheduler.last_epoch, self.steps_per_epoch)  # PyTorch's word for a scheduler's steps

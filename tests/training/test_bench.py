@@ -19,7 +19,8 @@ def test_a_recipe_is_measured_and_compared(
     shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    run(shapes, "--against", "precision=fp32", "--against", "precision=fp32,batch-size=4", "--json", "speed.json")
+    settings = ["--precision", "bf16", "--against", "precision=fp32", "--against", "precision=fp32,batch-size=4"]
+    run(shapes, *settings, "--json", "speed.json")
     found = json.loads(Path("speed.json").read_text())
     speeds = found["pictures_per_second"]
     assert min(speeds["loader alone"], speeds["step alone"]) * found["both_of_the_slower"] == pytest.approx(

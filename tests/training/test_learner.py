@@ -12,7 +12,7 @@ from model.keypoints import KeypointTargets
 from tests.training.configs import small_config
 from tests.training.joints import JOINTS, add_joints
 from training.datasets.load import load_dataset
-from training.learner import Learner
+from training.learner import Learner, choose_precision
 from training.loader import Part, training_batches
 from training.processes import ALONE
 
@@ -62,10 +62,11 @@ def test_the_learning_rate_follows_the_batch(shapes: Path, tmp_path: Path) -> No
     settings = {"warmup_steps": 0, "learning_rate": 5e-4, "learning_rate_batch_size": 128}
     learner, parts = start(shapes, tmp_path, **settings)
     assert learner.step(parts).learning_rate == pytest.approx(5e-4 * 8 / 128)
-    assert learner.describe_steps() == "batches of 8 on cpu, learning rate 3.125e-05 (0.0005 is for batches of 128)"
+    rate = "learning rate 3.125e-05 (0.0005 is for batches of 128)"
+    assert learner.describe_steps() == f"batches of 8 on cpu in fp32, {rate}"
     learner, parts = start(shapes, tmp_path, warmup_steps=0, learning_rate=5e-4)
     assert learner.step(parts).learning_rate == 5e-4
-    assert learner.describe_steps() == "batches of 8 on cpu, learning rate 0.0005"
+    assert learner.describe_steps() == "batches of 8 on cpu in fp32, learning rate 0.0005"
 
 
 def test_a_resting_backbone_learns_from_its_epoch_on(shapes: Path, tmp_path: Path) -> None:
@@ -110,3 +111,23 @@ def test_channels_are_blanked_in_training_alone(shapes: Path, tmp_path: Path) ->
         kept = ~is_blank
         assert 0.3 < is_blank.float().mean() < 0.7
         torch.testing.assert_close(blanked[kept], 2 * whole[kept])
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "precision"),
+    [({"avx512_bf16": True}, "bf16"), ({"amx_bf16": True}, "bf16"), ({"avx2": True, "avx512_bf16": False}, "fp32")],
+)
+def test_precision_is_what_the_cpu_computes_in(
+    capabilities: dict[str, bool], precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    assert choose_precision("auto", torch.device("cpu")) == precision
+    assert choose_precision("fp16", torch.device("cpu")) == "fp16"
+
+
+def test_a_run_goes_on_in_another_precision(shapes: Path, tmp_path: Path) -> None:
+    learner, parts = start(shapes, tmp_path)
+    learner.step(parts)
+    scaled = Learner(small_config(shapes, tmp_path, precision="fp16"), LABELS, (), 3, ALONE, Console(quiet=True))
+    scaled.load_state_dict(learner.state_dict())
+    assert scaled.scheduler.last_epoch == 1
