@@ -31,7 +31,7 @@ class Step(NamedTuple):
 def choose_precision(wanted: str, device: torch.device) -> str:
     """Returns fp32, bf16 or fp16: what is wanted, or for `auto` the fastest that the device computes in.
 
-    A CPU without instructions for bf16 emulates it, ten times as slow as fp32.
+    A CPU without instructions for bf16 emulates it, and a step takes ten times as long as in fp32.
     """
     if wanted != "auto":
         return wanted
