@@ -183,7 +183,8 @@ def test_every_part_of_the_papers_networks_learns(
 ) -> None:
     # the same in small
     monkeypatch.setitem(BACKBONES, "hourglass104", lambda: Hourglass(2, (8, 8, 8), (1, 1, 1), out_width=8))
-    config = small_config(shapes, tmp_path, backbone=backbone, neck=neck, input_size=size, epochs=1)
+    settings = {"backbone": backbone, "neck": neck, "input_size": size, "epochs": 1, "precision": "bf16"}
+    config = small_config(shapes, tmp_path, **settings)
     torch.manual_seed(config.seed)
     start = build_network(config, 3).state_dict()
     best = load_checkpoint(train(config, False, console))
