@@ -96,6 +96,7 @@ class Heads(nn.Module):
             self.keypoint_head = _head(in_channels, width, 2 * joint_count * cells)
             self.keypoint_heatmap_head = _head(in_channels, width, joint_count * cells)
             self.keypoint_offset_head = _head(in_channels, width, 2 * cells)
+            nn.init.zeros_(_last_bias(self.keypoint_head))  # joints start at their object's centre
             nn.init.constant_(_last_bias(self.keypoint_heatmap_head), -math.log(9.0))
             nn.init.constant_(_last_bias(self.keypoint_offset_head), 0.5)
         # every cell starts at p = 0.1, so that the many negatives do not drown the first steps (section 5 of the paper)
