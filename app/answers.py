@@ -7,8 +7,9 @@ from pydantic import BaseModel, Field
 from pydantic_core import to_json
 
 from app.arrangement import Arrangement
-from app.models import Models, ServedModel
+from app.models import Models
 from app.pipeline import Found
+from app.served_model import ServedModel
 from model.detector import Detections
 from model.metadata import Metadata
 from model.skeleton import Skeleton

@@ -2,33 +2,25 @@
 
 import argparse
 import asyncio
-import contextlib
 import io
 import json
 import statistics
-import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 from PIL import Image
-from prometheus_client.parser import text_string_to_metric_families
-from prometheus_client.samples import Sample
 from pydantic import BaseModel
 
-from app.answers import encode_answer
-from app.arrangement import Arrangement, Canvases, arrange, time_runs
+from app.arrangement import Arrangement, arrange
 from app.load import Seen, build_request, keep_busy
+from app.local_server import NotServing, read_samples, serving
 from app.models import open_detector
 from app.operators import describe_operators, measure_operators
-from app.pipeline import Filter, Found
+from app.parts import measure_limit, measure_parts, measure_squares
 from app.service import quieten_decoders
 from app.settings import InvalidSettings, Settings, read_settings
 from model.detector import Detector
@@ -36,9 +28,7 @@ from model.image import BrokenImage, TooManyPixels, UnknownFormat
 from model.metadata import InvalidModel
 from model.session import ProviderUnavailable
 
-_PART_SECONDS = 0.5
 _WARM_UP_SECONDS = 1.0
-_PAIRS = 7  # of runs whose speeds are compared
 _CPU = "process_cpu_seconds_total"
 _STAGES = ("read", "decode", "queue", "inference", "encode")
 _PHOTO_ENDINGS = (".jpg", ".jpeg", ".png", ".webp")
@@ -98,7 +88,7 @@ def main(arguments: Sequence[str]) -> int:
             return 0
         connections = [int(each) for each in parsed.connections.split(",")]
         report = run(read_settings(flags), flags, _read_photos(parsed.photos), connections, parsed.seconds)
-    except (InvalidSettings, InvalidModel, ProviderUnavailable, Unusable, ValueError) as error:
+    except (InvalidSettings, InvalidModel, ProviderUnavailable, Unusable, NotServing, ValueError) as error:
         print(f"centernet-serve bench: {error}", file=sys.stderr)
         return 2
     print(describe(report))
@@ -149,73 +139,6 @@ def run(
 def _profile(settings: Settings, photos: dict[str, bytes]) -> dict[str, float]:
     detector = Detector(settings.find_models()[0], "cpu")
     return measure_operators(detector.path, detector.prepare(next(iter(photos.values()))).pixels)
-
-
-def measure_parts(detector: Detector, photos: Sequence[bytes], settings: Settings) -> dict[str, float]:
-    """Returns the milliseconds of each part of a detection, the median over the photos in turn."""
-    canvases = [detector.prepare(photo, settings.max_pixels) for photo in photos]
-    wanted = Filter(settings.find_threshold(detector.metadata), settings.limit)
-    [found] = detector.infer([canvases[0].pixels])
-    letterbox = canvases[0].letterbox
-
-    def finish(_: int = 0) -> Found:
-        return Found(detector.finish(wanted.select(found), letterbox), letterbox, 0, 0, 0)
-
-    ready = finish()
-    parts: dict[str, Callable[[int], object]] = {
-        "decode and letterbox": lambda turn: detector.prepare(photos[turn % len(photos)], settings.max_pixels),
-        f"inference of one, {settings.threads} threads": lambda turn: detector.infer(
-            [canvases[turn % len(canvases)].pixels]
-        ),
-        "filter and move the boxes": finish,
-        "write the JSON": lambda _: encode_answer(detector.metadata, ready, 0),
-    }
-    for part in parts.values():
-        part(0)  # the first run is slow
-    return {name: 1000 * time_runs(part, _PART_SECONDS) for name, part in parts.items()}
-
-
-def measure_squares(detector: Detector, photos: Sequence[bytes], settings: Settings) -> float | None:
-    """Returns how many times as long the photos would take as squares as in the shapes that they are computed in."""
-    if len(detector.shapes) == 1:
-        return None
-    shapes = Counter(detector.prepare(photo, settings.max_pixels).letterbox.shape for photo in photos)
-    in_shapes = in_squares = 0.0
-    for shape, count in shapes.items():
-        blanks = [np.zeros((*each, 3), np.uint8) for each in (shape, detector.shapes[-1])]
-        pairs = [[_time(detector.infer, [blank]) for blank in blanks] for _ in range(_PAIRS)]
-        in_shape, in_square = (statistics.median(seconds) for seconds in zip(*pairs, strict=True))
-        in_shapes += count * in_shape
-        in_squares += count * in_square
-    return in_squares / in_shapes
-
-
-def _time(infer: Callable[[Canvases], object], canvases: Canvases) -> float:
-    started = time.perf_counter()
-    infer(canvases)
-    return time.perf_counter() - started
-
-
-def measure_limit(detector: Detector, photos: Sequence[bytes], arrangement: Arrangement, seconds: float) -> float:
-    """Returns the images/s without HTTP: each instance decodes a batch and computes it, over and over."""
-
-    def work(instance: int) -> int:
-        until, turn = time.perf_counter() + seconds, instance
-        while time.perf_counter() < until:
-            batch = [photos[(turn + offset) % len(photos)] for offset in range(arrangement.max_batch)]
-            detector.infer([detector.prepare(photo).pixels for photo in batch], arrangement.session_threads)
-            turn += len(batch)
-        return turn - instance
-
-    with ThreadPoolExecutor(arrangement.instances) as instances:
-        started = time.perf_counter()
-        return sum(instances.map(work, range(arrangement.instances))) / (time.perf_counter() - started)
-
-
-def read_samples(port: int) -> list[Sample]:
-    """Returns what a server says of itself."""
-    text = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics").read().decode()
-    return [sample for family in text_string_to_metric_families(text) for sample in family.samples]
 
 
 def _sum_samples(port: int) -> Mapping[str, float]:
@@ -287,33 +210,6 @@ def _summarise(
         server_cpu_ms_per_image=cpu,
         stages_ms=spent_ms | {"rest": rest},
     )
-
-
-@contextlib.contextmanager
-def serving(flags: Sequence[str], log: IO[bytes] | None = None) -> Iterator[int]:
-    """Runs a server, which writes into the file `log` if there is one, and gives its port once it is ready."""
-    with subprocess.Popen(
-        [sys.executable, "-m", "app", *flags, "--port=0"], stdout=subprocess.PIPE, stderr=log, text=True
-    ) as server:
-        assert server.stdout is not None
-        line = server.stdout.readline()
-        if not line:
-            raise Unusable("the server did not start")
-        try:
-            port = int(line.rsplit(":", 1)[1])
-            while not _is_ready(port):
-                time.sleep(0.05)  # asked oftener, it is later ready
-            yield port
-        finally:
-            server.terminate()
-
-
-def _is_ready(port: int) -> bool:
-    try:
-        urllib.request.urlopen(f"http://127.0.0.1:{port}/health/ready").close()
-    except urllib.error.HTTPError:
-        return False
-    return True
 
 
 def _read_photos(folder: Path | None) -> dict[str, bytes]:

@@ -15,9 +15,9 @@ from app.answers import Answer, Answers, UnknownLabel, encode_answer, encode_ans
 from app.body import read_image, read_images
 from app.disconnect import cancelled_on_disconnect
 from app.errors import describe, document
-from app.models import ServedModel
 from app.parameters import Parameters, document_parameters, find_defaults
 from app.pipeline import Filter, Found, admit, expect, find_objects, find_objects_in_each
+from app.served_model import ServedModel
 from app.service import Service
 from model.draw import draw_file
 

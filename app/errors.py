@@ -24,10 +24,11 @@ from app.deadline import DeadlineExceeded
 from app.form import InvalidForm
 from app.keys import Unauthorized
 from app.metrics import Metrics
-from app.models import NotReady, UnknownModel
+from app.models import UnknownModel
 from app.pipeline import TooManyImages
 from app.rates import RateLimited
 from app.request_id import get_request_id
+from app.served_model import NotReady
 from app.tensors import InvalidTensor
 from model.image import BrokenImage, TooManyPixels, UnknownFormat
 

@@ -15,8 +15,9 @@ from app.answers import Answer, ModelDescription, Refused, describe_model, encod
 from app.body import BodyTooLarge, EmptyBody
 from app.detection import find_labels
 from app.errors import describe
-from app.models import ServedModel, open_detector
+from app.models import open_detector
 from app.pipeline import PICTURE_FAULTS, Filter, find_objects
+from app.served_model import ServedModel
 from app.service import Service, build_service
 from app.settings import Settings
 from model.metadata import Metadata

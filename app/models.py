@@ -1,184 +1,22 @@
-"""The models that are served: loaded, warmed up, swapped and taken away while requests run."""
+"""The models that are served: loaded, swapped and taken away while requests run."""
 
 import asyncio
-import collections
 import logging
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
-from app import __version__
-from app.arrangement import Arrangement, arrange, batch_sizes
-from app.batcher import Batcher, InferenceFailed
 from app.metrics import Metrics
+from app.served_model import ServedModel
 from app.settings import Settings
-from model.canvas import Canvas
-from model.detector import Detections, Detector
+from model.detector import Detector
 from model.metadata import InvalidModel
 from model.session import ProviderUnavailable
 
 logger = logging.getLogger(__name__)
 
-Picture = bytes | NDArray[np.uint8]  # an image file, or RGB pixels (h, w, 3)
-
-
-class NotReady(Exception):
-    """A model is being warmed up, or cannot be run."""
-
 
 class UnknownModel(Exception):
     """A model was asked for by a name that is not served; the message lists those that are."""
-
-
-class Prepared(NamedTuple):
-    """A picture ready for the model, and when it was made so, by `time.perf_counter`."""
-
-    canvas: Canvas
-    started: float
-    ended: float
-
-
-class Computed(NamedTuple):
-    """What the model found in a picture, in input pixels, and when it did, by `time.perf_counter`."""
-
-    detections: Detections
-    prepared: Prepared
-    started: float
-    ended: float
-
-
-class ServedModel:
-    """One model and the queue in front of it.
-
-    Pictures are prepared before they queue where that fills a GPU's batches, or keeps CPUs busy. Where every CPU
-    computes by itself, its thread prepares what it computes, which spares a picture the way from thread to thread.
-    """
-
-    def __init__(self, detector: Detector, settings: Settings, metrics: Metrics) -> None:
-        self.detector = detector
-        self.name = detector.metadata.name
-        self.threshold = settings.find_threshold(detector.metadata)  # where a request does not say
-        self.prepares_first = self._is_padded = detector.provider != "cpu"
-        self.arrangement: Arrangement | None = None  # until it is warm
-        self._settings = settings
-        self._metrics = metrics
-        self._blank = np.zeros((*detector.shapes[-1], 3), np.uint8)
-        self._batch_size = metrics.batch_size.labels(self.name)
-        self.batcher: Batcher[Picture | Prepared, Computed] = Batcher(
-            self._compute,
-            1,
-            settings.max_queue,
-            settings.inference_timeout_seconds,
-            metrics.abandoned.labels(self.name).inc,
-            key=_find_shape,
-        )
-
-    def warm_up(self) -> None:
-        """Arranges how it is run, and computes each batch size and shape that the provider prepares for; once."""
-        if self.arrangement:
-            return
-        started = time.perf_counter()
-        arrangement = arrange(self.detector, self._blank, self._settings)
-        self.batcher.instances, self.batcher.max_batch = arrangement.instances, arrangement.max_batch
-        if self._is_padded:
-            for shape in self.detector.shapes:
-                for size in batch_sizes(arrangement.max_batch):
-                    self.detector.infer([np.zeros((*shape, 3), np.uint8)] * size)
-        else:
-            self.detector.infer([self._blank])
-            self.detector.infer([self._blank] * arrangement.max_batch, arrangement.session_threads)
-        self.arrangement = arrangement
-        self.prepares_first = self._is_padded or arrangement.threads > 1
-        self.describe()
-        logger.info("%s: warmed up in %.1f s: %s", self.name, time.perf_counter() - started, arrangement)
-
-    def describe(self) -> None:
-        """Tells the metrics what is served, and how."""
-        arranged = self.arrangement.model_dump(exclude={"images_per_second"}) if self.arrangement else {}
-        facts = {
-            "provider": self.detector.provider,
-            "precision": self.detector.metadata.precision,
-            "version": __version__,
-            **{name: str(value) for name, value in arranged.items()},
-        }
-        self._metrics.model.labels(self.name).info(facts)
-
-    def prepare(self, picture: Picture) -> Prepared:
-        """Decodes and letterboxes; raises what `Detector.prepare` raises."""
-        started = time.perf_counter()
-        canvas = self.detector.prepare(picture, self._settings.max_pixels)
-        return Prepared(canvas, started, time.perf_counter())
-
-    async def run(self) -> None:
-        """Warms the model up, then serves what has queued and what comes, until the batcher is closed."""
-        try:
-            await asyncio.to_thread(self.warm_up)
-            await self.batcher.run()
-        except Exception:
-            logger.exception("%s cannot be run", self.name)
-        finally:
-            self.batcher.close()
-
-    @property
-    def is_ready(self) -> bool:
-        """Whether what is sent is computed, as far as the last batches tell."""
-        return self.batcher.running and not self.batcher.failing
-
-    def check_live(self) -> None:
-        """Raises `NotReady` where inference has ended, or hangs again and again."""
-        if self.batcher.admission.closed:
-            raise NotReady(f"{self.name}: inference has ended; the server's log says why")
-        if self.batcher.hanging:
-            raise NotReady(f"{self.name}: inference hangs; restart the server")
-
-    async def check_ready(self) -> None:
-        """Raises `NotReady` where nothing is computed yet, or any more; tries again after repeated failures."""
-        if not self.batcher.running:
-            raise NotReady(f"{self.name} is being warmed up, or has ended")
-        if self.batcher.failing:
-            try:
-                with self.batcher.admit() as submit:
-                    await submit(self._blank)
-            except InferenceFailed as error:
-                raise NotReady(f"{self.name} failed repeatedly, and just now: {error}") from error
-
-    def _compute(self, pictures: Sequence[Picture | Prepared], is_alone: bool) -> Sequence[Computed | Exception]:
-        prepared = [each if isinstance(each, Prepared) else self._try_to_prepare(each) for each in pictures]
-        ready = [each for each in prepared if isinstance(each, Prepared)]
-        started = time.perf_counter()
-        found = iter(self._infer([each.canvas.pixels for each in ready], is_alone))
-        ended = time.perf_counter()
-        return [
-            Computed(next(found), each, started, ended) if isinstance(each, Prepared) else each for each in prepared
-        ]
-
-    def _try_to_prepare(self, picture: Picture) -> Prepared | Exception:
-        try:
-            return self.prepare(picture)
-        except Exception as error:  # the picture's own, which is none of the rest of the batch's business
-            return error
-
-    def _infer(self, canvases: Sequence[NDArray[np.uint8]], is_alone: bool) -> Sequence[Detections]:
-        if not canvases:
-            return []
-        assert self.arrangement is not None
-        for size in collections.Counter(canvas.shape for canvas in canvases).values():
-            self._batch_size.observe(size)
-        threads = None if is_alone else self.arrangement.session_threads
-        if not self._is_padded:
-            return self.detector.infer(canvases, threads)
-        # other sizes than those that CUDA has prepared are slow at first
-        size = min(each for each in batch_sizes(self.arrangement.max_batch) if each >= len(canvases))
-        return self.detector.infer([*canvases, *[canvases[-1]] * (size - len(canvases))], threads)[: len(canvases)]
-
-
-def _find_shape(item: Picture | Prepared) -> tuple[int, ...] | None:
-    """What is computed in one batch; None where only the thread that computes it will know."""
-    return item.canvas.pixels.shape if isinstance(item, Prepared) else None
 
 
 class Models:

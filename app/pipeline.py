@@ -11,7 +11,7 @@ import numpy as np
 from app.admission import Arrival, Stopped
 from app.batcher import InferenceFailed, Served
 from app.deadline import cancelled_after
-from app.models import Computed, Picture, Prepared, ServedModel
+from app.served_model import Computed, Picture, Prepared, ServedModel
 from app.service import Service
 from model.detector import Detections
 from model.image import BrokenImage, TooManyPixels, UnknownFormat

@@ -132,6 +132,11 @@ class Config(BaseModel):
     def _split_flag(cls, value: object) -> object:
         return [part for part in value.split(",") if part] if isinstance(value, str) else value
 
+    @field_validator("stride", mode="before")
+    @classmethod
+    def _read_flag(cls, value: object) -> object:
+        return int(value) if isinstance(value, str) and value.isdecimal() else value  # no text is a choice of numbers
+
     @field_validator("scale_range", "mosaic_scale_range")
     @classmethod
     def _rising_range(cls, value: tuple[float, float]) -> tuple[float, float]:

@@ -12,7 +12,8 @@ import pytest
 
 from app.arrangement import batch_sizes
 from app.metrics import Metrics
-from app.models import Computed, Models, ServedModel
+from app.models import Models
+from app.served_model import Computed, ServedModel
 from app.server import create_app
 from app.settings import Settings
 from model.detector import Detections, Detector

@@ -15,6 +15,15 @@ def test_flags_override_the_file() -> None:
     assert (config.batch_size, config.scale_range, config.data_root) == (4, (0.5, 2.0), Path("elsewhere"))
 
 
+@pytest.mark.parametrize("name", ["photos", "photos-paper", "coco-dla34", "coco-hourglass104", "people"])
+def test_every_setting_can_be_a_flag(name: str) -> None:
+    config = load_config(CONFIGS / f"{name}.toml", {"stride": "2"} if name == "photos" else {})
+    flags = []
+    for key, value in config.model_dump(mode="json", exclude_none=True).items():
+        flags.append(f"--{key}={','.join(map(str, value)) if isinstance(value, list) else value}")
+    assert load_config(CONFIGS / "tiny.toml", parse_overrides(flags)) == config
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [

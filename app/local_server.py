@@ -1,0 +1,53 @@
+"""A server of this machine in a process of its own, to be measured."""
+
+import contextlib
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from typing import IO
+
+from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
+
+
+class NotServing(Exception):
+    """The server did not start; its log says why."""
+
+
+@contextlib.contextmanager
+def serving(flags: Sequence[str], log: IO[bytes] | None = None) -> Iterator[int]:
+    """Runs a server, which writes into the file `log` if there is one, and gives its port once it is ready.
+
+    Raises `NotServing`.
+    """
+    with subprocess.Popen(
+        [sys.executable, "-m", "app", *flags, "--port=0"], stdout=subprocess.PIPE, stderr=log, text=True
+    ) as server:
+        assert server.stdout is not None
+        line = server.stdout.readline()
+        if not line:
+            raise NotServing("the server did not start")
+        try:
+            port = int(line.rsplit(":", 1)[1])
+            while not _is_ready(port):
+                time.sleep(0.05)  # asked oftener, it is later ready
+            yield port
+        finally:
+            server.terminate()
+
+
+def _is_ready(port: int) -> bool:
+    try:
+        urllib.request.urlopen(f"http://127.0.0.1:{port}/health/ready").close()
+    except urllib.error.HTTPError:
+        return False
+    return True
+
+
+def read_samples(port: int) -> list[Sample]:
+    """Returns what a server says of itself."""
+    text = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics").read().decode()
+    return [sample for family in text_string_to_metric_families(text) for sample in family.samples]
