@@ -1,5 +1,6 @@
 """Chooses what to answer with by the client's `Accept` header (RFC 9110, 12.5.1)."""
 
+import functools
 from collections.abc import Sequence
 
 
@@ -7,7 +8,8 @@ class NotAcceptable(Exception):
     """The client accepts nothing that the route can give."""
 
 
-def choose_media_type(accept: str, offered: Sequence[str]) -> str:
+@functools.lru_cache  # most clients send the same
+def choose_media_type(accept: str, offered: tuple[str, ...]) -> str:
     """Returns the media type of `offered` that the client likes best, the first of equals; raises `NotAcceptable`.
 
     An empty `accept` takes anything.

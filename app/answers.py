@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, Field
 from pydantic_core import to_json
 
@@ -181,20 +183,26 @@ def describe_detections(metadata: Metadata, found: Detections) -> list[dict[str,
         {
             "label": metadata.labels[index],
             "label_id": metadata.label_ids[index],
-            "score": round(score, 4),
-            "box": {"x_min": round(x1, 2), "y_min": round(y1, 2), "x_max": round(x2, 2), "y_max": round(y2, 2)},
+            "score": score,
+            "box": {"x_min": x1, "y_min": y1, "x_max": x2, "y_max": y2},
         }
         for (x1, y1, x2, y2), score, index in zip(
-            found.boxes_xyxy.tolist(), found.scores.tolist(), found.labels.tolist(), strict=True
+            _round(found.boxes_xyxy, 2), _round(found.scores, 4), found.labels.tolist(), strict=True
         )
     ]
     if found.keypoints is not None:
-        for detection, joints in zip(detections, found.keypoints.tolist(), strict=True):
+        every = zip(_round(found.keypoints[..., :2], 2), _round(found.keypoints[..., 2], 4), strict=True)
+        for detection, (points, scores) in zip(detections, every, strict=True):
             detection["keypoints"] = [
-                {"name": name, "x": round(x, 2), "y": round(y, 2), "score": round(score, 4)}
-                for name, (x, y, score) in zip(metadata.skeleton.joints, joints, strict=True)
+                {"name": name, "x": x, "y": y, "score": score}
+                for name, (x, y), score in zip(metadata.skeleton.joints, points, scores, strict=True)
             ]
     return detections
+
+
+def _round(values: NDArray[np.float32], digits: int) -> list[Any]:
+    rounded: list[Any] = values.astype(np.float64).round(digits).tolist()  # of float32, decimals would be long again
+    return rounded
 
 
 def encode_answer(metadata: Metadata, found: Found, total_seconds: float) -> bytes:

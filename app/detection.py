@@ -8,11 +8,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
+from fastapi.routing import APIRoute
 
 from app.accept import choose_media_type
 from app.admission import Arrival
 from app.answers import Answer, Answers, UnknownLabel, encode_answer, encode_answers
 from app.body import read_image, read_images
+from app.direct_route import DirectRoute
 from app.disconnect import cancelled_on_disconnect
 from app.errors import describe, document
 from app.parameters import Parameters, document_parameters, find_defaults
@@ -73,7 +75,7 @@ def build_detection_router(service: Service) -> APIRouter:
     settings, metrics = service.settings, service.metrics
     defaults = find_defaults(settings)
     documented = document_parameters(defaults, service.models.get().detector.metadata.labels[0])
-    router = APIRouter()
+    router = APIRouter(route_class=APIRoute if service.access.guards else DirectRoute)
 
     def read_wanted(request: Request) -> Wanted:
         parameters = Parameters.read(request, defaults)

@@ -1,6 +1,7 @@
 """The way of a picture: file or pixels → canvas → batch → boxes. Every route goes it."""
 
 import asyncio
+import collections
 import contextlib
 import dataclasses
 import time
@@ -37,10 +38,11 @@ class Filter:
 
     def select(self, found: Detections) -> Detections:
         """Returns the detections that pass; those given are sorted by falling score."""
-        found = found.select(slice(np.count_nonzero(found.scores >= self.threshold)))
-        if self.labels is not None:
-            found = found.select(np.isin(found.labels, self.labels))
-        return found.select(slice(self.limit))
+        count = np.count_nonzero(found.scores >= self.threshold)
+        if self.labels is None:
+            return found.select(slice(min(count, self.limit)))
+        of_labels = np.flatnonzero(np.isin(found.labels[:count], self.labels))
+        return found.select(of_labels[: self.limit])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,8 +83,8 @@ async def find_objects(service: Service, model: ServedModel, submit: Submit, pic
     service.stages.note(model.name, "decode", decode_started, decode_ended)
     service.stages.note(model.name, "queue", submitted, submitted + served.queue_seconds)
     service.stages.note(model.name, "inference", computed.started, computed.ended)
-    for index in detections.labels.tolist():
-        service.metrics.detections.labels(model.name, detector.metadata.labels[index]).inc()
+    for index, count in collections.Counter(detections.labels.tolist()).items():
+        service.metrics.detections.labels(model.name, detector.metadata.labels[index]).inc(count)
     return Found(
         detections,
         canvas.letterbox,

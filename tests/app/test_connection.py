@@ -262,7 +262,7 @@ async def test_what_the_app_refuses_is_no_longer_counted_on(make_settings: Make,
 
 async def test_body_of_what_is_refused_may_not_be_slow(make_settings: Make, model_path: Path) -> None:
     detector = HeldDetector(model_path)
-    settings = make_settings(max_queue=1, header_timeout_seconds=0.2)
+    settings = make_settings(max_queue=1, header_timeout_seconds=0.5)
     async with listen(settings, detector) as client, connect(client) as wire:
         await client.detect()
         detector.gate.clear()
