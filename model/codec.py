@@ -8,7 +8,7 @@ from torch import Tensor
 from model.gaussian import Radius, gaussian, gaussian_radius, ignore
 from model.keypoints import KeypointTargets, decode_keypoints, divide, encode_keypoints
 from model.network import STRIDE, HeadMaps
-from model.peaks import keep_peaks
+from model.peaks import drop_repeats, keep_peaks
 
 RADIUS_IOU = 0.3
 
@@ -103,7 +103,8 @@ def encode(
 def decode(maps: HeadMaps, limit: int = 100, stride: int = STRIDE) -> Detections:
     """Takes the cells that are the highest of their 3x3 neighbourhood, and of these the best `limit` of all classes.
 
-    Cells are `stride` input pixels wide and high.
+    Cells are `stride` input pixels wide and high. Where they are finer than the paper's, 3x3 of them are too few for a
+    large object to have one peak alone: of boxes that are mostly the same, the best is taken.
     """
     heatmap, size, offset = maps.heatmap, maps.size, maps.offset
     height, width = heatmap.shape[2:]
@@ -113,6 +114,10 @@ def decode(maps: HeadMaps, limit: int = 100, stride: int = STRIDE) -> Detections
     centres = torch.stack(divide(cells, width)[::-1], dim=-1) + _gather(offset, cells)  # (B, K, 2)
     half_sizes = _gather(size, cells).clamp(min=0) / 2
     boxes = torch.cat([centres - half_sizes, centres + half_sizes], dim=-1)
+    if stride < STRIDE:
+        scores, order = drop_repeats(boxes, scores, labels).topk(limit)
+        labels, cells = labels.gather(1, order), cells.gather(1, order)
+        boxes = boxes.gather(1, order[..., None].expand(-1, -1, 4))
     keypoints = None
     if maps.keypoints is not None:
         joints = decode_keypoints(maps.keypoints, cells, boxes)

@@ -63,7 +63,7 @@ def test_decoding_the_targets_gives_the_boxes_back() -> None:
 
 
 def test_a_finer_grid_tells_two_objects_apart_that_share_a_cell_of_the_coarse_one() -> None:
-    boxes = torch.tensor([[60.0, 60.0, 101.0, 101.0], [62.0, 62.0, 104.0, 104.0]])  # centres at 80.5 and 83
+    boxes = torch.tensor([[75.0, 75.0, 86.0, 86.0], [77.0, 77.0, 89.0, 89.0]])  # centres at 80.5 and 83
     labels = torch.zeros(2, dtype=torch.int64)
     coarse = decode(as_maps(encode(boxes, labels, 1, (40, 40))), limit=2)
     assert coarse.scores[0].tolist()[1] < 0.01
@@ -74,6 +74,18 @@ def test_a_finer_grid_tells_two_objects_apart_that_share_a_cell_of_the_coarse_on
     torch.testing.assert_close(
         fine.boxes[0].sort(0).values, boxes + torch.tensor([[0.0] * 4, [2.0] * 4]), atol=1e-4, rtol=0
     )
+
+
+def test_on_a_finer_grid_a_large_object_is_found_once() -> None:
+    heatmap = torch.full((1, 2, 40, 40), -10.0)
+    heatmap[0, 0, 20, 20], heatmap[0, 0, 20, 23], heatmap[0, 1, 20, 23], heatmap[0, 0, 20, 38] = 5.0, 4.0, 3.0, 2.0
+    maps = HeadMaps(heatmap, torch.full((1, 2, 40, 40), 20.0), torch.zeros(1, 2, 40, 40))
+    fine = decode(maps, limit=4, stride=2)
+    torch.testing.assert_close(fine.scores[0], torch.tensor([5.0, 3.0, 2.0, -torch.inf]).sigmoid())
+    assert fine.labels[0, :3].tolist() == [0, 1, 0]
+    assert fine.boxes[0, :3].tolist() == [[20, 20, 60, 60], [26, 20, 66, 60], [56, 20, 96, 60]]
+    coarse = decode(maps, limit=4)
+    torch.testing.assert_close(coarse.scores[0], torch.tensor([5.0, 4.0, 3.0, 2.0]).sigmoid())
 
 
 def test_decoding_works_for_batches_and_images_that_are_not_square() -> None:
