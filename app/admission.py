@@ -11,9 +11,10 @@ _ARRIVAL_SECONDS = 0.1  # for which what is on its way is counted on; what takes
 class Overloaded(Exception):
     """Every place is taken, or the wait too long; `retry_after_seconds` is when to come again."""
 
-    def __init__(self, retry_after_seconds: int) -> None:
-        super().__init__(f"the server is busy; try again in {retry_after_seconds} s")
-        self.retry_after_seconds = retry_after_seconds
+    def __init__(self, wait_seconds: float) -> None:
+        self.wait_seconds = wait_seconds  # until all that is ahead is done, as it has gone of late
+        self.retry_after_seconds = min(60, max(1, math.ceil(wait_seconds)))
+        super().__init__(f"the server is busy; try again in {self.retry_after_seconds} s")
 
 
 class Stopped(Exception):
@@ -99,7 +100,7 @@ class Admission:
         ahead = self.taken + arriving
         wait = ahead * self._seconds_per_item
         if ahead + places > self._places or 2 * wait > patience_seconds:
-            raise Overloaded(min(60, max(1, math.ceil(wait))))
+            raise Overloaded(wait)
 
     @contextlib.contextmanager
     def _visit(self) -> Iterator[None]:

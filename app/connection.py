@@ -1,15 +1,15 @@
 """A client's connection: uvicorn's, with bounds on what slow clients, and many of them, can hold."""
 
 import asyncio
-import dataclasses
 import logging
-from collections.abc import Callable, Collection, Iterable, Sequence
+import socket
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from fastapi import Response
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from app.admission import Arrival, Overloaded
+from app.door import Door, PlainHead, read_plain_head
 from app.metrics import Metrics
 from app.request_id import HEADER, identified
 from app.settings import Settings
@@ -43,29 +43,17 @@ class TooManyConnections(Exception):
         self.retry_after_seconds = retry_after_seconds
 
 
-@dataclasses.dataclass(frozen=True)
-class Door:
-    """Which paths take pictures, and what is told of one that comes: its query and headers.
-
-    `announce` raises `Overloaded` where the picture need not come.
-    """
-
-    paths: Collection[str]
-    announce: Callable[[bytes, Iterable[tuple[bytes, bytes]]], Arrival | None]
-
-
 class Connection(HttpToolsProtocol):
     """One client's connection; `respond` makes the answer to an exception, and counts it.
 
-    Where every place is taken, pictures are refused here, at the `door`, before the app hears of them: what is refused
-    in plenty must cost little.
+    Pictures for which there is no place are refused at the `door`.
     """
 
     def __init__(
         self,
         settings: Settings,
         metrics: Metrics,
-        respond: Callable[[Exception], Response],
+        respond: Callable[[Exception], tuple[int, bytes]],
         door: Door,
         **uvicorn: Any,
     ) -> None:
@@ -74,9 +62,12 @@ class Connection(HttpToolsProtocol):
         self._metrics = metrics
         self._respond = respond
         self._door = door
+        self._socket: socket.socket | None = None  # a second handle: the transport's own is slow
         self._surplus = False
         self._arrival: Arrival | None = None
         self._head_left: int | None = settings.max_header_bytes  # None where no head is awaited
+        self._refusal = b""  # that is not sent yet
+        self._refused_left = 0  # bytes of a body that was refused at the door, yet to come
         self._padding = 0  # bytes of a body that are neither its content nor the usual frame of its chunks
         self._request_timer: asyncio.TimerHandle | None = None
         self._answer_timer: asyncio.TimerHandle | None = None
@@ -89,49 +80,74 @@ class Connection(HttpToolsProtocol):
         if len(self.connections) > 2 * self._settings.max_connections:  # too many to be told
             transport.abort()
             return
+        own = transport.get_extra_info("socket")
+        self._socket = socket.socket(own.family, own.type, own.proto, own.fileno())
         transport.set_write_buffer_limits(0)  # `pause_writing` is then called whenever anything waits to be taken
         self._await_request()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Ends."""
         self._metrics.connections.dec()
+        if self._socket:
+            self._socket.detach()  # the transport closes it
         self._stop_waiting()
         self.resume_writing()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Reads on, but no longer a head than allowed."""
+        """Reads on: drops what was refused, asks at the door for what begins, and has the rest parsed."""
         if self._surplus:  # only now: to close on what was not read would tear the answer from the client's hands
             self._refuse(TooManyConnections(1))
             return
-        if self._head_left is not None:
+        read = 0
+        while read < len(data) and not self.transport.is_closing():
+            read += self._drop(data, read) or self._ask_at_door(data, read) or self._parse(data, read)
+        if not self.transport.is_closing() and self._is_owed_more:
             self._await_request()
-        rest: Any = memoryview(data)  # parts of it are no copies
-        while rest and self._head_left is not None and not self.transport.is_closing():
-            part, rest = rest[: self._head_left], rest[self._head_left :]
+
+    def _drop(self, data: bytes, start: int) -> int:
+        """Counts down a body that was refused; returns how many of the bytes were its."""
+        dropped = min(len(data) - start, self._refused_left)
+        self._refused_left -= dropped
+        return dropped
+
+    def _ask_at_door(self, data: bytes, start: int) -> int:
+        """Announces a picture that comes; returns its head's size where it was refused, 0 where it is to be parsed."""
+        most = self._settings.max_header_bytes
+        head = read_plain_head(data, start, start + most) if self._head_left == most and self._is_answered else None
+        if not head or head.path not in self._door.paths:
+            return 0
+        try:
+            self._arrival = self._door.announce(head.query, head.headers)
+        except Overloaded as overload:
+            self._refuse_at_door(head, overload)
+            return head.size
+        return 0
+
+    def _parse(self, data: bytes, start: int) -> int:
+        """Has bytes parsed, but no longer a head than allowed; returns how many."""
+        self._send_refusal()  # what is answered next comes after it
+        part: Any = memoryview(data)[start:]  # no copy
+        if self._head_left is None:
+            self._padding += len(part)
+            super().data_received(part)
+            if self._padding > self._settings.max_header_bytes:
+                self._refuse(HeadTooLarge("too many bytes around those of the body"))
+        else:
+            part = part[: self._head_left]
             self._head_left -= len(part)
             super().data_received(part)
             if self._head_left == 0:
                 self._refuse(HeadTooLarge(f"the head has more than {self._settings.max_header_bytes} bytes"))
-        if rest and not self.transport.is_closing():
-            self._padding += len(rest)
-            super().data_received(rest)
-            if self._padding > self._settings.max_header_bytes:
-                self._refuse(HeadTooLarge("too many bytes around those of the body"))
+        return len(part)
 
     def on_headers_complete(self) -> None:
-        """Hands the request over to the app, or refuses it."""
+        """Hands the request over to the app."""
         self._head_left = None
         self._padding = 0
         self._stop_waiting()
-        raw_path, _, query = self.url.partition(b"?")
-        path = raw_path.decode("latin-1")
-        if path in self._door.paths and self._may_refuse():
-            try:
-                self._arrival = self.scope["state"]["arrival"] = self._door.announce(query, self.headers)
-            except Overloaded as overload:
-                self._refuse_at_door(path, overload)
-                return
+        if self._arrival and self._is_answered:  # there is none before it
+            self.scope["state"]["arrival"] = self._arrival
         super().on_headers_complete()
 
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -158,6 +174,7 @@ class Connection(HttpToolsProtocol):
         super().on_response_complete()
         if self._arrival:  # the app may have refused it unseen
             self._arrival.end()
+            self._arrival = None
         if self._head_left is None and self._is_answered and not self.transport.is_closing():
             self._await_request()
 
@@ -226,35 +243,39 @@ class Connection(HttpToolsProtocol):
         self.transport.close()
 
     @property
+    def _is_owed_more(self) -> bool:
+        """Whether the rest of a head, or of a body that nobody takes, is yet to come."""
+        if self._head_left is None:
+            return self._is_answered
+        return self._refused_left > 0 or self._head_left < self._settings.max_header_bytes
+
+    @property
     def _is_answered(self) -> bool:
         """Whether there is no request, or none that waits for more of its answer."""
         return self.cycle is None or self.cycle.response_complete
 
-    def _may_refuse(self) -> bool:
-        """Whether the app has nothing to add to a refusal, and the connection goes on as usual."""
-        usual = self.parser.get_http_version() == "1.1" and self.parser.should_keep_alive()
-        is_plain = usual and not self.parser.should_upgrade() and not self.expect_100_continue
-        is_from_page = any(name == b"origin" for name, _ in self.headers)  # of elsewhere: CORS is the app's
-        return self._is_answered and self.parser.get_method() == b"POST" and is_plain and not is_from_page
-
-    def _refuse_at_door(self, path: str, overload: Overloaded) -> None:
+    def _refuse_at_door(self, head: PlainHead, overload: Overloaded) -> None:
         """Answers at once, and has the body come to nothing."""
-        sent = next((value for name, value in self.headers if name == _REQUEST_ID), b"")
-        self.cycle = None  # type: ignore[assignment]
-        self.transport.write(self._describe(overload, sent_id=sent.decode("latin-1")))
-        self._metrics.requests.labels(path, "POST", 503).inc()
-        self._metrics.request_seconds.labels(path).observe(0)
-        self.on_response_complete()
+        sent = next((value for name, value in head.headers if name == _REQUEST_ID), b"")
+        self._send_refusal()
+        self._refusal = self._describe(overload, sent_id=sent.decode("latin-1"))
+        self._door.send_soon(self._send_refusal)
+        self._metrics.requests.labels(head.path, "POST", 503).inc()
+        self._metrics.request_seconds.labels(head.path).observe(0)
+        self._refused_left = head.body_size
+        self._stop_waiting()
+        super().on_response_complete()
+        if self._socket:
+            self._door.hold(self._socket, overload.wait_seconds)
+
+    def _send_refusal(self) -> None:
+        if self._refusal and not self.transport.is_closing():
+            self.transport.write(self._refusal)
+        self._refusal = b""
 
     def _describe(self, error: Exception, extra: Sequence[tuple[bytes, bytes]] = (), sent_id: str = "") -> bytes:
         with identified(sent_id) as request_id:
-            response = self._respond(error)
-            logger.info("%s: %d %s", self.client[0] if self.client else "", response.status_code, error)
-        headers = [
-            *self.server_state.default_headers,
-            *response.raw_headers,
-            (_REQUEST_ID, request_id.encode()),
-            *extra,
-        ]
-        lines = [name + b": " + value + b"\r\n" for name, value in headers]
-        return b"".join([STATUS_LINE[response.status_code], *lines, b"\r\n", response.body])
+            status, rest = self._respond(error)
+            logger.info("%s: %d %s", self.client[0] if self.client else "", status, error)
+        headers = [*self.server_state.default_headers, (_REQUEST_ID, request_id.encode()), *extra]
+        return b"".join([STATUS_LINE[status], *[b"%b: %b\r\n" % header for header in headers], rest])

@@ -128,15 +128,16 @@ def describe(error: Exception, metrics: Metrics) -> Problem:
     return _make_problem(_count(error, metrics), _explain(error), get_request_id())
 
 
-def respond(error: Exception, metrics: Metrics) -> Response:
-    """Returns the answer to an exception where there is no request that it could be shaped for, and counts it.
+def respond(error: Exception, metrics: Metrics) -> tuple[int, bytes]:
+    """Answers an exception where there is no request that the answer could be shaped for, and counts it.
 
-    Under overload this is what the server does most: what is the same in each answer is written once.
+    Returns its status, and its own headers, an empty line and its body, as HTTP/1.1 has them. Under overload this is
+    what the server does most: what is the same in each answer is written once.
     """
     kind = _count(error, metrics)
-    before, after = _write_around_id(kind, _explain(error))
+    head, before, after = _write_around_id(kind, _explain(error), tuple(_choose_headers(error).items()))
     body = before + to_json(get_request_id()) + after
-    return Response(body, kind.status, _choose_headers(error), _MEDIA_TYPE)
+    return kind.status, b"%bcontent-length: %d\r\n\r\n%b" % (head, len(body), body)
 
 
 def document(*statuses: int, shape: Shape | None = None) -> dict[int | str, dict[str, Any]]:
@@ -173,10 +174,11 @@ def _count(error: Exception, metrics: Metrics) -> Kind:
 
 
 @functools.lru_cache
-def _write_around_id(kind: Kind, detail: str) -> tuple[bytes, bytes]:
-    """Returns a problem's JSON up to the request's id, and what follows it."""
+def _write_around_id(kind: Kind, detail: str, headers: tuple[tuple[str, str], ...]) -> tuple[bytes, bytes, bytes]:
+    """Returns a problem's headers, its JSON up to the request's id, and what follows it."""
+    lines = [f"{name}: {value}\r\n" for name, value in (*headers, ("content-type", _MEDIA_TYPE))]
     before, after = _make_problem(kind, detail, _REQUEST_ID).model_dump_json().encode().rsplit(to_json(_REQUEST_ID), 1)
-    return before, after
+    return "".join(lines).encode(), before, after
 
 
 def _make_problem(kind: Kind, detail: str, request_id: str) -> Problem:
@@ -184,12 +186,12 @@ def _make_problem(kind: Kind, detail: str, request_id: str) -> Problem:
     return Problem(type=kind_of, title=kind.title, status=kind.status, detail=detail, request_id=request_id)
 
 
-def _choose_headers(error: Exception) -> Mapping[str, str] | None:
+def _choose_headers(error: Exception) -> Mapping[str, str]:
     if isinstance(error, Overloaded | RateLimited | TooManyConnections):
         return {"retry-after": str(error.retry_after_seconds)}
     if isinstance(error, Unauthorized):
         return {"www-authenticate": "Bearer"}
-    return None
+    return {}
 
 
 def _explain(error: Exception) -> str:

@@ -11,7 +11,8 @@ from typing import Any
 import uvicorn
 from fastapi import FastAPI
 
-from app.connection import Connection, Door
+from app.connection import Connection
+from app.door import Door
 from app.errors import respond
 from app.service import Service
 from app.settings import Settings

@@ -71,7 +71,7 @@ class Metrics:
             registry=registry,
         )
         self.model = prometheus.Info("centernet_model", "What is served.", ["model"], registry=registry)
-        for metric in (self.requests, self.request_seconds, self.stage_seconds, self.detections):
+        for metric in (self.requests, self.request_seconds, self.stage_seconds, self.detections, self.rejections):
             # each request needs a dozen series: to look one up takes longer than to change it
             metric.labels = functools.cache(metric.labels)  # type: ignore[method-assign, assignment]
 

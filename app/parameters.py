@@ -1,6 +1,7 @@
 """What a request for detections may ask for, read in one go: FastAPI's own way costs as much as all else it does."""
 
 import contextlib
+import functools
 from collections.abc import Iterable, Mapping
 from typing import Any, Self
 from urllib.parse import parse_qsl
@@ -40,13 +41,18 @@ class Parameters(BaseModel):
 
 def glance(query: bytes, headers: Iterable[tuple[bytes, bytes]], default_seconds: float) -> tuple[str | None, float]:
     """Returns the model, and the time-out in seconds, that a request seems to ask for; nothing is refused here."""
-    given = dict(parse_qsl(query.decode("latin-1"), errors="replace")) if query else {}
+    given = _read_query(query) if query else {}
     seconds = given.get("timeout") or next((value for name, value in headers if name == _RAW_TIMEOUT_HEADER), None)
     model = given.get("model")
     with contextlib.suppress(ValueError):
         if seconds and 0 < float(seconds) <= LONGEST_SECONDS:
             return model, float(seconds)
     return model, default_seconds
+
+
+@functools.lru_cache(64)
+def _read_query(query: bytes) -> Mapping[str, str]:
+    return dict(parse_qsl(query.decode("latin-1"), errors="replace"))
 
 
 def find_defaults(settings: Settings) -> dict[str, Any]:

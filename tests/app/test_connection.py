@@ -214,35 +214,91 @@ async def test_garbled_chunk_ends_its_request(served: Listen) -> None:
         await client.until("centernet_connections", 1)
 
 
-@pytest.mark.parametrize("body", BODIES)
-async def test_full_queue_refuses_at_the_door(make_settings: Make, model_path: Path, body: bytes) -> None:
+@contextlib.asynccontextmanager
+async def full(make_settings: Make, model_path: Path, **changes: float) -> AsyncIterator[tuple[Client, Wire]]:
+    """A server with one place, which is taken until the block ends; and a connection to it."""
     detector = HeldDetector(model_path)
-    async with listen(make_settings(max_queue=1), detector) as client, connect(client) as wire:
+    async with listen(make_settings(max_queue=1, **changes), detector) as client:
         await client.detect()
         detector.gate.clear()
         held = asyncio.create_task(client.detect())
         await client.until("centernet_requests_in_flight", 1)
-        request = b"POST /detect?threshold=7 HTTP/1.1\r\nHost: x\r\n"  # nobody looks into it
-        for sent in (b"", b"X-Request-ID: mine\r\n", b"Origin: https://else.where\r\n"):
-            wire.send(request + sent + body)
+        async with connect(client) as wire:
+            yield client, wire
+            detector.gate.set()
+            assert (await held).status_code == 200
+            if not wire.reader.at_eof():
+                wire.send(b"POST /detect HTTP/1.1\r\nHost: x\r\n" + BODIES[0])
+                assert (await wire.read_answer())[0] == 200
+
+
+@pytest.mark.parametrize("body", BODIES)
+async def test_full_queue_refuses(make_settings: Make, model_path: Path, body: bytes) -> None:
+    async with full(make_settings, model_path) as (client, wire):
+        for sent in (b"", b"X-Request-ID: mine\r\n"):
+            wire.send(b"POST /detect HTTP/1.1\r\nHost: x\r\n" + sent + body)
             status, headers, answer = await wire.read_answer()
             problem = json.loads(answer)
-            if b"Origin" not in sent:
-                assert (status, problem["type"]) == (503, "/docs#overloaded")
-                assert 1 <= int(headers["retry-after"]) <= 60
-                assert headers["x-request-id"] == problem["request_id"] != ""
-                assert b"mine" not in sent or problem["request_id"] == "mine"
-            else:  # a page's, to which the app itself answers, with what CORS asks for
-                assert (status, problem["type"]) == (422, "/docs#invalid-parameter")
+            assert (status, problem["type"]) == (503, "/docs#overloaded")
+            assert 1 <= int(headers["retry-after"]) <= 60
+            assert headers["x-request-id"] == problem["request_id"] != ""
+            assert not sent or problem["request_id"] == "mine"
         wire.send(b"POST /detect?model=other HTTP/1.1\r\nHost: x\r\n" + body)
         assert (await wire.read_answer())[0] == 404
         await wire.check_alive()  # the bodies have come to nothing
         assert await client.sample("centernet_requests_total", route="/detect", status="503") == 2
         assert await client.sample("centernet_rejections_total", reason="overloaded") == 2
-        detector.gate.set()
-        assert (await held).status_code == 200
-        wire.send(b"POST /detect HTTP/1.1\r\nHost: x\r\n" + body)
-        assert (await wire.read_answer())[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("head", "status"),
+    [
+        (b"", 503),  # at the door, where nobody looks into the request
+        (b"Origin: https://else.where\r\n", 422),  # a page's, to which the app itself answers, with what CORS asks for
+        (b"Connection: close\r\n", 422),
+    ],
+)
+async def test_door_is_for_what_is_plain(make_settings: Make, model_path: Path, head: bytes, status: int) -> None:
+    async with full(make_settings, model_path) as (_, wire):
+        wire.send(b"POST /detect?threshold=7 HTTP/1.1\r\nHost: x\r\n" + head + BODIES[0])
+        assert (await wire.read_answer())[0] == status
+        if b"close" in head:
+            await wire.check_closed()
+
+
+async def test_what_is_refused_is_answered_in_turn(make_settings: Make, model_path: Path) -> None:
+    def post(number: int) -> bytes:
+        return b"POST /detect HTTP/1.1\r\nHost: x\r\nX-Request-ID: %d\r\n%b" % (number, BODIES[0])
+
+    async with full(make_settings, model_path) as (_, wire):
+        wire.send(post(1) + post(2) + LIVE + post(3) + LIVE)
+        answers = [await wire.read_answer() for _ in range(5)]
+        assert [status for status, _, _ in answers] == [503, 503, 200, 503, 200]
+        assert [headers["x-request-id"] for status, headers, _ in answers if status == 503] == ["1", "2", "3"]
+        wire.send(post(4) + b"hello\r\n\r\n")
+        assert (await wire.read_answer())[1]["x-request-id"] == "4"
+        assert (await wire.read_answer())[0] == 400
+        await wire.check_closed()
+
+
+async def test_body_of_what_is_refused_may_come_in_parts(make_settings: Make, model_path: Path) -> None:
+    head = b"POST /detect HTTP/1.1\r\nHost: x\r\nContent-Length: 300000\r\n\r\n"
+    async with full(make_settings, model_path) as (_, wire):
+        for _ in range(2):
+            wire.send(head)
+            assert (await wire.read_answer())[0] == 503
+            wire.send(bytes(300000 - 1))
+            wire.send(b"\0" + LIVE)
+            assert (await wire.read_answer())[0] == 200
+
+
+async def test_refused_clients_may_hang_up(make_settings: Make, model_path: Path) -> None:
+    async with full(make_settings, model_path) as (client, _):
+        connections = await client.sample("centernet_connections")
+        async with connect(client) as wire:
+            wire.send(b"POST /detect HTTP/1.1\r\nHost: x\r\n" + BODIES[0])
+            assert (await wire.read_answer())[0] == 503
+        await client.until("centernet_connections", connections)
 
 
 async def test_what_the_app_refuses_is_no_longer_counted_on(make_settings: Make, model_path: Path) -> None:
@@ -261,18 +317,10 @@ async def test_what_the_app_refuses_is_no_longer_counted_on(make_settings: Make,
 
 
 async def test_body_of_what_is_refused_may_not_be_slow(make_settings: Make, model_path: Path) -> None:
-    detector = HeldDetector(model_path)
-    settings = make_settings(max_queue=1, header_timeout_seconds=0.5)
-    async with listen(settings, detector) as client, connect(client) as wire:
-        await client.detect()
-        detector.gate.clear()
-        held = asyncio.create_task(client.detect())
-        await client.until("centernet_requests_in_flight", 1)
+    async with full(make_settings, model_path, header_timeout_seconds=0.5) as (_, wire):
         wire.send(b"POST /detect HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n")
         assert (await wire.read_answer())[0] == 503
         await wire.check_closed()
-        detector.gate.set()
-        assert (await held).status_code == 200
 
 
 async def test_connections_have_a_most(served: Listen) -> None:

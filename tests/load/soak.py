@@ -82,13 +82,14 @@ def main() -> None:
     request, hasty_request = build_request(photo), build_request(photo, f"?timeout={_TIMEOUT_SECONDS}")
     with serving_apart(["--log-level=warning", *arguments]) as port:
         asyncio.run(ask_in_turn(port, request, 3, 0))
-        capacity = len(asyncio.run(ask_in_turn(port, request, options.seconds, 0)).seconds) / options.seconds
+        started = time.monotonic()
+        answered = len(asyncio.run(ask_in_turn(port, request, options.seconds, 0)).seconds)
+        capacity = answered / (time.monotonic() - started)  # until each client has its last answer
         print(f"capacity: {capacity:.1f} images/s with {_CLIENTS} clients", flush=True)
 
         rate, started = _OVERLOAD * capacity, time.monotonic()
         seen = asyncio.run(send_at_rate(port, hasty_request, options.seconds, rate))
-        taken = time.monotonic() - started  # until the queue, too, is empty
-        goodput = sum(each <= _TIMEOUT_SECONDS for each in seen.seconds) / taken
+        goodput = sum(each <= _TIMEOUT_SECONDS for each in seen.seconds) / (time.monotonic() - started)
         print(
             f"{_OVERLOAD} x capacity: goodput {goodput:.1f} images/s, {goodput / capacity:.2f} of it;"
             f" answers {dict(seen.statuses)}; of 200, p50 {percentile(seen.seconds, 50):.3f} s,"
