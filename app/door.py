@@ -85,8 +85,8 @@ class Door:
     def hold(self, client: socket.socket, wait_seconds: float) -> None:
         """Has the event loop not wake for a client that was sent away, for a moment in which no place is left empty.
 
-        All who were held are heard together: in a row, refusals cost half of what each by itself does, which finds no
-        cache warm. Where the system has no such option, nothing happens.
+        All who were held are heard together: refusals in a row cost less than one by one, when each has the event loop
+        wake, and finds no cache warm. Where the system has no such option, nothing happens.
         """
         if not _CAN_HOLD:
             return
