@@ -102,8 +102,7 @@ class Connection(HttpToolsProtocol):
         read = 0
         while read < len(data) and not self.transport.is_closing():
             read += self._drop(data, read) or self._ask_at_door(data, read) or self._parse(data, read)
-        if not self.transport.is_closing() and self._is_owed_more:
-            self._await_request()
+        self._bound_rest()
 
     def _drop(self, data: bytes, start: int) -> int:
         """Counts down a body that was refused; returns how many of the bytes were its."""
@@ -158,16 +157,14 @@ class Connection(HttpToolsProtocol):
     def on_body(self, body: bytes) -> None:
         """Hands a part of the body over."""
         self._padding = max(0, self._padding - 16 * len(body))  # what chunks of one byte may cost
-        if self.cycle:
-            super().on_body(body)
+        super().on_body(body)
 
     def on_message_complete(self) -> None:
         """Expects the next head."""
         self._head_left = self._settings.max_header_bytes
         self._padding = 0
         self._stop_waiting()
-        if self.cycle:
-            super().on_message_complete()
+        super().on_message_complete()
 
     def on_response_complete(self) -> None:
         """Waits for the next request, or for the rest of one that was answered before it was all there."""
@@ -175,8 +172,7 @@ class Connection(HttpToolsProtocol):
         if self._arrival:  # the app may have refused it unseen
             self._arrival.end()
             self._arrival = None
-        if self._head_left is None and self._is_answered and not self.transport.is_closing():
-            self._await_request()
+        self._bound_rest()
 
     def send_400_response(self, msg: str) -> None:
         """Refuses what the parser does not understand."""
@@ -201,6 +197,17 @@ class Connection(HttpToolsProtocol):
     def _await_request(self) -> None:
         if self._request_timer is None:
             self._request_timer = self.loop.call_later(self._settings.header_timeout_seconds, self._stop_request)
+
+    def _bound_rest(self) -> None:
+        """Bounds the wait for the rest of a head, or of a body that nobody takes; ends it where none is to come."""
+        if self._head_left is None:
+            is_owed = self._is_answered
+        else:
+            is_owed = self._refused_left > 0 or self._head_left < self._settings.max_header_bytes
+        if is_owed and not self.transport.is_closing():
+            self._await_request()
+        else:
+            self._stop_waiting()
 
     def _stop_waiting(self) -> None:
         if self._request_timer:
@@ -241,13 +248,6 @@ class Connection(HttpToolsProtocol):
         if self._is_answered or not self.cycle.response_started:
             self.transport.write(answer)
         self.transport.close()
-
-    @property
-    def _is_owed_more(self) -> bool:
-        """Whether the rest of a head, or of a body that nobody takes, is yet to come."""
-        if self._head_left is None:
-            return self._is_answered
-        return self._refused_left > 0 or self._head_left < self._settings.max_header_bytes
 
     @property
     def _is_answered(self) -> bool:

@@ -7,7 +7,7 @@ import asyncio
 import dataclasses
 import re
 import socket
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from app.admission import Arrival
 
@@ -49,7 +49,7 @@ def read_plain_head(data: bytes, start: int, end: int) -> PlainHead | None:
     if (
         not _UNUSUAL.isdisjoint(names)
         or fields.get(b"connection", b"keep-alive").lower() != b"keep-alive"
-        or names.count(b"content-length") > 1
+        or max(names.count(b"connection"), names.count(b"content-length")) > 1
         or not (length.isdigit() and len(length) <= _MOST_DIGITS)
     ):
         return None
@@ -63,9 +63,7 @@ class Door:
     `announce` raises `Overloaded` where the picture need not come.
     """
 
-    def __init__(
-        self, paths: Collection[str], announce: Callable[[bytes, Iterable[tuple[bytes, bytes]]], Arrival | None]
-    ) -> None:
+    def __init__(self, paths: Collection[str], announce: Callable[[bytes, Headers], Arrival | None]) -> None:
         self.paths = paths
         self.announce = announce
         self._held: list[socket.socket] = []
@@ -78,9 +76,9 @@ class Door:
         self._answers.append(answer)
 
     def _send(self) -> None:
-        for answer in self._answers:
+        answers, self._answers = self._answers, []
+        for answer in answers:
             answer()
-        self._answers.clear()
 
     def hold(self, client: socket.socket, wait_seconds: float) -> None:
         """Has the event loop not wake for a client that was sent away, for a moment in which no place is left empty.
@@ -96,7 +94,7 @@ class Door:
         self._held.append(client)
 
     def _hear(self) -> None:
-        for client in self._held:
+        held, self._held = self._held, []
+        for client in held:
             if client.fileno() >= 0:  # it has not hung up
                 client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
-        self._held.clear()

@@ -323,6 +323,15 @@ async def test_body_of_what_is_refused_may_not_be_slow(make_settings: Make, mode
         await wire.check_closed()
 
 
+async def test_body_of_what_is_refused_ends_its_wait(make_settings: Make, model_path: Path) -> None:
+    async with full(make_settings, model_path, header_timeout_seconds=1) as (_, wire):
+        wire.send(b"POST /detect HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n")
+        assert (await wire.read_answer())[0] == 503
+        wire.send(bytes(10))
+        await asyncio.sleep(1.5)
+        await wire.check_alive()
+
+
 async def test_connections_have_a_most(served: Listen) -> None:
     async with served(max_connections=2) as client, contextlib.AsyncExitStack() as wires:
         first, second = [await wires.enter_async_context(connect(client)) for _ in range(2)]
