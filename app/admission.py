@@ -24,13 +24,19 @@ class Stopped(Exception):
 class Arrival:
     """An item that is on its way, until `end`."""
 
-    def __init__(self, others: "dict[Arrival, float]") -> None:
-        self._others = others
-        others[self] = time.perf_counter()
+    def __init__(self, admission: "Admission") -> None:
+        self._admission = admission
+        self._refused = admission.refused
+        admission.arriving[self] = time.perf_counter()
 
     def end(self) -> None:
         """Has it counted on no more."""
-        self._others.pop(self, None)
+        self._admission.arriving.pop(self, None)
+
+    @property
+    def has_displaced(self) -> bool:
+        """Whether somebody has been refused since it was announced."""
+        return self._admission.refused > self._refused
 
 
 class Admission:
@@ -45,21 +51,22 @@ class Admission:
     def __init__(self, places: int, on_deserted: Callable[[], object]) -> None:
         self._places = places
         self._on_deserted = on_deserted
-        self._arriving: dict[Arrival, float] = {}  # since when, the oldest first
+        self.arriving: dict[Arrival, float] = {}  # since when, the oldest first
         self._seconds_per_item = 0.0
         self._visitors = 0
         self._retired = False
         self.closed = False
         self.taken = 0
+        self.refused = 0
 
     def announce(self, patience_seconds: float = math.inf) -> Arrival:
         """Notes that an item is on its way; raises `Overloaded` where it need not come."""
         due = time.perf_counter() - _ARRIVAL_SECONDS
-        while self._arriving and next(iter(self._arriving.values())) < due:
-            del self._arriving[next(iter(self._arriving))]
-        arriving = len(self._arriving) if 2 * self.taken >= self._places else 0
+        while self.arriving and next(iter(self.arriving.values())) < due:
+            del self.arriving[next(iter(self.arriving))]
+        arriving = len(self.arriving) if 2 * self.taken >= self._places else 0
         self._check(1, patience_seconds, arriving)
-        return Arrival(self._arriving)
+        return Arrival(self)
 
     @contextlib.contextmanager
     def expect(self, patience_seconds: float = math.inf, arrival: Arrival | None = None) -> Iterator[Arrival]:
@@ -100,6 +107,7 @@ class Admission:
         ahead = self.taken + arriving
         wait = ahead * self._seconds_per_item
         if ahead + places > self._places or 2 * wait > patience_seconds:
+            self.refused += 1
             raise Overloaded(wait)
 
     @contextlib.contextmanager

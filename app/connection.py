@@ -1,8 +1,10 @@
 """A client's connection: uvicorn's, with bounds on what slow clients, and many of them, can hold."""
 
 import asyncio
+import contextlib
 import logging
 import socket
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,6 +17,9 @@ from app.request_id import HEADER, identified
 from app.settings import Settings
 
 _REQUEST_ID = HEADER.lower().encode()
+_CLOSE = ((b"connection", b"close"),)
+_HEAD_BYTES = 4 * 1024  # of most heads; longer ones take more than one read
+_CAN_SKIP = sys.platform == "linux"  # there a TCP socket drops bytes of which only the count is asked for
 
 logger = logging.getLogger(__name__)
 
@@ -43,10 +48,24 @@ class TooManyConnections(Exception):
         self.retry_after_seconds = retry_after_seconds
 
 
+class Buffered(asyncio.BufferedProtocol):
+    """What a transport takes for a protocol with a buffer of its own, as which it would not take a `Connection`."""
+
+    def __init__(self, connection: "Connection") -> None:
+        self.connection_made = connection.connection_made  # type: ignore[assignment, method-assign]
+        self.connection_lost = connection.connection_lost  # type: ignore[method-assign]
+        self.eof_received = connection.eof_received  # type: ignore[method-assign]
+        self.pause_writing = connection.pause_writing  # type: ignore[method-assign]
+        self.resume_writing = connection.resume_writing  # type: ignore[method-assign]
+        self.get_buffer = connection.get_buffer  # type: ignore[method-assign]
+        self.buffer_updated = connection.buffer_updated  # type: ignore[method-assign]
+
+
 class Connection(HttpToolsProtocol):
     """One client's connection; `respond` makes the answer to an exception, and counts it.
 
-    Pictures for which there is no place are refused at the `door`.
+    Pictures for which there is no place are refused at the `door`. All connections of an event loop share the `buffer`
+    that they read to: what was read is dealt with at once.
     """
 
     def __init__(
@@ -55,6 +74,7 @@ class Connection(HttpToolsProtocol):
         metrics: Metrics,
         respond: Callable[[Exception], tuple[int, bytes]],
         door: Door,
+        buffer: memoryview,
         **uvicorn: Any,
     ) -> None:
         super().__init__(**uvicorn)
@@ -62,12 +82,15 @@ class Connection(HttpToolsProtocol):
         self._metrics = metrics
         self._respond = respond
         self._door = door
+        self._buffer = buffer
         self._socket: socket.socket | None = None  # a second handle: the transport's own is slow
         self._surplus = False
+        self._is_last = False  # is the next answer
         self._arrival: Arrival | None = None
         self._head_left: int | None = settings.max_header_bytes  # None where no head is awaited
         self._refusal = b""  # that is not sent yet
         self._refused_left = 0  # bytes of a body that was refused at the door, yet to come
+        self._awaited_bytes = 1  # for which the event loop wakes
         self._padding = 0  # bytes of a body that are neither its content nor the usual frame of its chunks
         self._request_timer: asyncio.TimerHandle | None = None
         self._answer_timer: asyncio.TimerHandle | None = None
@@ -90,30 +113,38 @@ class Connection(HttpToolsProtocol):
         self._metrics.connections.dec()
         if self._socket:
             self._socket.detach()  # the transport closes it
+            self._socket = None
         self._stop_waiting()
         self.resume_writing()
         super().connection_lost(exc)
 
-    def data_received(self, data: bytes) -> None:
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """Says where to read to: little where a head is awaited, as the body that follows may be refused."""
+        return self._buffer if self._head_left is None else self._buffer[:_HEAD_BYTES]
+
+    def buffer_updated(self, nbytes: int) -> None:
         """Reads on: drops what was refused, asks at the door for what begins, and has the rest parsed."""
         if self._surplus:  # only now: to close on what was not read would tear the answer from the client's hands
             self._refuse(TooManyConnections(1))
             return
+        data = self._buffer[:nbytes]
         read = 0
-        while read < len(data) and not self.transport.is_closing():
+        while read < nbytes and not self.transport.is_closing():
             read += self._drop(data, read) or self._ask_at_door(data, read) or self._parse(data, read)
+        if self._refused_left and _CAN_SKIP:
+            self._refused_left -= self._receive(min(self._refused_left, len(self._buffer)), socket.MSG_TRUNC)
         self._bound_rest()
 
-    def _drop(self, data: bytes, start: int) -> int:
+    def _drop(self, data: memoryview, start: int) -> int:
         """Counts down a body that was refused; returns how many of the bytes were its."""
         dropped = min(len(data) - start, self._refused_left)
         self._refused_left -= dropped
         return dropped
 
-    def _ask_at_door(self, data: bytes, start: int) -> int:
+    def _ask_at_door(self, data: memoryview, start: int) -> int:
         """Announces a picture that comes; returns its head's size where it was refused, 0 where it is to be parsed."""
         most = self._settings.max_header_bytes
-        head = read_plain_head(data, start, start + most) if self._head_left == most and self._is_answered else None
+        head = read_plain_head(data, start, start + most) if self._is_idle else None
         if not head or head.path not in self._door.paths:
             return 0
         try:
@@ -123,19 +154,19 @@ class Connection(HttpToolsProtocol):
             return head.size
         return 0
 
-    def _parse(self, data: bytes, start: int) -> int:
+    def _parse(self, data: memoryview, start: int) -> int:
         """Has bytes parsed, but no longer a head than allowed; returns how many."""
-        self._send_refusal()  # what is answered next comes after it
-        part: Any = memoryview(data)[start:]  # no copy
+        self.send_answer()  # what is answered next comes after it
+        part: Any = data[start:]  # uvicorn says bytes, and hands it to the parser, which takes any buffer
         if self._head_left is None:
             self._padding += len(part)
-            super().data_received(part)
+            self.data_received(part)
             if self._padding > self._settings.max_header_bytes:
                 self._refuse(HeadTooLarge("too many bytes around those of the body"))
         else:
             part = part[: self._head_left]
             self._head_left -= len(part)
-            super().data_received(part)
+            self.data_received(part)
             if self._head_left == 0:
                 self._refuse(HeadTooLarge(f"the head has more than {self._settings.max_header_bytes} bytes"))
         return len(part)
@@ -171,12 +202,21 @@ class Connection(HttpToolsProtocol):
         super().on_response_complete()
         if self._arrival:  # the app may have refused it unseen
             self._arrival.end()
+            if self._arrival.has_displaced:
+                self._door.hold_too(self)
             self._arrival = None
         self._bound_rest()
 
     def send_400_response(self, msg: str) -> None:
         """Refuses what the parser does not understand."""
         self._refuse(InvalidRequest("send HTTP/1.1"))
+
+    def shutdown(self) -> None:
+        """Hears what the client has sent by now, and closes as soon as it has its answer."""
+        self._is_last = True
+        self.hear()
+        self.send_answer()
+        super().shutdown()
 
     def pause_writing(self) -> None:
         """Notes that the client has yet to take what was sent."""
@@ -244,10 +284,15 @@ class Connection(HttpToolsProtocol):
 
     def _refuse(self, error: Exception) -> None:
         """Answers, unless another answer is on its way, and closes."""
-        answer = self._describe(error, [(b"connection", b"close")])
+        answer = self._describe(error, _CLOSE)
         if self._is_answered or not self.cycle.response_started:
             self.transport.write(answer)
         self.transport.close()
+
+    @property
+    def _is_idle(self) -> bool:
+        """Whether nothing is asked, or has begun to be."""
+        return self._head_left == self._settings.max_header_bytes and self._is_answered
 
     @property
     def _is_answered(self) -> bool:
@@ -256,22 +301,44 @@ class Connection(HttpToolsProtocol):
 
     def _refuse_at_door(self, head: PlainHead, overload: Overloaded) -> None:
         """Answers at once, and has the body come to nothing."""
-        sent = next((value for name, value in head.headers if name == _REQUEST_ID), b"")
-        self._send_refusal()
-        self._refusal = self._describe(overload, sent_id=sent.decode("latin-1"))
-        self._door.send_soon(self._send_refusal)
+        self.send_answer()
+        self._refusal = self._describe(overload, _CLOSE if self._is_last else (), head.request_id)
+        self._door.send_soon(self)
         self._metrics.requests.labels(head.path, "POST", 503).inc()
         self._metrics.request_seconds.labels(head.path).observe(0)
         self._refused_left = head.body_size
         self._stop_waiting()
-        super().on_response_complete()
-        if self._socket:
-            self._door.hold(self._socket, overload.wait_seconds)
+        self._unset_keepalive_if_required()
+        self._door.hold(self, overload.wait_seconds)
 
-    def _send_refusal(self) -> None:
+    def send_answer(self) -> None:
+        """Sends the refusal that was put off, if any."""
         if self._refusal and not self.transport.is_closing():
             self.transport.write(self._refusal)
         self._refusal = b""
+
+    def await_bytes(self, least: int) -> None:
+        """Has the event loop not wake for the client before it has sent so many bytes, or hung up."""
+        if self._socket and least != self._awaited_bytes and not self.transport.is_closing():
+            self._awaited_bytes = least
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, least)
+
+    def hear(self) -> None:
+        """Deals with what the client has sent, without the event loop."""
+        if count := self._receive(_HEAD_BYTES):
+            self.buffer_updated(count)
+
+    def _receive(self, most: int, flags: int = 0) -> int:
+        """Reads what has come into the buffer, past the transport; 0 where nothing has: the transport hears the end."""
+        if self._socket and not self.transport.is_closing():
+            with contextlib.suppress(OSError):
+                return self._socket.recv_into(self._buffer, most, flags)
+        return 0
+
+    def release(self) -> None:
+        """Closes the connection if no request comes for long."""
+        if self._is_idle and self.timeout_keep_alive_task is None:
+            super().on_response_complete()
 
     def _describe(self, error: Exception, extra: Sequence[tuple[bytes, bytes]] = (), sent_id: str = "") -> bytes:
         with identified(sent_id) as request_id:

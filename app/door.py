@@ -5,19 +5,22 @@ Of a flood many times what the model can do, each refusal takes from the model w
 
 import asyncio
 import dataclasses
+import functools
 import re
 import socket
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
+from typing import Protocol
 
 from app.admission import Arrival
+from app.request_id import HEADER
 
-Headers = Sequence[tuple[bytes, bytes]]
+Headers = tuple[tuple[bytes, bytes], ...]
 
 # every repetition is possessive: nothing that a client sends has it tried twice
-_HEAD = re.compile(rb"POST (/[!-~]*+) HTTP/1\.1\r\n((?:[!#$%&'*+\-.^_`|~0-9A-Za-z]++:[\t -~\x80-\xff]*+\r\n)*+)\r\n")
+_HEAD = re.compile(rb"POST /[!-~]*+ HTTP/1\.1\r\n(?:[!#$%&'*+\-.^_`|~0-9A-Za-z]++:[\t -~\x80-\xff]*+\r\n)*+\r\n")
 _UNUSUAL = {b"transfer-encoding", b"expect", b"upgrade", b"origin"}  # an origin's CORS is the app's
 _MOST_DIGITS = 18
-_MOST_HOLD_SECONDS = 0.1
+_MOST_HOLD_SECONDS = 0.25
 _HELD_BYTES = 256 * 1024  # that a client may send until it is heard before its time
 _CAN_HOLD = hasattr(socket, "SO_RCVLOWAT")
 
@@ -29,18 +32,22 @@ class PlainHead:
     path: str
     query: bytes
     headers: Headers  # their names in lower case
+    request_id: str  # the client's own, or empty
     size: int  # bytes, with the empty line
     body_size: int  # bytes
 
 
-def read_plain_head(data: bytes, start: int, end: int) -> PlainHead | None:
+def read_plain_head(data: bytes | memoryview, start: int, end: int) -> PlainHead | None:
     """Reads the head that begins at `start`; None where it does not end before `end`, or is not as plain as most."""
     match = _HEAD.match(data, start, end)
-    if not match:
-        return None
-    target, lines = match.groups()
+    return _understand(match.group()) if match else None
+
+
+@functools.lru_cache(128)
+def _understand(head: bytes) -> PlainHead | None:  # who is sent away comes again with the same
+    request, *lines = head.split(b"\r\n")[:-2]
     headers = []
-    for line in lines.split(b"\r\n")[:-1]:
+    for line in lines:
         name, _, value = line.partition(b":")
         headers.append((name.lower(), value.strip()))
     names = [name for name, _ in headers]
@@ -53,8 +60,25 @@ def read_plain_head(data: bytes, start: int, end: int) -> PlainHead | None:
         or not (length.isdigit() and len(length) <= _MOST_DIGITS)
     ):
         return None
-    path, _, query = target.partition(b"?")
-    return PlainHead(path.decode(), query, headers, match.end() - start, int(length))
+    path, _, query = request.split(b" ")[1].partition(b"?")
+    request_id = fields.get(HEADER.lower().encode(), b"").decode("latin-1")
+    return PlainHead(path.decode(), query, tuple(headers), request_id, len(head), int(length))
+
+
+class Client(Protocol):
+    """Whom the door may hold: a connection that has its answer."""
+
+    def send_answer(self) -> None:
+        """Sends what was put off."""
+
+    def await_bytes(self, least: int) -> None:
+        """Has the event loop not wake for the client before it has sent so many bytes, or hung up."""
+
+    def hear(self) -> None:
+        """Deals with what the client has sent."""
+
+    def release(self) -> None:
+        """Waits for the next request as usual."""
 
 
 class Door:
@@ -66,35 +90,44 @@ class Door:
     def __init__(self, paths: Collection[str], announce: Callable[[bytes, Headers], Arrival | None]) -> None:
         self.paths = paths
         self.announce = announce
-        self._held: list[socket.socket] = []
-        self._answers: list[Callable[[], None]] = []
+        self._held: dict[Client, None] = {}
+        self._answered: list[Client] = []
 
-    def send_soon(self, answer: Callable[[], None]) -> None:
+    def send_soon(self, client: Client) -> None:
         """Has answers sent one right after the other: each by itself would wake its reader's CPU, which takes long."""
-        if not self._answers:
+        if not self._answered:
             asyncio.get_running_loop().call_soon(self._send)
-        self._answers.append(answer)
+        self._answered.append(client)
 
     def _send(self) -> None:
-        answers, self._answers = self._answers, []
-        for answer in answers:
-            answer()
+        answered, self._answered = self._answered, []
+        for client in answered:
+            client.send_answer()
 
-    def hold(self, client: socket.socket, wait_seconds: float) -> None:
-        """Has the event loop not wake for a client that was sent away, for a moment in which no place is left empty.
+    def hold(self, client: Client, wait_seconds: float) -> None:
+        """Has a client that was sent away not heard for a moment, in which no place is left empty.
 
         All who were held are heard together: refusals in a row cost less than one by one, when each has the event loop
-        wake, and finds no cache warm. Where the system has no such option, nothing happens.
+        wake, and finds no cache warm. Where the system has no such option, the client is heard as usual.
         """
         if not _CAN_HOLD:
+            client.release()
             return
-        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, _HELD_BYTES)
         if not self._held:
             asyncio.get_running_loop().call_later(min(_MOST_HOLD_SECONDS, wait_seconds / 2), self._hear)
-        self._held.append(client)
+        self._held[client] = None
+        client.await_bytes(_HELD_BYTES)
+
+    def hold_too(self, client: Client) -> None:
+        """Has a client that was answered heard with those who were sent away, where there are any."""
+        if self._held:
+            self._held[client] = None
+            client.await_bytes(_HELD_BYTES)
 
     def _hear(self) -> None:
-        held, self._held = self._held, []
+        held, self._held = self._held, {}
         for client in held:
-            if client.fileno() >= 0:  # it has not hung up
-                client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
+            client.hear()
+            if client not in self._held:
+                client.await_bytes(1)
+                client.release()

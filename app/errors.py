@@ -40,7 +40,7 @@ _MEDIA_TYPE = "application/problem+json"
 Shape = Callable[[Problem], Mapping[str, Any]]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Kind:
     """One kind of refusal: `reason` names it in the problem's type and in the metrics."""
 
@@ -136,7 +136,7 @@ def respond(error: Exception, metrics: Metrics) -> tuple[int, bytes]:
     """
     kind = _count(error, metrics)
     head, before, after = _write_around_id(kind, _explain(error), tuple(_choose_headers(error).items()))
-    body = before + to_json(get_request_id()) + after
+    body = b"%b%b%b" % (before, to_json(get_request_id()), after)
     return kind.status, b"%bcontent-length: %d\r\n\r\n%b" % (head, len(body), body)
 
 
@@ -168,7 +168,7 @@ def _encode(problem: Problem, headers: Mapping[str, str] | None) -> Response:
 
 
 def _count(error: Exception, metrics: Metrics) -> Kind:
-    kind = next(KINDS[each] for each in type(error).__mro__ if each in KINDS)
+    kind = KINDS.get(type(error)) or next(KINDS[each] for each in type(error).__mro__ if each in KINDS)
     metrics.rejections.labels(kind.reason).inc()
     return kind
 

@@ -11,12 +11,13 @@ from typing import Any
 import uvicorn
 from fastapi import FastAPI
 
-from app.connection import Connection
+from app.connection import Buffered, Connection
 from app.door import Door
 from app.errors import respond
 from app.service import Service
 from app.settings import Settings
 
+_READ_BYTES = 256 * 1024  # at a time
 _OTHER_FILES = 100  # beside connections, and those that wait to be refused
 
 logger = logging.getLogger(__name__)
@@ -36,7 +37,12 @@ def configure(app: FastAPI, settings: Settings, host: str, port: int) -> uvicorn
     service: Service = app.state.service
     answer = functools.partial(respond, metrics=service.metrics)
     door = Door(app.state.paths_of_pictures, service.announce)
-    protocol: Any = functools.partial(Connection, settings, service.metrics, answer, door)
+    buffer = memoryview(bytearray(_READ_BYTES))
+
+    def connect(**uvicorn: Any) -> Buffered:
+        return Buffered(Connection(settings, service.metrics, answer, door, buffer, **uvicorn))
+
+    protocol: Any = connect
     # uvicorn says int, and takes any number
     keep_alive: Any = settings.idle_timeout_seconds
     grace: Any = settings.stop_timeout_seconds

@@ -14,7 +14,8 @@ class Seen:
     """What the clients saw."""
 
     statuses: Counter[int] = dataclasses.field(default_factory=Counter)
-    seconds: list[float] = dataclasses.field(default_factory=list)  # of the answers 200
+    seconds: list[float] = dataclasses.field(default_factory=list)  # that the answers 200 took
+    moments: list[float] = dataclasses.field(default_factory=list)  # when they came, by `time.perf_counter`
     vanished: int = 0
 
 
@@ -43,7 +44,8 @@ class Connection:
         status = int(head[9:12])
         seen.statuses[status] += 1
         if status == 200:
-            seen.seconds.append(time.perf_counter() - started)
+            seen.moments.append(time.perf_counter())
+            seen.seconds.append(seen.moments[-1] - started)
         if b"connection: close" in head:
             self.close()
 

@@ -2,7 +2,7 @@
 
 import contextlib
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, Self
 from urllib.parse import parse_qsl
 
@@ -39,20 +39,16 @@ class Parameters(BaseModel):
             raise RequestValidationError(error.errors()) from error
 
 
-def glance(query: bytes, headers: Iterable[tuple[bytes, bytes]], default_seconds: float) -> tuple[str | None, float]:
+@functools.lru_cache(64)
+def glance(query: bytes, headers: tuple[tuple[bytes, bytes], ...], default_seconds: float) -> tuple[str | None, float]:
     """Returns the model, and the time-out in seconds, that a request seems to ask for; nothing is refused here."""
-    given = _read_query(query) if query else {}
+    given = dict(parse_qsl(query.decode("latin-1"), errors="replace"))
     seconds = given.get("timeout") or next((value for name, value in headers if name == _RAW_TIMEOUT_HEADER), None)
     model = given.get("model")
     with contextlib.suppress(ValueError):
         if seconds and 0 < float(seconds) <= LONGEST_SECONDS:
             return model, float(seconds)
     return model, default_seconds
-
-
-@functools.lru_cache(64)
-def _read_query(query: bytes) -> Mapping[str, str]:
-    return dict(parse_qsl(query.decode("latin-1"), errors="replace"))
 
 
 def find_defaults(settings: Settings) -> dict[str, Any]:

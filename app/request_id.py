@@ -1,10 +1,8 @@
 """The id of a request: the client's own or a new one, sent back, and in each line and problem about the request."""
 
-import contextlib
 import contextvars
 import random
 import re
-from collections.abc import Iterator
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -19,15 +17,18 @@ def get_request_id() -> str:
     return _current.get()
 
 
-@contextlib.contextmanager
-def identified(sent: str = "") -> Iterator[str]:
+class identified:  # noqa: N801 - reads as the function that it could be, at a third of its cost
     """Gives the block an id, the one `sent` if it can be used."""
-    request_id = sent if _USABLE.fullmatch(sent) else f"{random.getrandbits(128):032x}"
-    token = _current.set(request_id)
-    try:
-        yield request_id
-    finally:
-        _current.reset(token)
+
+    def __init__(self, sent: str = "") -> None:
+        self._id = sent if sent and _USABLE.fullmatch(sent) else f"{random.getrandbits(128):032x}"
+
+    def __enter__(self) -> str:
+        self._token = _current.set(self._id)
+        return self._id
+
+    def __exit__(self, *error: object) -> None:
+        _current.reset(self._token)
 
 
 class IdentifyRequests:

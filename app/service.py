@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import warnings
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
@@ -43,7 +43,7 @@ class Service:
         for model in self.models:
             await model.check_ready()
 
-    def announce(self, query: bytes, headers: Iterable[tuple[bytes, bytes]]) -> Arrival | None:
+    def announce(self, query: bytes, headers: tuple[tuple[bytes, bytes], ...]) -> Arrival | None:
         """Announces a picture to the model that a request is for; None where there is none. Raises `Overloaded`."""
         name, patience_seconds = glance(query, headers, self.settings.timeout_seconds)
         try:

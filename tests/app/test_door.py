@@ -9,13 +9,13 @@ def test_plain_head_is_read() -> None:
     sent = b"before" + HEAD + b"body"
     head = read_plain_head(sent, 6, len(sent))
     assert head and (head.path, head.query, head.size, head.body_size) == ("/detect", b"limit=5", len(HEAD), 12)
-    assert head.headers == [(b"host", b"x"), (b"content-length", b"12"), (b"connection", b"Keep-Alive")]
+    assert head.headers == ((b"host", b"x"), (b"content-length", b"12"), (b"connection", b"Keep-Alive"))
     assert read_plain_head(sent, 6, 6 + len(HEAD) - 1) is None  # it has not all come, or is longer than allowed
 
 
 def test_body_without_length_is_empty() -> None:
     head = read_plain_head(b"POST / HTTP/1.1\r\n\r\n", 0, 100)
-    assert head and (head.body_size, head.query, head.headers) == (0, b"", [])
+    assert head and (head.body_size, head.query, head.headers) == (0, b"", ())
 
 
 @pytest.mark.parametrize(

@@ -17,5 +17,5 @@ from app.parameters import glance
     ],
 )
 def test_what_a_request_seems_to_ask_for(query: bytes, header: bytes, model: str | None, seconds: float) -> None:
-    headers = [(b"host", b"x"), (b"x-request-timeout", header)]
+    headers = ((b"host", b"x"), (b"x-request-timeout", header))
     assert glance(query, headers, 30.0) == (model, seconds)
