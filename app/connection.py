@@ -1,7 +1,6 @@
 """A client's connection: uvicorn's, with bounds on what slow clients, and many of them, can hold."""
 
 import asyncio
-import contextlib
 import logging
 import socket
 import sys
@@ -130,14 +129,14 @@ class Connection(HttpToolsProtocol):
         data = self._buffer[:nbytes]
         read = 0
         while read < nbytes and not self.transport.is_closing():
-            read += self._drop(data, read) or self._ask_at_door(data, read) or self._parse(data, read)
+            read += self._drop(nbytes - read) or self._ask_at_door(data, read) or self._parse(data, read)
         if self._refused_left and _CAN_SKIP:
             self._refused_left -= self._receive(min(self._refused_left, len(self._buffer)), socket.MSG_TRUNC)
         self._bound_rest()
 
-    def _drop(self, data: memoryview, start: int) -> int:
+    def _drop(self, most: int) -> int:
         """Counts down a body that was refused; returns how many of the bytes were its."""
-        dropped = min(len(data) - start, self._refused_left)
+        dropped = min(most, self._refused_left)
         self._refused_left -= dropped
         return dropped
 
@@ -329,11 +328,13 @@ class Connection(HttpToolsProtocol):
             self.buffer_updated(count)
 
     def _receive(self, most: int, flags: int = 0) -> int:
-        """Reads what has come into the buffer, past the transport; 0 where nothing has: the transport hears the end."""
-        if self._socket and not self.transport.is_closing():
-            with contextlib.suppress(OSError):
-                return self._socket.recv_into(self._buffer, most, flags)
-        return 0
+        """Reads what has come into the buffer, past the transport, which hears of the end; 0 where nothing has come."""
+        if self._socket is None or self.transport.is_closing():
+            return 0
+        try:
+            return self._socket.recv_into(self._buffer, most, flags)
+        except OSError:
+            return 0
 
     def release(self) -> None:
         """Closes the connection if no request comes for long."""
