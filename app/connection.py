@@ -48,16 +48,13 @@ class TooManyConnections(Exception):
 
 
 class Buffered(asyncio.BufferedProtocol):
-    """What a transport takes for a protocol with a buffer of its own, as which it would not take a `Connection`."""
+    """Has a transport read into the buffer of a connection; that itself it takes for a `Protocol`, as uvicorn's is."""
 
     def __init__(self, connection: "Connection") -> None:
-        self.connection_made = connection.connection_made  # type: ignore[assignment, method-assign]
-        self.connection_lost = connection.connection_lost  # type: ignore[method-assign]
-        self.eof_received = connection.eof_received  # type: ignore[method-assign]
-        self.pause_writing = connection.pause_writing  # type: ignore[method-assign]
-        self.resume_writing = connection.resume_writing  # type: ignore[method-assign]
-        self.get_buffer = connection.get_buffer  # type: ignore[method-assign]
-        self.buffer_updated = connection.buffer_updated  # type: ignore[method-assign]
+        for name in ("connection_made", "connection_lost", "pause_writing", "resume_writing"):
+            setattr(self, name, getattr(connection, name))
+        for name in ("get_buffer", "buffer_updated", "eof_received"):
+            setattr(self, name, getattr(connection, name))
 
 
 class Connection(HttpToolsProtocol):

@@ -127,7 +127,12 @@ class Door:
     def _hear(self) -> None:
         held, self._held = self._held, {}
         for client in held:
+            asyncio.get_running_loop().call_soon(self._hear_one, client)  # what one breaks, the others do not bear
+
+    def _hear_one(self, client: Client) -> None:
+        try:
             client.hear()
+        finally:
             if client not in self._held:
                 client.await_bytes(1)
                 client.release()

@@ -9,6 +9,7 @@ from pathlib import Path
 import anyio.lowlevel
 import pytest
 
+from app.admission import Admission
 from app.settings import Settings
 from model.detector import Detector
 from tests.app.client import Client
@@ -290,6 +291,39 @@ async def test_body_of_what_is_refused_may_come_in_parts(make_settings: Make, mo
             wire.send(bytes(300000 - 1))
             wire.send(b"\0" + LIVE)
             assert (await wire.read_answer())[0] == 200
+
+
+@pytest.mark.parametrize("has_room", [False, True])
+async def test_who_waits_to_be_heard_is_answered_at_a_stop(
+    make_settings: Make, model_path: Path, monkeypatch: pytest.MonkeyPatch, has_room: bool
+) -> None:
+    monkeypatch.setattr("app.door._MOST_HOLD_SECONDS", 3600)
+    monkeypatch.setattr(Admission, "note_pace", lambda self, _: setattr(self, "_seconds_per_item", 3600))
+    post = b"POST /detect?timeout=3600 HTTP/1.1\r\nHost: x\r\n" + BODIES[0]
+    detector = HeldDetector(model_path)
+    async with contextlib.AsyncExitStack() as stack:
+        async with listen(make_settings(max_queue=1), detector) as client:
+            await client.detect()
+            first, second = [await stack.enter_async_context(connect(client)) for _ in range(2)]
+            detector.gate.clear()
+            first.send(post)
+            await client.until("centernet_requests_in_flight", 1)
+            second.send(post)
+            assert (await second.read_answer())[0] == 503
+            second.send(post)  # nobody listens now
+            if has_room:
+                detector.gate.set()
+                assert (await first.read_answer())[0] == 200
+
+            async def take_answer() -> tuple[int, str]:
+                status, headers, _ = await second.read_answer()
+                detector.gate.set()
+                return status, headers["connection"]
+
+            answer = asyncio.create_task(take_answer())
+        assert await answer == (200 if has_room else 503, "close")
+        await second.check_closed()
+        assert has_room or (await first.read_answer())[0] == 200
 
 
 async def test_refused_clients_may_hang_up(make_settings: Make, model_path: Path) -> None:

@@ -1,6 +1,8 @@
+import asyncio
+
 import pytest
 
-from app.door import read_plain_head
+from app.door import Door, read_plain_head
 
 HEAD = b"POST /detect?limit=5 HTTP/1.1\r\nHost: x\r\nContent-Length:  12 \r\nConnection: Keep-Alive\r\n\r\n"
 
@@ -48,3 +50,56 @@ def test_odd_lengths_are_left_to_the_parser(length: bytes) -> None:
 @pytest.mark.parametrize("line", [b"GET / HTTP/1.1", b"POST / HTTP/1.0", b"POST http://x/ HTTP/1.1"])
 def test_other_request_lines_are_left_to_the_parser(line: bytes) -> None:
     assert read_plain_head(line + b"\r\nHost: x\r\n\r\n", 0, 1000) is None
+
+
+class HeldClient:
+    def __init__(self, door: Door, asks_again: bool = False) -> None:
+        self.door = door
+        self.asks_again = asks_again
+        self.awaited = 1
+        self.events: list[str] = []
+        self.heard = asyncio.Event()
+
+    def send_answer(self) -> None:
+        self.events.append("answer")
+
+    def await_bytes(self, least: int) -> None:
+        self.awaited = least
+
+    def hear(self) -> None:
+        self.events.append("hear")
+        self.heard.set()
+        if self.asks_again:
+            self.door.hold(self, 1000)
+
+    def release(self) -> None:
+        self.events.append("release")
+
+
+@pytest.mark.anyio
+async def test_who_was_sent_away_is_heard_with_the_others() -> None:
+    door = Door([], lambda query, headers: None)
+    early, late, answered, again = (HeldClient(door, number == 3) for number in range(4))
+    door.hold_too(early)  # nobody is held
+    assert early.awaited == 1
+    door.hold(late, 0)
+    door.hold(again, 1000)  # it is heard with the first
+    door.hold_too(answered)
+    assert min(client.awaited for client in (late, again, answered)) > 1
+    async with asyncio.timeout(30):
+        await answered.heard.wait()  # the last
+    assert (early.events, late.events, answered.events) == ([], ["hear", "release"], ["hear", "release"])
+    assert (late.awaited, answered.awaited) == (1, 1)
+    assert again.events == ["hear"]
+    assert again.awaited > 1
+
+
+@pytest.mark.anyio
+async def test_answers_are_sent_together() -> None:
+    door = Door([], lambda query, headers: None)
+    clients = [HeldClient(door) for _ in range(3)]
+    for client in clients:
+        door.send_soon(client)
+        assert client.events == []
+    await asyncio.sleep(0)
+    assert [client.events for client in clients] == [["answer"]] * 3

@@ -83,7 +83,7 @@ def main() -> None:
     """Measures capacity, overload and a long run."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=20.0, help="of the long run")
-    parser.add_argument("--rounds", type=int, default=12, help="of full load, then overload")
+    parser.add_argument("--rounds", type=int, default=24, help="of full load, then overload")
     parser.add_argument("--seconds", type=float, default=10.0, help="of each of the two, in each round")
     options, arguments = parser.parse_known_args()
     photo = draw_photo()
