@@ -48,7 +48,7 @@ class TooManyConnections(Exception):
 
 
 class Buffered(asyncio.BufferedProtocol):
-    """Has a transport read into the buffer of a connection; that itself it takes for a `Protocol`, as uvicorn's is."""
+    """Passes a transport's calls on: it reads into the buffer only of what is no `Protocol`, as uvicorn's is."""
 
     def __init__(self, connection: "Connection") -> None:
         for name in ("connection_made", "connection_lost", "pause_writing", "resume_writing"):
@@ -141,10 +141,10 @@ class Connection(HttpToolsProtocol):
         """Announces a picture that comes; returns its head's size where it was refused, 0 where it is to be parsed."""
         most = self._settings.max_header_bytes
         head = read_plain_head(data, start, start + most) if self._is_idle else None
-        if not head or head.path not in self._door.paths:
+        if not head:
             return 0
         try:
-            self._arrival = self._door.announce(head.query, head.headers)
+            self._arrival = self._door.ask(head)
         except Overloaded as overload:
             self._refuse_at_door(head, overload)
             return head.size

@@ -11,7 +11,7 @@ import socket
 from collections.abc import Callable, Collection
 from typing import Protocol
 
-from app.admission import Arrival
+from app.admission import Arrival, Overloaded
 from app.request_id import HEADER
 
 Headers = tuple[tuple[bytes, bytes], ...]
@@ -25,7 +25,7 @@ _HELD_BYTES = 256 * 1024  # that a client may send until it is heard before its 
 _CAN_HOLD = hasattr(socket, "SO_RCVLOWAT")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class PlainHead:
     """The head of a POST that keeps its connection, with a body of known size, and asks for nothing more."""
 
@@ -82,16 +82,31 @@ class Client(Protocol):
 
 
 class Door:
-    """Which paths take pictures, and what is told of one that comes: its query and headers.
+    """Asks for a place on behalf of each picture that comes, and holds who was sent away.
 
-    `announce` raises `Overloaded` where the picture need not come.
+    `paths` take pictures; `announce` is told of one its query and headers, and raises `Overloaded` where it need not come.
     """
 
     def __init__(self, paths: Collection[str], announce: Callable[[bytes, Headers], Arrival | None]) -> None:
-        self.paths = paths
-        self.announce = announce
+        self._paths = paths
+        self._announce = announce
+        self._overloads: dict[PlainHead, Overloaded] = {}
         self._held: dict[Client, None] = {}
         self._answered: list[Client] = []
+
+    def ask(self, head: PlainHead) -> Arrival | None:
+        """Announces what comes if it is a picture; raises `Overloaded` where it need not come."""
+        if head.path not in self._paths:
+            return None
+        if overload := self._overloads.get(head):
+            raise overload.with_traceback(None)
+        try:
+            return self._announce(head.query, head.headers)
+        except Overloaded as overload:
+            if not self._overloads:
+                asyncio.get_running_loop().call_soon(self._overloads.clear)
+            self._overloads[head] = overload  # who asks the same in this turn of the event loop is told the same
+            raise
 
     def send_soon(self, client: Client) -> None:
         """Has answers sent one right after the other: each by itself would wake its reader's CPU, which takes long."""

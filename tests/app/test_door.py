@@ -2,6 +2,7 @@ import asyncio
 
 import pytest
 
+from app.admission import Overloaded
 from app.door import Door, read_plain_head
 
 HEAD = b"POST /detect?limit=5 HTTP/1.1\r\nHost: x\r\nContent-Length:  12 \r\nConnection: Keep-Alive\r\n\r\n"
@@ -92,6 +93,31 @@ async def test_who_was_sent_away_is_heard_with_the_others() -> None:
     assert (late.awaited, answered.awaited) == (1, 1)
     assert again.events == ["hear"]
     assert again.awaited > 1
+
+
+@pytest.mark.anyio
+async def test_who_asks_the_same_at_once_is_told_the_same() -> None:
+    asked = []
+
+    def announce(query: bytes, headers: object) -> None:
+        asked.append(query)
+        raise Overloaded(len(asked))
+
+    door = Door(["/detect"], announce)
+    heads = [read_plain_head(b"POST %b HTTP/1.1\r\n\r\n" % target, 0, 100) for target in (b"/detect", b"/detect?a")]
+    other = read_plain_head(b"POST /other HTTP/1.1\r\n\r\n", 0, 100)
+    waits = []
+    for _ in range(2):
+        for head in heads * 2:
+            assert head
+            with pytest.raises(Overloaded) as raised:
+                door.ask(head)
+            waits.append(raised.value.wait_seconds)
+        await asyncio.sleep(0)
+    assert waits == [1, 2, 1, 2, 3, 4, 3, 4]
+    assert asked == [b"", b"a"] * 2
+    assert other
+    assert door.ask(other) is None
 
 
 @pytest.mark.anyio
