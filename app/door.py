@@ -84,7 +84,7 @@ class Client(Protocol):
 class Door:
     """Asks for a place on behalf of each picture that comes, and holds who was sent away.
 
-    `paths` take pictures; `announce` is told the query and headers of one, and raises `Overloaded` where it need not come.
+    `paths` take pictures; `announce` is told the query and headers of one, and raises `Overloaded` if it need not come.
     """
 
     def __init__(self, paths: Collection[str], announce: Callable[[bytes, Headers], Arrival | None]) -> None:
