@@ -12,10 +12,9 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from app.admission import Arrival, Overloaded
 from app.door import Door, PlainHead, read_plain_head
 from app.metrics import Metrics
-from app.request_id import HEADER, identified
+from app.request_id import RAW_HEADER, identified
 from app.settings import Settings
 
-_REQUEST_ID = HEADER.lower().encode()
 _CLOSE = ((b"connection", b"close"),)
 _HEAD_BYTES = 4 * 1024  # of most heads; longer ones take more than one read
 _CAN_SKIP = sys.platform == "linux"  # there a TCP socket drops bytes of which only the count is asked for
@@ -342,5 +341,5 @@ class Connection(HttpToolsProtocol):
         with identified(sent_id) as request_id:
             status, rest = self._respond(error)
             logger.info("%s: %d %s", self.client[0] if self.client else "", status, error)
-        headers = [*self.server_state.default_headers, (_REQUEST_ID, request_id.encode()), *extra]
+        headers = [*self.server_state.default_headers, (RAW_HEADER, request_id.encode()), *extra]
         return b"".join([STATUS_LINE[status], *[b"%b: %b\r\n" % header for header in headers], rest])

@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection
 from typing import Protocol
 
 from app.admission import Arrival, Overloaded
-from app.request_id import HEADER
+from app.request_id import RAW_HEADER
 
 Headers = tuple[tuple[bytes, bytes], ...]
 
@@ -61,8 +61,8 @@ def _understand(head: bytes) -> PlainHead | None:  # who is sent away comes agai
     ):
         return None
     path, _, query = request.split(b" ")[1].partition(b"?")
-    request_id = fields.get(HEADER.lower().encode(), b"").decode("latin-1")
-    return PlainHead(path.decode(), query, tuple(headers), request_id, len(head), int(length))
+    request_id = next((value for name, value in headers if name == RAW_HEADER), b"")  # the first, as for the app
+    return PlainHead(path.decode(), query, tuple(headers), request_id.decode("latin-1"), len(head), int(length))
 
 
 class Client(Protocol):
@@ -130,14 +130,16 @@ class Door:
             return
         if not self._held:
             asyncio.get_running_loop().call_later(min(_MOST_HOLD_SECONDS, wait_seconds / 2), self._hear)
-        self._held[client] = None
-        client.await_bytes(_HELD_BYTES)
+        self._hold(client)
 
     def hold_too(self, client: Client) -> None:
         """Has a client that was answered heard with those who were sent away, where there are any."""
         if self._held:
-            self._held[client] = None
-            client.await_bytes(_HELD_BYTES)
+            self._hold(client)
+
+    def _hold(self, client: Client) -> None:
+        self._held[client] = None
+        client.await_bytes(_HELD_BYTES)
 
     def _hear(self) -> None:
         held, self._held = self._held, {}

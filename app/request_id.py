@@ -8,6 +8,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 HEADER = "X-Request-ID"
+RAW_HEADER = HEADER.lower().encode()
 _USABLE = re.compile(r"[!-~]{1,128}")  # visible ASCII
 _current = contextvars.ContextVar("request_id", default="")
 

@@ -21,6 +21,11 @@ def test_body_without_length_is_empty() -> None:
     assert head and (head.body_size, head.query, head.headers) == (0, b"", ())
 
 
+def test_first_request_id_counts() -> None:
+    head = read_plain_head(HEAD[:-2] + b"X-Request-ID: one\r\nx-request-id: two\r\n\r\n", 0, 1000)
+    assert head and head.request_id == "one"
+
+
 @pytest.mark.parametrize(
     "line",
     [
