@@ -2,14 +2,13 @@
 
 import asyncio
 import logging
-import socket
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from app.admission import Arrival, Overloaded
+from app.client_socket import ClientSocket
 from app.door import Door, PlainHead, read_plain_head
 from app.metrics import Metrics
 from app.request_id import RAW_HEADER, identified
@@ -17,7 +16,6 @@ from app.settings import Settings
 
 _CLOSE = ((b"connection", b"close"),)
 _HEAD_BYTES = 4 * 1024  # of most heads; longer ones take more than one read
-_CAN_SKIP = sys.platform == "linux"  # there a TCP socket drops bytes of which only the count is asked for
 
 logger = logging.getLogger(__name__)
 
@@ -78,14 +76,13 @@ class Connection(HttpToolsProtocol):
         self._respond = respond
         self._door = door
         self._buffer = buffer
-        self._socket: socket.socket | None = None  # a second handle: the transport's own is slow
+        self._socket: ClientSocket | None = None
         self._surplus = False
         self._is_last = False  # is the next answer
         self._arrival: Arrival | None = None
         self._head_left: int | None = settings.max_header_bytes  # None where no head is awaited
         self._refusal = b""  # that is not sent yet
         self._refused_left = 0  # bytes of a body that was refused at the door, yet to come
-        self._awaited_bytes = 1  # for which the event loop wakes
         self._padding = 0  # bytes of a body that are neither its content nor the usual frame of its chunks
         self._request_timer: asyncio.TimerHandle | None = None
         self._answer_timer: asyncio.TimerHandle | None = None
@@ -98,8 +95,7 @@ class Connection(HttpToolsProtocol):
         if len(self.connections) > 2 * self._settings.max_connections:  # too many to be told
             transport.abort()
             return
-        own = transport.get_extra_info("socket")
-        self._socket = socket.socket(own.family, own.type, own.proto, own.fileno())
+        self._socket = ClientSocket(transport, self._buffer)
         transport.set_write_buffer_limits(0)  # `pause_writing` is then called whenever anything waits to be taken
         self._await_request()
 
@@ -107,7 +103,7 @@ class Connection(HttpToolsProtocol):
         """Ends."""
         self._metrics.connections.dec()
         if self._socket:
-            self._socket.detach()  # the transport closes it
+            self._socket.detach()
             self._socket = None
         self._stop_waiting()
         self.resume_writing()
@@ -126,8 +122,8 @@ class Connection(HttpToolsProtocol):
         read = 0
         while read < nbytes and not self.transport.is_closing():
             read += self._drop(nbytes - read) or self._ask_at_door(data, read) or self._parse(data, read)
-        if self._refused_left and _CAN_SKIP:
-            self._refused_left -= self._receive(min(self._refused_left, len(self._buffer)), socket.MSG_TRUNC)
+        if self._refused_left and self._socket:
+            self._refused_left -= self._socket.skip(self._refused_left)
         self._bound_rest()
 
     def _drop(self, most: int) -> int:
@@ -314,23 +310,13 @@ class Connection(HttpToolsProtocol):
 
     def await_bytes(self, least: int) -> None:
         """Has the event loop not wake for the client before it has sent so many bytes, or hung up."""
-        if self._socket and least != self._awaited_bytes and not self.transport.is_closing():
-            self._awaited_bytes = least
-            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, least)
+        if self._socket:
+            self._socket.await_bytes(least)
 
     def hear(self) -> None:
         """Deals with what the client has sent, without the event loop."""
-        if count := self._receive(_HEAD_BYTES):
+        if self._socket and (count := self._socket.read(_HEAD_BYTES)):
             self.buffer_updated(count)
-
-    def _receive(self, most: int, flags: int = 0) -> int:
-        """Reads what has come into the buffer, past the transport, which hears of the end; 0 where nothing has come."""
-        if self._socket is None or self.transport.is_closing():
-            return 0
-        try:
-            return self._socket.recv_into(self._buffer, most, flags)
-        except OSError:
-            return 0
 
     def release(self) -> None:
         """Closes the connection if no request comes for long."""

@@ -7,11 +7,11 @@ import asyncio
 import dataclasses
 import functools
 import re
-import socket
 from collections.abc import Callable, Collection
 from typing import Protocol
 
 from app.admission import Arrival, Overloaded
+from app.client_socket import CAN_WAIT
 from app.request_id import RAW_HEADER
 
 Headers = tuple[tuple[bytes, bytes], ...]
@@ -22,7 +22,6 @@ _UNUSUAL = {b"transfer-encoding", b"expect", b"upgrade", b"origin"}  # an origin
 _MOST_DIGITS = 18
 _MOST_HOLD_SECONDS = 0.25
 _HELD_BYTES = 256 * 1024  # that a client may send until it is heard before its time
-_CAN_HOLD = hasattr(socket, "SO_RCVLOWAT")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -125,7 +124,7 @@ class Door:
         All who were held are heard together: refusals in a row cost less than one by one, when each has the event loop
         wake, and finds no cache warm. Where the system has no such option, the client is heard as usual.
         """
-        if not _CAN_HOLD:
+        if not CAN_WAIT:
             client.release()
             return
         if not self._held:
