@@ -5,9 +5,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from model.cells import boxes_at, divide, find_cells
 from model.gaussian import Radius, gaussian, gaussian_radius, ignore
-from model.keypoints import KeypointTargets, decode_keypoints, divide, encode_keypoints
-from model.network import STRIDE, HeadMaps
+from model.heads import STRIDE, HeadMaps
+from model.keypoints import KeypointTargets, decode_keypoints, encode_keypoints
 from model.peaks import drop_repeats, keep_peaks
 
 RADIUS_IOU = 0.3
@@ -106,34 +107,18 @@ def decode(maps: HeadMaps, limit: int = 100, stride: int = STRIDE) -> Detections
     Cells are `stride` input pixels wide and high. Where they are finer than the paper's, 3x3 of them are too few for a
     large object to have one peak alone: of boxes that are mostly the same, the best is taken.
     """
-    heatmap, size, offset = maps.heatmap, maps.size, maps.offset
-    height, width = heatmap.shape[2:]
+    height, width = maps.heatmap.shape[2:]
     # peaks and order are the same in logits, so that the sigmoid need only see the winners
-    scores, indices = keep_peaks(heatmap).flatten(1).topk(limit)  # (B, K)
-    labels, cells = divide(indices, height * width)
-    centres = torch.stack(divide(cells, width)[::-1], dim=-1) + _gather(offset, cells)  # (B, K, 2)
-    half_sizes = _gather(size, cells).clamp(min=0) / 2
-    boxes = torch.cat([centres - half_sizes, centres + half_sizes], dim=-1)
+    scores, indices = keep_peaks(maps.heatmap).flatten(1).topk(limit)  # (B, K)
+    labels, in_each = divide(indices, height * width)
+    cells = find_cells(in_each, width)
+    boxes = boxes_at(cells, maps.size.at(cells).clamp(min=0), maps.offset.at(cells))
     if stride < STRIDE:
         scores, order = drop_repeats(boxes, scores, labels).topk(limit)
-        labels, cells = labels.gather(1, order), cells.gather(1, order)
-        boxes = boxes.gather(1, order[..., None].expand(-1, -1, 4))
+        labels, boxes = labels.gather(1, order), boxes.gather(1, order[..., None].expand(-1, -1, 4))
+        cells = cells._replace(row=cells.row.gather(1, order), column=cells.column.gather(1, order))
     keypoints = None
     if maps.keypoints is not None:
         joints = decode_keypoints(maps.keypoints, cells, boxes)
         keypoints = torch.cat([joints[..., :2] * stride, joints[..., 2:]], dim=-1)
     return Detections(boxes * stride, scores.sigmoid(), labels, keypoints)
-
-
-def boxes_of_maps(size: Tensor, offset: Tensor) -> Tensor:
-    """The box that each cell stands for: size, offset (B, 2, h, w) → (B, 4, h, w), xyxy, all in output pixels."""
-    height, width = size.shape[2:]
-    columns = torch.arange(width, device=size.device).expand(height, width)
-    rows = torch.arange(height, device=size.device)[:, None].expand(height, width)
-    centres = offset + torch.stack([columns, rows])
-    return torch.cat([centres - size / 2, centres + size / 2], dim=1)
-
-
-def _gather(maps: Tensor, cells: Tensor) -> Tensor:
-    """Maps (B, 2, h, w) at flat cells (B, K) → (B, K, 2)."""
-    return maps.flatten(2).gather(2, cells[:, None].expand(-1, 2, -1)).transpose(1, 2)

@@ -5,8 +5,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from model.cells import Cells, find_cells
 from model.gaussian import gaussian, ignore
-from model.network import KeypointMaps
+from model.heads import KeypointMaps
 from model.peaks import keep_peaks
 
 _MOST_PEAKS = 100  # of each joint in a picture
@@ -67,26 +68,22 @@ def encode_keypoints(
     return KeypointTargets(places, is_known, heatmap, offset, mask)
 
 
-def decode_keypoints(maps: KeypointMaps, cells: Tensor, boxes: Tensor) -> Tensor:
-    """Reads the joints of objects at flat cells (B, K) with boxes (B, K, 4), xyxy, output pixels.
+def decode_keypoints(maps: KeypointMaps, cells: Cells, boxes: Tensor) -> Tensor:
+    """Reads the joints of objects at cells (B, K) with boxes (B, K, 4), xyxy, output pixels.
 
     Each joint is where its object's cell says, or at the nearest peak of the joint's heatmap, if one is near enough and
     in the box. Returns (B, K, J, 3): x and y in output pixels, and the score of the heatmap there, 0 to 1.
     """
-    joint_count, height, width = maps.heatmap.shape[1:]
-    index = cells[:, None].expand(-1, 2 * joint_count, -1)
-    places = maps.places.flatten(2).gather(2, index).transpose(1, 2)  # (B, K, 2 * J)
-    rows, columns = divide(cells, width)
-    x, y = places[..., 0::2] + columns[..., None], places[..., 1::2] + rows[..., None]
+    height, width = maps.heatmap.shape[2:]
+    places = maps.places.at(cells).view(*cells.row.shape, -1, 2) + cells.corner[..., None, :]  # (B, K, J, 2)
+    x, y = places.unbind(-1)
     flat = x.floor().clamp(0, width - 1).long() + width * y.floor().clamp(0, height - 1).long()
     scores = maps.heatmap.flatten(2).gather(2, flat.transpose(1, 2)).transpose(1, 2).sigmoid()
 
     logits, peaks = keep_peaks(maps.heatmap).flatten(2).topk(min(_MOST_PEAKS, height * width))
     peak_scores = logits.sigmoid()  # (B, J, P)
-    within = maps.offset.flatten(2).gather(2, peaks.flatten(1)[:, None].expand(-1, 2, -1))
-    peak_rows, peak_columns = divide(peaks, width)
-    peak_x = peak_columns + within[:, 0].view_as(logits)
-    peak_y = peak_rows + within[:, 1].view_as(logits)
+    peak_cells = find_cells(peaks, width)
+    peak_x, peak_y = (peak_cells.corner + maps.offset.at(peak_cells)).unbind(-1)
 
     all_x, all_y = peak_x[:, None], peak_y[:, None]  # (B, 1, J, P), to be compared with (B, K, J, 1)
     distance = ((x[..., None] - all_x) ** 2 + (y[..., None] - all_y) ** 2).sqrt()
@@ -100,9 +97,3 @@ def decode_keypoints(maps: KeypointMaps, cells: Tensor, boxes: Tensor) -> Tensor
     moved = (each.gather(2, of_joint).transpose(1, 2) for each in (peak_x, peak_y, peak_scores))
     said = (x, y, scores)
     return torch.stack([torch.where(moves, there, here) for there, here in zip(moved, said, strict=True)], dim=-1)
-
-
-def divide(indices: Tensor, divisor: int) -> tuple[Tensor, Tensor]:
-    """Returns the quotients of indices of 0 or more, and the remainders."""
-    quotients = torch.div(indices, divisor, rounding_mode="trunc")  # one node of a graph, for which `//` is six
-    return quotients, indices - quotients * divisor

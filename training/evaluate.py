@@ -13,10 +13,11 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from model.backbones.backbone import Backbone
+from model.cells import WholeMap
 from model.codec import decode
 from model.detector import Detections, Detector, move_to_photo
+from model.heads import HeadMaps, KeypointMaps
 from model.letterbox import place
-from model.network import HeadMaps, KeypointMaps
 from training.datasets.dataset import Dataset, InvalidDataset
 from training.loader import evaluation_batches
 from training.metrics import Metrics
@@ -113,19 +114,19 @@ def _detect_at(
 
 def _average_mirrored(network: nn.Module, images: Tensor, mirrored: Sequence[int]) -> HeadMaps:
     one, other = network(images), network(images.flip(2))
-    heatmap, size = _average_logits(one.heatmap, other.heatmap.flip(3)), (one.size + other.size.flip(3)) / 2
+    heatmap, size = _average_logits(one.heatmap, other.heatmap.flip(3)), one.size.whole() + other.size.whole().flip(3)
     keypoints = None
     if one.keypoints is not None:
         order = list(mirrored)
-        there = other.keypoints.places.flip(3).unflatten(1, (-1, 2))[:, order]
+        there = other.keypoints.places.whole().flip(3).unflatten(1, (-1, 2))[:, order]
         # a joint as far left of its cell's right edge as it is right of the left one here
         there = torch.stack([1 - there[:, :, 0], there[:, :, 1]], dim=2).flatten(1, 2)
         keypoints = KeypointMaps(
-            (one.keypoints.places + there) / 2,
+            WholeMap((one.keypoints.places.whole() + there) / 2),
             _average_logits(one.keypoints.heatmap, other.keypoints.heatmap.flip(3)[:, order]),
             one.keypoints.offset,
         )
-    return HeadMaps(heatmap, size, one.offset, keypoints)
+    return HeadMaps(heatmap, WholeMap(size / 2), one.offset, keypoints)
 
 
 def _average_logits(one: Tensor, other: Tensor) -> Tensor:

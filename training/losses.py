@@ -7,10 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.codec import Targets, boxes_of_maps
+from model.cells import Cells, WholeMap, boxes_at
+from model.codec import Targets
 from model.gaussian import IGNORED
+from model.heads import HeadMaps, KeypointMaps
 from model.keypoints import KeypointTargets
-from model.network import HeadMaps, KeypointMaps
 from training.config import Config
 
 
@@ -44,13 +45,18 @@ def _losses_of_stack(maps: HeadMaps, targets: Targets, config: Config, counts: C
     object_count = counts.objects
     heatmap_loss = HEATMAP_LOSSES[config.heatmap_loss]
     terms = {"heatmap": config.heatmap_weight * heatmap_loss(maps.heatmap, targets.heatmap) / object_count}
+    weight = _teaching_weight(targets, config) if config.giou_weight else targets.mask
+    cells = Cells(*weight.nonzero(as_tuple=True))  # the others need not be computed
+    size, offset = maps.size.at(cells), maps.offset.at(cells)  # (M, 2)
+    wanted_size, wanted_offset = (WholeMap(each).at(cells) for each in (targets.size, targets.offset))
+    is_centre = targets.mask[cells][:, None]
     if config.offset_weight:
-        terms["offset"] = config.offset_weight * centre_l1(maps.offset, targets.offset, targets.mask) / object_count
+        terms["offset"] = config.offset_weight * _l1(offset, wanted_offset, is_centre) / object_count
     if config.size_weight:
-        terms["size"] = config.size_weight * centre_l1(maps.size, targets.size, targets.mask) / object_count
+        terms["size"] = config.size_weight * _l1(size, wanted_size, is_centre) / object_count
     if config.giou_weight:
-        weight = _teaching_weight(targets, config)
-        terms["giou"] = config.giou_weight * giou_loss(maps, targets, weight) / object_count
+        boxes, wanted = boxes_at(cells, size, offset), boxes_at(cells, wanted_size, wanted_offset)
+        terms["giou"] = config.giou_weight * giou_loss(boxes, wanted, weight[cells]) / object_count
     if maps.keypoints is not None:
         weight = _teaching_weight(targets, config)
         terms |= keypoint_losses(maps.keypoints, targets.keypoints, weight, config, counts)
@@ -64,16 +70,24 @@ def keypoint_losses(
 
     `weight` (B, h, w) is how much each cell teaches of where its object's joints are.
     """
-    known = (targets.is_known * weight[:, None]).repeat_interleave(2, dim=1)  # (B, 2 * J, h, w)
-    places = ((maps.places - targets.places).abs() * known).sum() / (2 * counts.joint_places)
+    cells = Cells(*weight.nonzero(as_tuple=True))
+    is_known = WholeMap(targets.is_known).at(cells).repeat_interleave(2, dim=1)  # (M, 2 * J)
+    known = is_known * weight[cells][:, None]
+    places = _l1(maps.places.at(cells), WholeMap(targets.places).at(cells), known) / (2 * counts.joint_places)
     heatmap_loss = HEATMAP_LOSSES[config.heatmap_loss]
     heatmap = heatmap_loss(maps.heatmap, targets.heatmap) / counts.joint_peaks
-    offset = centre_l1(maps.offset, targets.offset, targets.mask) / counts.joint_cells
+    cells = Cells(*targets.mask.nonzero(as_tuple=True))
+    offset = _l1(maps.offset.at(cells), WholeMap(targets.offset).at(cells), 1.0) / counts.joint_cells
     return {
         "keypoint_places": config.keypoint_weight * places,
         "keypoint_heatmap": config.keypoint_heatmap_weight * heatmap,
         "keypoint_offset": config.keypoint_offset_weight * offset,
     }
+
+
+def _l1(values: Tensor, wanted: Tensor, weight: Tensor | float) -> Tensor:
+    """L1, summed (equations 2 and 3): values, wanted (M, C), weight (M, 1) or (M, C) → scalar."""
+    return ((values - wanted).abs() * weight).sum()
 
 
 def _teaching_weight(targets: Targets, config: Config) -> Tensor:
@@ -104,20 +118,12 @@ def quality_focal_loss(logits: Tensor, target: Tensor, beta: float = 2.0) -> Ten
     return (loss * (target != IGNORED)).sum()
 
 
-def centre_l1(maps: Tensor, target: Tensor, mask: Tensor) -> Tensor:
-    """L1 at the centre cells, summed (equations 2 and 3): maps, target (B, 2, h, w), mask (B, h, w) → scalar."""
-    return ((maps - target).abs() * mask[:, None]).sum()
-
-
-def giou_loss(maps: HeadMaps, targets: Targets, weight: Tensor) -> Tensor:
-    """1 - GIoU (arXiv 1902.09630) of every cell's box, weighted by `weight` (B, h, w), summed → scalar.
+def giou_loss(boxes: Tensor, wanted: Tensor, weight: Tensor) -> Tensor:
+    """1 - GIoU (arXiv 1902.09630) of boxes (M, 4) and those wanted, xyxy, weighted by `weight` (M,), summed → scalar.
 
     Learning from all cells around a centre instead of one shortens training (TTFNet, arXiv 1909.00700, 4.2).
     """
-    batch, rows, columns = weight.nonzero(as_tuple=True)
-    predicted = boxes_of_maps(maps.size, maps.offset)[batch, :, rows, columns]  # (M, 4)
-    wanted = boxes_of_maps(targets.size, targets.offset)[batch, :, rows, columns]
-    return ((1 - generalized_iou(predicted, wanted)) * weight[batch, rows, columns]).sum()
+    return ((1 - generalized_iou(boxes, wanted)) * weight).sum()
 
 
 def generalized_iou(a: Tensor, b: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ from rich.table import Table
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from model.codec import decode
 from model.network import BACKBONES, CenterNet, describe_backbone, fitting_necks
 from training.config import InvalidConfig
 
@@ -65,7 +66,7 @@ def count_macs(network: CenterNet, size: int) -> int:
     """Returns how many multiply-accumulates one picture of `size` pixels squared takes `network`, from `build`."""
     images = torch.zeros(1, size, size, 3, dtype=torch.uint8, device="meta")
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
-        network(images)
+        decode(network(images), stride=network.stride)
     return int(counter.get_total_flops()) // 2
 
 

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from model.network import SIZE_UNIT, STRIDE, CenterNet
+from model.heads import SIZE_UNIT, STRIDE
+from model.network import CenterNet
 from training.categories import COCO, COCO_PEOPLE, VOC, Categories
 from training.checkpoint import Checkpoint, git_commit
 from training.config import make_config

@@ -68,7 +68,7 @@ class Comparison:
     ap50_loss: float
     max_ap50_loss: float
     speedup: float
-    float_layers: tuple[str, ...]  # besides the heads' last ones; by their names in the graph
+    float_layers: tuple[str, ...]  # besides the heatmaps' last ones; by their names in the graph
 
     def print(self, console: Console) -> None:
         """Prints a table."""
@@ -78,7 +78,7 @@ class Comparison:
             row = (f"{each.ap:.2f}", f"{each.ap50:.2f}", joints, f"{each.milliseconds:.1f}", f"{each.megabytes:.1f}")
             table.add_row(each.precision, *row)
         console.print(table)
-        kept = ", ".join(self.float_layers) or "none but the heads' last"
+        kept = ", ".join(self.float_layers) or "none but the heatmaps' last"
         console.print(f"{self.speedup:.2f} times as fast; layers kept in float32: {kept}", soft_wrap=True)
 
     def write(self, path: Path) -> None:
@@ -118,7 +118,7 @@ def lower(
                 loss = _lose(before_trial, measure(trial_set, detect_with_model(candidate, trial_set, console)))
                 console.print(
                     f"{loss:.2f} AP50 lost on {len(trial_set.photos)} training photos with {len(float_layers)} layers"
-                    " more in float32 than the heads' last",
+                    " more in float32 than the heatmaps' last",
                     soft_wrap=True,
                 )
                 if loss > lowering.max_ap50_loss:
@@ -141,7 +141,7 @@ def lower(
 def _try_in_turn(
     proto: onnx.ModelProto, detector: Detector, lowering: Lowering
 ) -> Iterator[tuple[onnx.ModelProto, tuple[str, ...]]]:
-    """Graphs to try, the fastest first, each with its layers in float32 besides the heads' last."""
+    """Graphs to try, the fastest first, each with its layers in float32 besides the heatmaps' last."""
     if lowering.precision == "fp16":
         yield halve(proto), ()
         return

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from model.backbones.backbone import Backbone
-from model.network import STRIDE, CenterNet
+from model.heads import STRIDE
+from model.network import CenterNet
 
 _HEAD_ROWS = re.compile(r"_head\.2\.")  # the keys of the heads' last layers
 _LABEL_ROWS = re.compile(r"(^|\.)heatmap_head\.2\.")  # the keys of what has a row for each label

@@ -17,7 +17,7 @@ from onnxruntime.quantization import CalibrationMethod, QDQQuantizer, QuantType,
 
 from model.session import open_session
 from training.stem import share_normalisation, take_bytes
-from training.trunk import find_exact_nodes, find_last_layers, prepare, read
+from training.trunk import find_exact_nodes, find_head_maps, prepare, read
 
 # what has an integer kernel on the CPU; activations among them: one that is not named keeps its input's whole range,
 # of which ReLU6 throws most away (measured: 4 AP50)
@@ -31,8 +31,8 @@ Array = NDArray[Any]
 class Quantizer:
     """Makes int8 graphs of `proto`, a float32 one; `canvases` (n, H, W, 3), uint8, RGB, are what it will see.
 
-    `layers` are the names of the convolutions that it can quantise. The heads' last layers and all behind them stay in
-    float32 in any case.
+    `layers` are the names of the convolutions that it can quantise. The heatmaps' last layers and all behind them
+    stay in float32 in any case.
     """
 
     def __init__(self, proto: onnx.ModelProto, canvases: Sequence[NDArray[np.uint8]]) -> None:
@@ -72,7 +72,7 @@ class Quantizer:
 
     def rank_layers(self) -> list[str]:
         """`layers`, first the one that by being int8 alone gives the heads' maps the largest error."""
-        maps = [node.output[0] for node in find_last_layers(self._float.graph)]
+        maps = find_head_maps(self._float.graph)
         canvases = self._canvases[:_RANKED_BY]
         expected = watch(self._float, maps, canvases)
         errors = {}

@@ -2,9 +2,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from model.cells import WholeMap
 from model.codec import Targets, decode, encode
 from model.gaussian import IGNORED
-from model.network import HeadMaps, KeypointMaps
+from model.heads import HeadMaps, KeypointMaps
 
 GRID = (40, 60)
 BOXES = torch.tensor([[20.0, 20.0, 100.0, 140.0], [150.0, 30.0, 190.0, 90.0]])
@@ -28,8 +29,11 @@ def to_logits(heatmap: Tensor) -> Tensor:
 
 def as_maps(targets: Targets) -> HeadMaps:
     joints = targets.keypoints
-    keypoints = KeypointMaps(joints.places[None], to_logits(joints.heatmap), joints.offset[None])
-    return HeadMaps(to_logits(targets.heatmap), targets.size[None], targets.offset[None], keypoints)
+    places, within, size, offset = (
+        WholeMap(each[None]) for each in (joints.places, joints.offset, targets.size, targets.offset)
+    )
+    keypoints = KeypointMaps(places, to_logits(joints.heatmap), within)
+    return HeadMaps(to_logits(targets.heatmap), size, offset, keypoints)
 
 
 def test_decoding_the_targets_gives_the_joints_back() -> None:
@@ -84,13 +88,13 @@ def maps_with_peaks(peaks: dict[tuple[int, int], float]) -> HeadMaps:
     """One object, 20 cells wide and high around (30.5, 20.5), whose one joint it takes to be at (33, 20)."""
     heatmap = torch.full((1, 1, *GRID), -9.0)
     heatmap[0, 0, 20, 30] = 4.0
-    size, offset = torch.full((1, 2, *GRID), 20.0), torch.full((1, 2, *GRID), 0.5)
+    size, offset, within = (WholeMap(torch.full((1, 2, *GRID), value)) for value in (20.0, 0.5, 0.25))
     places = torch.zeros(1, 2, *GRID)
     places[0, 0] = 3.0
     joints = torch.full((1, 1, *GRID), 1e-3)
     for (column, row), score in peaks.items():
         joints[0, 0, row, column] = score
-    return HeadMaps(heatmap, size, offset, KeypointMaps(places, torch.logit(joints), torch.full((1, 2, *GRID), 0.25)))
+    return HeadMaps(heatmap, size, offset, KeypointMaps(WholeMap(places), torch.logit(joints), within))
 
 
 @pytest.mark.parametrize(
@@ -115,7 +119,8 @@ def test_a_joint_goes_to_the_nearest_peak_within_reach(
 
 def test_a_joint_stays_in_its_box() -> None:
     maps = maps_with_peaks({(35, 21): 0.8})
-    narrow = maps._replace(size=torch.tensor([8.0, 20.0])[None, :, None, None].expand_as(maps.size))  # up to 34.5
+    size = torch.tensor([8.0, 20.0])[None, :, None, None].expand(1, 2, *GRID)  # up to 34.5
+    narrow = maps._replace(size=WholeMap(size))
     found = decode(narrow, limit=1)
     assert found.keypoints is not None
     torch.testing.assert_close(found.keypoints[0, 0, 0, :2], torch.tensor([132.0, 80.0]))

@@ -20,7 +20,7 @@ def test_head_maps_have_a_cell_for_every_four_pixels(backbone: str, neck: str) -
         maps = network(torch.zeros(2, 2 * stride, 3 * stride, 3, dtype=torch.uint8))
     cells = (2 * stride // 4, 3 * stride // 4)
     assert maps.heatmap.shape == (2, 7, *cells)
-    assert maps.size.shape == maps.offset.shape == (2, 2, *cells)
+    assert maps.size.whole().shape == maps.offset.whole().shape == (2, 2, *cells)
 
 
 def test_every_neck_fits_some_backbone_and_none_fits_hourglasses_alone() -> None:

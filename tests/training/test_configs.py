@@ -22,7 +22,11 @@ def test_a_recipe_is_valid_and_named_after_its_file_and_all_of_its_network_learn
     with FakeTensorMode():  # shapes without values: the largest network takes no memory
         network = build_network(config, 80)
         maps = network(torch.zeros(2, config.input_size, config.input_size, 3, dtype=torch.uint8))
-        found = [each for stack in (*maps.earlier, maps) for each in (stack.heatmap, stack.size, stack.offset)]
+        found = [
+            each
+            for stack in (*maps.earlier, maps)
+            for each in (stack.heatmap, stack.size.whole(), stack.offset.whole())
+        ]
         torch.stack([each.sum() for each in found]).sum().backward()
     assert maps.heatmap.shape == (2, 80, cells, cells)
     assert [name for name, parameter in network.named_parameters() if parameter.grad is None] == []

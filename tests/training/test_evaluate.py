@@ -6,9 +6,10 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
+from model.cells import WholeMap
 from model.codec import encode
 from model.detector import Detections
-from model.network import HeadMaps, KeypointMaps
+from model.heads import HeadMaps, KeypointMaps
 from tests.training.configs import small_config
 from tests.training.joints import add_joints
 from training.__main__ import main
@@ -41,8 +42,8 @@ class Oracle(nn.Module):
         box = torch.tensor([[left, 0.5 - half_height, left + 0.25, 0.5 + half_height]]) * side
         targets = encode(box, torch.tensor([1]), torch.tensor([False]), torch.zeros(1, 0, 3), 3, (side // 4, side // 4))
         logits = torch.logit(targets.heatmap.clamp(1e-4, 1 - 1e-4))
-        maps = (each.expand(len(images), *each.shape) for each in (logits, targets.size, targets.offset))
-        return HeadMaps(*maps)
+        heatmap, *boxes = (each.expand(len(images), *each.shape) for each in (logits, targets.size, targets.offset))
+        return HeadMaps(heatmap, *map(WholeMap, boxes))
 
 
 def test_scales_are_those_of_the_input_and_merged(dataset: Dataset) -> None:
@@ -86,9 +87,10 @@ class JointOracle(nn.Module):
         targets = encode(box, torch.tensor([1]), torch.tensor([False]), joints, 3, (32, 32))
         found = targets.keypoints
         logits = [torch.logit(each.clamp(1e-4, 1 - 1e-4)) for each in (targets.heatmap, found.heatmap)]
-        boxes = [each.expand(len(images), *each.shape) for each in (logits[0], targets.size, targets.offset)]
-        keypoints = [each.expand(len(images), *each.shape) for each in (found.places, logits[1], found.offset)]
-        return HeadMaps(*boxes, keypoints=KeypointMaps(*keypoints))
+        heatmaps = [each.expand(len(images), *each.shape) for each in logits]
+        read = (targets.size, targets.offset, found.places, found.offset)
+        size, offset, places, within = (WholeMap(each.expand(len(images), *each.shape)) for each in read)
+        return HeadMaps(heatmaps[0], size, offset, KeypointMaps(places, heatmaps[1], within))
 
 
 @pytest.mark.parametrize("flip", [False, True])

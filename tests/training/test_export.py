@@ -11,13 +11,14 @@ from rich.console import Console
 
 from model.backbones.hourglass import Hourglass
 from model.canvas import prepare
-from model.codec import boxes_of_maps
+from model.cells import WholeMap, boxes_at, find_cells
 from model.deformable import DeformableConv
 from model.detector import Detector
 from model.graph import build_onnx, save_onnx
+from model.heads import STRIDE, KeypointMaps
 from model.keypoints import decode_keypoints
 from model.metadata import Metadata
-from model.network import BACKBONES, STRIDE, CenterNet, KeypointMaps, fitting_necks
+from model.network import BACKBONES, CenterNet, fitting_necks
 from model.peaks import REPEAT_IOU
 from model.skeleton import NO_JOINTS, Skeleton
 from tests.training.configs import small_config
@@ -99,7 +100,11 @@ def test_graph_equals_network_alone_and_in_a_batch(
     with torch.inference_mode():
         maps = network(torch.from_numpy(canvases))
         heatmap = maps.heatmap.sigmoid()
-        boxes = stride * boxes_of_maps(maps.size.clamp(min=0), maps.offset).flatten(2).transpose(1, 2)  # (B, cells, 4)
+        grid_width, cell_count = heatmap.shape[3], heatmap[0, 0].numel()
+        size, offset = (each.whole().flatten(2).transpose(1, 2) for each in (maps.size, maps.offset))
+        every = find_cells(torch.arange(cell_count).expand(3, -1), grid_width)
+        boxes = stride * boxes_at(every, size.clamp(min=0), offset)  # (B, cells, 4)
+        keypoints = (maps.keypoints.places.whole(), maps.keypoints.heatmap, maps.keypoints.offset.whole())
         nearby = F.unfold(F.pad(heatmap, (1, 1, 1, 1)), 3).view(3, 3, 9, -1)  # (B, C, 3x3, cells)
         # random weights make near-ties, and which of those is a peak is a matter of rounding
         above = nearby[:, :, 4] - nearby[:, :, [0, 1, 2, 3, 5, 6, 7, 8]].amax(2)
@@ -124,9 +129,10 @@ def test_graph_equals_network_alone_and_in_a_batch(
             assert has_row[expected].all()  # and missed nothing
 
             cells = (same_box & same_score).int().argmax(1)
+            places, joint_heatmap, within = (each[index : index + 1] for each in keypoints)
             joints = decode_keypoints(
-                KeypointMaps(*(each[index : index + 1] for each in maps.keypoints)),
-                cells[None],
+                KeypointMaps(WholeMap(places), joint_heatmap, WholeMap(within)),
+                find_cells(cells[None], grid_width),
                 torch.from_numpy(rows.boxes_xyxy)[None] / stride,
             )[0]
             assert rows.keypoints is not None

@@ -6,20 +6,19 @@ import torch
 from torch import Tensor
 from torch.utils.data import default_collate
 
+from model.cells import WholeMap
 from model.codec import Targets, encode
 from model.gaussian import IGNORED
-from model.network import HeadMaps, KeypointMaps
+from model.heads import HeadMaps, KeypointMaps
 from tests.training.configs import small_config
 from training.config import Config
 from training.losses import (
     HEATMAP_LOSSES,
     Counts,
-    centre_l1,
     count_targets,
     detection_losses,
     focal_loss,
     generalized_iou,
-    giou_loss,
     quality_focal_loss,
 )
 
@@ -62,12 +61,6 @@ def test_ignored_cells_teach_nothing(heatmap_loss: Callable[[Tensor, Tensor], Te
     assert (logits.grad != 0).flatten().tolist() == [False, True, False]
 
 
-def test_centre_l1_counts_centres_alone() -> None:
-    maps, target = torch.zeros(1, 2, 2, 2), torch.ones(1, 2, 2, 2)
-    mask = torch.tensor([[[True, False], [False, False]]])
-    assert centre_l1(maps, target, mask).item() == 2
-
-
 @pytest.mark.parametrize(
     ("other", "expected"),
     [
@@ -87,24 +80,38 @@ def batch_of(boxes: Tensor, grid: int = 16) -> Targets:
     return default_collate([encode(boxes, labels, is_ignored, torch.zeros(len(boxes), 0, 3), 1, (grid, grid))])  # type: ignore[no-any-return]
 
 
+def head_maps(logits: Tensor, size: Tensor, offset: Tensor, keypoints: KeypointMaps | None = None) -> HeadMaps:
+    return HeadMaps(logits, WholeMap(size), WholeMap(offset), keypoints)
+
+
 def losses_of(maps: HeadMaps, targets: Targets, config: Config) -> dict[str, Tensor]:
     return detection_losses(maps, targets, config, Counts(*count_targets(targets, config).clamp(min=1)))
 
 
-def test_dense_loss_counts_every_object_alike_and_is_zero_where_all_is_right() -> None:
+def test_dense_loss_counts_every_object_alike_and_is_zero_where_all_is_right(shapes, tmp_path) -> None:  # type: ignore[no-untyped-def]
     targets = batch_of(torch.tensor([[0.0, 0.0, 8.0, 8.0], [16.0, 16.0, 60.0, 60.0]]))
-    logits = torch.zeros(1, 1, 16, 16)
-    assert giou_loss(HeadMaps(logits, targets.size, targets.offset), targets, targets.weight).item() == pytest.approx(
+    logits, config = torch.zeros(1, 1, 16, 16), small_config(shapes, tmp_path, giou_weight=1.0)
+    assert losses_of(head_maps(logits, targets.size, targets.offset), targets, config)["giou"].item() == pytest.approx(
         0, abs=1e-4
     )
     # twice as wide and high around the same centre: IoU 1/4, and nothing of the hull is empty
-    doubled = HeadMaps(logits, targets.size * 2, targets.offset)
-    assert giou_loss(doubled, targets, targets.weight).item() == pytest.approx(2 * 0.75, abs=1e-4)
+    doubled = head_maps(logits, targets.size * 2, targets.offset)
+    assert losses_of(doubled, targets, config)["giou"].item() == pytest.approx(0.75, abs=1e-4)
+
+
+def test_size_and_offset_are_l1_at_the_centres_alone(shapes, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    targets = batch_of(torch.tensor([[0.0, 0.0, 8.0, 8.0], [16.0, 16.0, 60.0, 60.0]]))
+    is_centre = targets.mask[:, None]
+    size, offset = (each + torch.where(is_centre, off, 50.0) for each, off in ((targets.size, 3), (targets.offset, 1)))
+    for giou_weight in (0.0, 1.0):
+        config = small_config(shapes, tmp_path, giou_weight=giou_weight, size_weight=1.0, offset_weight=1.0)
+        terms = losses_of(head_maps(torch.zeros(1, 1, 16, 16), size, offset), targets, config)
+        assert (terms["size"].item(), terms["offset"].item()) == pytest.approx((6, 2))
 
 
 def test_images_without_objects_still_teach_the_heatmap(shapes, tmp_path) -> None:  # type: ignore[no-untyped-def]
     targets = batch_of(torch.zeros(0, 4))
-    maps = HeadMaps(torch.zeros(1, 1, 16, 16), torch.zeros(1, 2, 16, 16), torch.zeros(1, 2, 16, 16))
+    maps = head_maps(torch.zeros(1, 1, 16, 16), torch.zeros(1, 2, 16, 16), torch.zeros(1, 2, 16, 16))
     terms = losses_of(maps, targets, small_config(shapes, tmp_path))
     assert terms["heatmap"].item() == pytest.approx(256 * 0.25 * math.log(2))
     assert terms["size"] == terms["offset"] == terms["giou"] == 0
@@ -112,7 +119,7 @@ def test_images_without_objects_still_teach_the_heatmap(shapes, tmp_path) -> Non
 
 def test_the_paper_recipe_has_no_dense_term(shapes, tmp_path) -> None:  # type: ignore[no-untyped-def]
     targets = batch_of(torch.tensor([[0.0, 0.0, 8.0, 8.0]]))
-    maps = HeadMaps(torch.zeros(1, 1, 16, 16), targets.size + 1, targets.offset)
+    maps = head_maps(torch.zeros(1, 1, 16, 16), targets.size + 1, targets.offset)
     terms = losses_of(maps, targets, small_config(shapes, tmp_path, giou_weight=0.0))
     assert set(terms) == {"heatmap", "offset", "size"}
     assert terms["size"].item() == pytest.approx(0.2)
@@ -121,8 +128,8 @@ def test_the_paper_recipe_has_no_dense_term(shapes, tmp_path) -> None:  # type: 
 def test_losses_of_stacks_are_averaged(shapes, tmp_path) -> None:  # type: ignore[no-untyped-def]
     targets = batch_of(torch.tensor([[0.0, 0.0, 8.0, 8.0], [16.0, 16.0, 60.0, 60.0]]))
     config = small_config(shapes, tmp_path)
-    one = HeadMaps(torch.zeros(1, 1, 16, 16), targets.size + 1, targets.offset)
-    other = HeadMaps(torch.full((1, 1, 16, 16), -2.0), targets.size + 3, targets.offset + 1)
+    one = head_maps(torch.zeros(1, 1, 16, 16), targets.size + 1, targets.offset)
+    other = head_maps(torch.full((1, 1, 16, 16), -2.0), targets.size + 3, targets.offset + 1)
     first, last = (losses_of(maps, targets, config) for maps in (one, other))
     both = losses_of(other._replace(earlier=(one,)), targets, config)
     assert both.keys() == first.keys()
@@ -140,8 +147,10 @@ def test_joints_are_means_over_those_that_have_a_place(shapes, tmp_path) -> None
     for dense in (True, False):
         config = small_config(shapes, tmp_path, keypoint_weight=1.0, dense_boxes=dense)
         assert count_targets(targets, config).tolist() == pytest.approx([2, 3, 3, 3])
-        off = KeypointMaps(wanted.places + 3.0, torch.zeros_like(wanted.heatmap), wanted.offset + 0.25)
-        maps = HeadMaps(torch.zeros(1, 1, 16, 16), targets.size, targets.offset, off)
+        off = KeypointMaps(
+            WholeMap(wanted.places + 3.0), torch.zeros_like(wanted.heatmap), WholeMap(wanted.offset + 0.25)
+        )
+        maps = head_maps(torch.zeros(1, 1, 16, 16), targets.size, targets.offset, off)
         terms = losses_of(maps, targets, config)
         assert terms["keypoint_places"].item() == pytest.approx(3.0, rel=1e-5)
         assert terms["keypoint_offset"].item() == pytest.approx(0.5)

@@ -43,10 +43,13 @@ def test_size_that_does_not_fit_is_refused(capsys: pytest.CaptureFixture[str]) -
     assert "multiple of 32" in capsys.readouterr().err
 
 
-def test_multiply_accumulates_are_those_of_the_convolutions() -> None:
+def test_multiply_accumulates_are_those_of_the_convolutions_and_of_a_hundred_boxes() -> None:
     network = build("resnet18", "top_down", 64, 3)
-    macs = count_macs(network, 64)
-    assert count_macs(network, 128) == 4 * macs
+    boxes = 100 * sum(
+        layer.weight.numel() for head in (network.size_head, network.offset_head) for layer in (head[0], head[2])
+    )
+    macs = count_macs(network, 64) - boxes
+    assert count_macs(network, 128) - boxes == 4 * macs
     counted = 0
 
     def count(module: torch.nn.Module, _: object, y: torch.Tensor) -> None:

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from model.backbones.hourglass import Hourglass
 from model.detector import Detector
-from model.network import BACKBONES, CenterNet, HeadMaps, KeypointMaps
+from model.heads import HeadMaps, KeypointMaps
+from model.network import BACKBONES, CenterNet
 from tests.training import published, references
 from tests.training.published import CTDET, MULTI_POSE, PASCAL, Shapes
 from training.__main__ import main
@@ -80,9 +81,9 @@ def build(path: Path) -> CenterNet:
 
 
 def assert_maps_are(found: HeadMaps, expected: list[Tensor]) -> None:
-    ours = [found.heatmap, found.size, found.offset]
+    ours = [found.heatmap, found.size.whole(), found.offset.whole()]
     if isinstance(found.keypoints, KeypointMaps):
-        ours += [found.keypoints.places, found.keypoints.heatmap, found.keypoints.offset]
+        ours += [found.keypoints.places.whole(), found.keypoints.heatmap, found.keypoints.offset.whole()]
     for one, other in zip(ours, expected, strict=True):
         assert other.flatten(2).std(2).median() > 0.02  # so that there is something to compare in each place
         torch.testing.assert_close(one, other, atol=2e-4, rtol=1e-3)

@@ -28,7 +28,7 @@ from training.half import halve
 from training.metrics import Metrics, measure
 from training.precision import Lowering, PrecisionLoss, lower
 from training.quantize import Quantizer, watch
-from training.trunk import find_exact_nodes, find_last_layers, find_normalisation, prepare
+from training.trunk import find_exact_nodes, find_head_maps, find_normalisation, prepare
 
 LABELS = ("circle", "square", "triangle")
 
@@ -132,7 +132,7 @@ def test_the_command_exports_in_int8_and_says_so(
     path, report = tmp_path / "models" / "fast.onnx", tmp_path / "reports" / "report.json"
     main(["export", str(tmp_path / "best.pt"), str(path), "--precision", "int8", "--report", str(report)])
     said = capsys.readouterr().out
-    assert "layers kept in float32: none but the heads' last" in said
+    assert "layers kept in float32: none but the heatmaps' last" in said
     assert Detector(path, "cpu").metadata.precision == "int8"
     assert [each.name for each in path.parent.iterdir()] == ["fast.onnx"]
     figures = json.loads(report.read_text())
@@ -176,7 +176,9 @@ def test_layers_are_kept_in_float_until_the_loss_is_allowed(
     lowered = lower(proto, exact, before, own_findings, Lowering("int8", 1.0, own_findings), Console(quiet=True))
     assert lowered.comparison.float_layers == tuple(quantizer.layers[:-5:-1])
     floats = {node.name for node in lowered.proto.graph.node if is_float_layer(node)}
-    assert floats == {node.name for node in find_last_layers(prepare(proto).graph)} | set(quantizer.layers[-4:])
+    heatmap = {node.name for node in find_exact_nodes(prepare(proto).graph) if node.op_type == "Conv"}
+    assert len(heatmap) == 1
+    assert floats == heatmap | set(quantizer.layers[-4:])
 
 
 def test_what_float_layers_alone_read_is_float_too(quantizer: Quantizer) -> None:
@@ -198,7 +200,7 @@ def test_convolutions_and_additions_are_computed_in_integers(quantizer: Quantize
     ort.InferenceSession(quantizer.build().SerializeToString(), options, providers=["CPUExecutionProvider"])
     kinds = [node.op_type for node in onnx.load(tmp_path / "optimised.onnx").graph.node]
     assert kinds.count("QLinearConv") == len(quantizer.layers)
-    assert kinds.count("Conv") == 3  # the heads' last
+    assert kinds.count("Conv") == 1  # the heatmap's last
     assert "QuantizeLinear" not in kinds  # not even the pixels', which are bytes already
     assert not {"Clip", "Relu"} & set(kinds)  # a part of the convolutions
     some = quantizer.layers[:2]
@@ -210,12 +212,12 @@ def test_a_layer_with_a_wild_channel_is_the_first_to_stay_in_float(proto: onnx.M
     wild.CopyFrom(proto)
     for tensor in wild.graph.initializer:
         values = numpy_helper.to_array(tensor).copy()
-        if tensor.name == "network.size_head.0.bias":
+        if tensor.name == "network.heatmap_head.0.bias":
             values[0] = 3000.0  # nobody reads it, but the other seven channels share their 256 steps with it
-        elif tensor.name == "network.size_head.2.weight":
+        elif tensor.name == "network.heatmap_head.2.weight":
             values[:, 0] = 0.0
         tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
-    [first] = [node.name for node in prepare(wild).graph.node if "network.size_head.0.weight" in node.input]
+    [first] = [node.name for node in prepare(wild).graph.node if "network.heatmap_head.0.weight" in node.input]
     assert Quantizer(wild, draw_canvases()).rank_layers()[0] == first
 
 
@@ -243,7 +245,7 @@ def test_rounding_the_weights_does_not_shift_what_the_heads_say(
             tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
     canvases = draw_canvases()
     quantizer = Quantizer(rounded, canvases)
-    maps = [node.output[0] for node in find_last_layers(prepare(rounded).graph)]
+    maps = find_head_maps(prepare(rounded).graph)[:1]  # the logits
 
     def measure_shift() -> float:
         pairs = zip(watch(quantizer.build(), maps, canvases), watch(rounded, maps, canvases), strict=True)
@@ -276,8 +278,8 @@ def test_deformable_convolutions_joints_and_a_first_stride_of_1_can_be_lowered()
     network.backbone.conv1.stride = (1, 1)  # as DLA's
     make_lively(network)
     proto, canvases = build_onnx(network), draw_canvases(2)
-    names = [node.output[0] for node in find_last_layers(prepare(proto).graph)]
-    assert len(names) == 6
+    heatmap, joint_heatmap, seen = find_head_maps(prepare(proto).graph)
+    names = [heatmap, joint_heatmap]
     expected = watch(prepare(proto), names, canvases)
     for lowered, most in ((halve(proto), 0.05), (Quantizer(proto, canvases).build(), 0.5)):
         for ones, others in zip(watch(lowered, names, canvases), expected, strict=True):
