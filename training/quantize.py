@@ -17,7 +17,7 @@ from onnxruntime.quantization import CalibrationMethod, QDQQuantizer, QuantType,
 
 from model.session import open_session
 from training.stem import share_normalisation, take_bytes
-from training.trunk import find_exact_nodes, find_head_maps, prepare, read
+from training.trunk import find_exact_nodes, find_last_layers, prepare, read
 
 # what has an integer kernel on the CPU; activations among them: one that is not named keeps its input's whole range,
 # of which ReLU6 throws most away (measured: 4 AP50)
@@ -71,8 +71,11 @@ class Quantizer:
         return self._quantize([node.name for node in chosen])
 
     def rank_layers(self) -> list[str]:
-        """`layers`, first the one that by being int8 alone gives the heads' maps the largest error."""
-        maps = find_head_maps(self._float.graph)
+        """`layers`, first the one that by being int8 alone gives the heatmaps the largest error.
+
+        Boxes are read off the map that the heatmaps are computed from, so that what harms those shows here too.
+        """
+        maps = [node.output[0] for node in find_last_layers(self._float.graph)]
         canvases = self._canvases[:_RANKED_BY]
         expected = watch(self._float, maps, canvases)
         errors = {}

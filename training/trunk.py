@@ -27,14 +27,9 @@ def prepare(proto: onnx.ModelProto) -> onnx.ModelProto:
     return folded
 
 
-def find_head_maps(graph: onnx.GraphProto) -> list[str]:
-    """What decides about detections: the heatmaps' logits, and the map that boxes are read off at their peaks."""
-    exact = {node.name: node for node in find_exact_nodes(graph)}
-    maps = {each.name for each in graph.value_info if each.type.tensor_type.elem_type == TensorProto.FLOAT}
-    trunk = {name for node in graph.node if node.name not in exact for name in node.output} & maps
-    logits = [node.output[0] for node in exact.values() if node.op_type in _LAYERS]
-    seen = {name for node in exact.values() if node.op_type not in _LAYERS for name in node.input} & trunk
-    return logits + sorted(seen)
+def find_last_layers(graph: onnx.GraphProto) -> list[NodeProto]:
+    """The convolutions that no other one reads from: those of the heatmaps, whose outputs are logits."""
+    return [node for node in find_exact_nodes(graph) if node.op_type in _LAYERS]
 
 
 def find_exact_nodes(graph: onnx.GraphProto) -> list[NodeProto]:

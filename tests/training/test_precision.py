@@ -28,7 +28,7 @@ from training.half import halve
 from training.metrics import Metrics, measure
 from training.precision import Lowering, PrecisionLoss, lower
 from training.quantize import Quantizer, watch
-from training.trunk import find_exact_nodes, find_head_maps, find_normalisation, prepare
+from training.trunk import find_exact_nodes, find_last_layers, find_normalisation, prepare
 
 LABELS = ("circle", "square", "triangle")
 
@@ -176,9 +176,7 @@ def test_layers_are_kept_in_float_until_the_loss_is_allowed(
     lowered = lower(proto, exact, before, own_findings, Lowering("int8", 1.0, own_findings), Console(quiet=True))
     assert lowered.comparison.float_layers == tuple(quantizer.layers[:-5:-1])
     floats = {node.name for node in lowered.proto.graph.node if is_float_layer(node)}
-    heatmap = {node.name for node in find_exact_nodes(prepare(proto).graph) if node.op_type == "Conv"}
-    assert len(heatmap) == 1
-    assert floats == heatmap | set(quantizer.layers[-4:])
+    assert floats == {node.name for node in find_last_layers(prepare(proto).graph)} | set(quantizer.layers[-4:])
 
 
 def test_what_float_layers_alone_read_is_float_too(quantizer: Quantizer) -> None:
@@ -245,7 +243,7 @@ def test_rounding_the_weights_does_not_shift_what_the_heads_say(
             tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
     canvases = draw_canvases()
     quantizer = Quantizer(rounded, canvases)
-    maps = find_head_maps(prepare(rounded).graph)[:1]  # the logits
+    maps = [node.output[0] for node in find_last_layers(prepare(rounded).graph)]
 
     def measure_shift() -> float:
         pairs = zip(watch(quantizer.build(), maps, canvases), watch(rounded, maps, canvases), strict=True)
@@ -278,8 +276,8 @@ def test_deformable_convolutions_joints_and_a_first_stride_of_1_can_be_lowered()
     network.backbone.conv1.stride = (1, 1)  # as DLA's
     make_lively(network)
     proto, canvases = build_onnx(network), draw_canvases(2)
-    heatmap, joint_heatmap, seen = find_head_maps(prepare(proto).graph)
-    names = [heatmap, joint_heatmap]
+    names = [node.output[0] for node in find_last_layers(prepare(proto).graph)]
+    assert len(names) == 2  # objects' and joints'
     expected = watch(prepare(proto), names, canvases)
     for lowered, most in ((halve(proto), 0.05), (Quantizer(proto, canvases).build(), 0.5)):
         for ones, others in zip(watch(lowered, names, canvases), expected, strict=True):
