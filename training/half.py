@@ -13,8 +13,8 @@ _LARGEST = float(np.finfo(np.float16).max)
 def halve(proto: onnx.ModelProto) -> onnx.ModelProto:
     """The same graph in half precision; `images` stay bytes, and boxes, scores and keypoints float32.
 
-    What is behind the trunk is in single precision too: half's logits would tie, and its box of 300 pixels has steps of a
-    quarter. Not by ONNX Runtime's own converter: that rounds to half between nodes that are to stay in single.
+    What is behind the trunk is in single precision too: half's logits would tie, and its box of 300 pixels has steps of
+    a quarter. Not by ONNX Runtime's own converter: that rounds to half between nodes that are to stay in single.
     """
     halved = prepare(proto)
     graph = halved.graph
