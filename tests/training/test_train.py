@@ -270,7 +270,8 @@ def test_a_finer_grid_begins_with_what_the_coarse_one_knows(shapes: Path, tmp_pa
     assert after.heatmap.shape == (1, 3, 32, 32)
     enlarged = before.heatmap.repeat_interleave(2, 2).repeat_interleave(2, 3)
     torch.testing.assert_close(after.heatmap, enlarged)
-    torch.testing.assert_close(after.size[:, :, ::2, 1::2], 2 * before.size)  # in output pixels, which are smaller
+    in_smaller_pixels = 2 * before.size.whole()
+    torch.testing.assert_close(after.size.whole()[:, :, ::2, 1::2], in_smaller_pixels)
 
     with_joints = build_network(coarse, 3, joint_count=2)
     message = load_pretrained(with_joints, str(tmp_path / "coarse.pt"), labels, ("head", "tail"))
