@@ -64,8 +64,8 @@ def test_a_network_says_what_the_scaling_says() -> None:
     Scaling(2.5, 1.5).fold_into(network)
     with torch.inference_mode():
         after = network(image)
+        torch.testing.assert_close(after.size.whole(), size)
     torch.testing.assert_close(after.heatmap, 2.5 * before.heatmap + 1.5)
-    torch.testing.assert_close(after.size.whole(), size)
     scores = before.heatmap.sigmoid().flatten().numpy()
     np.testing.assert_allclose(
         Scaling(2.5, 1.5).scale(scores), after.heatmap.sigmoid().flatten().numpy(), rtol=1e-3, atol=1e-6

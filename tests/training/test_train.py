@@ -267,11 +267,11 @@ def test_a_finer_grid_begins_with_what_the_coarse_one_knows(shapes: Path, tmp_pa
     images = torch.randint(0, 256, (1, 64, 64, 3), dtype=torch.uint8)
     with torch.inference_mode():
         before, after = trained(images), network(images)
+        coarse_size, fine_size = before.size.whole(), after.size.whole()
     assert after.heatmap.shape == (1, 3, 32, 32)
     enlarged = before.heatmap.repeat_interleave(2, 2).repeat_interleave(2, 3)
     torch.testing.assert_close(after.heatmap, enlarged)
-    in_smaller_pixels = 2 * before.size.whole()
-    torch.testing.assert_close(after.size.whole()[:, :, ::2, 1::2], in_smaller_pixels)
+    torch.testing.assert_close(fine_size[:, :, ::2, 1::2], 2 * coarse_size)  # in output pixels, which are smaller
 
     with_joints = build_network(coarse, 3, joint_count=2)
     message = load_pretrained(with_joints, str(tmp_path / "coarse.pt"), labels, ("head", "tail"))
