@@ -114,7 +114,8 @@ def _detect_at(
 
 def _average_mirrored(network: nn.Module, images: Tensor, mirrored: Sequence[int]) -> HeadMaps:
     one, other = network(images), network(images.flip(2))
-    heatmap, size = _average_logits(one.heatmap, other.heatmap.flip(3)), one.size.whole() + other.size.whole().flip(3)
+    heatmap = _average_logits(one.heatmap, other.heatmap.flip(3))
+    size = WholeMap((one.size.whole() + other.size.whole().flip(3)) / 2)
     keypoints = None
     if one.keypoints is not None:
         order = list(mirrored)
@@ -126,7 +127,7 @@ def _average_mirrored(network: nn.Module, images: Tensor, mirrored: Sequence[int
             _average_logits(one.keypoints.heatmap, other.keypoints.heatmap.flip(3)[:, order]),
             one.keypoints.offset,
         )
-    return HeadMaps(heatmap, WholeMap(size / 2), one.offset, keypoints)
+    return HeadMaps(heatmap, size, one.offset, keypoints)
 
 
 def _average_logits(one: Tensor, other: Tensor) -> Tensor:

@@ -45,7 +45,8 @@ def _losses_of_stack(maps: HeadMaps, targets: Targets, config: Config, counts: C
     object_count = counts.objects
     heatmap_loss = HEATMAP_LOSSES[config.heatmap_loss]
     terms = {"heatmap": config.heatmap_weight * heatmap_loss(maps.heatmap, targets.heatmap) / object_count}
-    weight = _teaching_weight(targets, config) if config.giou_weight else targets.mask
+    teaching = _teaching_weight(targets, config)
+    weight = teaching if config.giou_weight else targets.mask
     cells = Cells(*weight.nonzero(as_tuple=True))  # the others need not be computed
     size, offset = maps.size.at(cells), maps.offset.at(cells)  # (M, 2)
     wanted_size, wanted_offset = (WholeMap(each).at(cells) for each in (targets.size, targets.offset))
@@ -58,8 +59,7 @@ def _losses_of_stack(maps: HeadMaps, targets: Targets, config: Config, counts: C
         boxes, wanted = boxes_at(cells, size, offset), boxes_at(cells, wanted_size, wanted_offset)
         terms["giou"] = config.giou_weight * giou_loss(boxes, wanted, weight[cells]) / object_count
     if maps.keypoints is not None:
-        weight = _teaching_weight(targets, config)
-        terms |= keypoint_losses(maps.keypoints, targets.keypoints, weight, config, counts)
+        terms |= keypoint_losses(maps.keypoints, targets.keypoints, teaching, config, counts)
     return terms
 
 
