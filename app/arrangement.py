@@ -14,8 +14,9 @@ from model.detector import Detector
 
 _GAIN = 1.05  # times the images/s that a larger batch must be worth: it costs latency and memory
 _LARGEST = {"cpu": 8, "cuda": 32, "tensorrt": 32}  # batch that is tried: no CPU has been seen to gain beyond
+_MOST_GAIN = {"cpu": 1.3, "cuda": 32.0, "tensorrt": 32.0}  # times the images/s of single ones that batches are worth
 _TRIAL_SECONDS = 0.05
-_LEAST_RUNS = 3
+_QUICK_SECONDS = 0.005
 
 Canvases = Sequence[NDArray[np.uint8]]
 
@@ -35,14 +36,17 @@ class Arrangement(BaseModel):
 
 
 def time_runs(
-    work: Callable[[int], object], least_seconds: float, sum_up: Callable[[list[float]], float] = statistics.median
+    work: Callable[[int], object],
+    least_seconds: float,
+    least_runs: int = 3,
+    sum_up: Callable[[list[float]], float] = statistics.median,
 ) -> float:
     """Returns the seconds of `work`, which is told the number of its run.
 
     By default the median of the runs: what else goes on does not decide.
     """
     seconds, until = list[float](), time.perf_counter() + least_seconds
-    while len(seconds) < _LEAST_RUNS or time.perf_counter() < until:
+    while len(seconds) < least_runs or time.perf_counter() < until:
         started = time.perf_counter()
         work(len(seconds))
         seconds.append(time.perf_counter() - started)
@@ -55,11 +59,12 @@ def measure(detector: Detector, canvases: Canvases, trial: Arrangement) -> float
     def run(_: int = 0) -> object:
         return detector.infer(canvases, trial.session_threads)
 
+    # who waits for the GPU, waits now long and now not
+    sum_up = statistics.median if detector.provider == "cpu" else statistics.fmean
+
     def time_instance(_: int) -> float:
-        if detector.provider == "cpu":
-            return time_runs(run, _TRIAL_SECONDS)  # the first run of a size is slow, and the median is another one's
-        run()
-        return time_runs(run, _TRIAL_SECONDS, statistics.fmean)  # who waits for the GPU, waits now long and now not
+        run()  # the first one of a size is slow
+        return time_runs(run, _TRIAL_SECONDS, 1, sum_up)
 
     with ThreadPoolExecutor(trial.instances) as instances:
         return sum(len(canvases) / seconds for seconds in instances.map(time_instance, range(trial.instances)))
@@ -73,27 +78,53 @@ def arrange(
 ) -> Arrangement:
     """Returns what computes the most `blank` pictures a second, no batch taking longer than `max_batch_seconds`.
 
-    Takes about half a second on a CPU, and leaves the detector ready for what it returns.
+    Takes about half a second on a CPU, and leaves the detector ready for what it returns: each session has run.
     """
+    best = _find_fastest(detector, blank, settings, measure)
+    if detector.provider != "cpu":
+        return best
+    detector.give_back(blank, best.session_threads)
+    if not settings.instances and best.instances > 1 == best.threads and best.images_per_second:
+        seconds = best.instances / best.images_per_second  # of an image, on its thread
+        # the threads then wait for Python's lock so often that one more keeps the CPUs busy
+        best.instances += seconds < _QUICK_SECONDS
+    return best
+
+
+def batch_sizes(largest: int) -> list[int]:
+    """Returns the powers of two up to the largest size, and that itself."""
+    return sorted({2**power for power in range(largest.bit_length())} | {largest})
+
+
+def _find_fastest(detector: Detector, blank: NDArray[np.uint8], settings: Settings, measure: Measure) -> Arrangement:
     sizes = [settings.max_batch] if settings.max_batch else batch_sizes(_LARGEST[detector.provider])
     counts = _choose_counts(detector.provider, settings)
-    best, best_speed = None, 0.0
-    for count in counts:
+
+    def arranged(count: int, size: int, speed: float | None = None) -> Arrangement:
         threads = max(1, settings.threads // count)
-        if count > 1:
+        return Arrangement(instances=count, threads=threads, max_batch=size, images_per_second=speed)
+
+    def try_out(count: int, size: int) -> float:
+        return measure(detector, [blank] * size, arranged(count, size))
+
+    for count in counts:
+        if threads := arranged(count, 1).session_threads:
             detector.open_with(threads)
+    if len(sizes) == len(counts) == 1:
+        return arranged(counts[0], sizes[0])
+    smallest = {count: try_out(count, sizes[0]) for count in counts}
+    least_speed = max(smallest.values()) / _MOST_GAIN[detector.provider]
+    best, best_speed = None, 0.0
+    for count in (count for count in counts if smallest[count] >= least_speed):
         smaller_size, smaller_seconds, smaller_speed = 0, 0.0, 0.0
         for size in sizes:
-            trial = Arrangement(instances=count, threads=threads, max_batch=size)
-            if len(sizes) == len(counts) == 1:
-                return trial
-            trial.images_per_second = speed = measure(detector, [blank] * size, trial)
+            speed = try_out(count, size) if smaller_size else smallest[count]
             seconds = count * size / speed  # of a batch
             is_slow = size > sizes[0] and seconds > settings.max_batch_seconds
             if is_slow or speed < _GAIN * smaller_speed:
                 break
             if speed >= _GAIN * best_speed:
-                best, best_speed = trial, speed
+                best, best_speed = arranged(count, size, speed), speed
             if smaller_size:
                 # as on a line: a batch takes a time of its own, and one for each image; larger ones gain ever less
                 each = (seconds - smaller_seconds) / (size - smaller_size)
@@ -102,14 +133,7 @@ def arrange(
                     break
             smaller_size, smaller_seconds, smaller_speed = size, seconds, speed
     assert best is not None
-    if detector.provider == "cpu":
-        detector.give_back(blank, best.session_threads)
     return best
-
-
-def batch_sizes(largest: int) -> list[int]:
-    """Returns the powers of two up to the largest size, and that itself."""
-    return sorted({2**power for power in range(largest.bit_length())} | {largest})
 
 
 def _choose_counts(provider: str, settings: Settings) -> list[int]:

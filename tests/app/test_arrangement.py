@@ -46,6 +46,18 @@ def test_a_larger_batch_must_be_worth_its_latency(detector: Detector) -> None:
     assert choose(detector, lambda instances, _: 100 / instances, max_batch=6) == (1, 4, 6)
 
 
+def test_a_quick_model_gets_a_thread_more_than_cpus(detector: Detector) -> None:
+    def quick(instances: int, _: int) -> float:
+        return 250 * min(instances, 4)  # 4 ms an image, on its thread
+
+    assert choose(detector, quick) == (5, 1, 1)
+    assert choose(detector, quick, max_batch=2) == (5, 1, 2)
+    assert choose(detector, quick, instances=4) == (4, 1, 1)
+    assert choose(detector, quick, threads=1) == (1, 1, 1)
+    assert choose(detector, lambda instances, size: quick(instances, size) / 2) == (4, 1, 1)
+    assert choose(detector, lambda instances, _: 300 / instances) == (1, 4, 1)
+
+
 def test_a_gpu_gets_one_instance_and_larger_batches(detector: Detector) -> None:
     detector.provider = "cuda"
     assert choose(detector, lambda _, size: 1000 * size) == (1, 4, 32)
@@ -57,19 +69,26 @@ def test_no_batch_takes_longer_than_allowed(detector: Detector) -> None:
     assert choose(detector, lambda _, size: size / (0.02 + 0.01 * size), max_batch_seconds=0.08) == (1, 4, 4)
 
 
-def test_no_time_is_lost_on_batches_that_cannot_pay(detector: Detector) -> None:
-    tried = []
+@pytest.mark.parametrize(
+    ("alone", "tried"),
+    [
+        ((0.01, 0.015), [(2, 1), (1, 1), (2, 2)]),  # far behind by single images: no batch makes up for that
+        ((0.003, 0.0105), [(2, 1), (1, 1), (2, 2), (1, 2)]),  # near, and gains a lot, but will never do what two do
+    ],
+)
+def test_no_time_is_lost_on_batches_that_cannot_pay(
+    detector: Detector, alone: tuple[float, float], tried: list[tuple[int, int]]
+) -> None:
+    measured = []
 
     def measure(_: Detector, canvases: Canvases, trial: Arrangement) -> float:
-        tried.append((trial.instances, trial.max_batch))
-        own_seconds = {2: 0.001, 1: 0.01}[trial.instances]  # of a batch, beside 0.02 for each image
-        image_seconds = {2: 0.02, 1: 0.015}[trial.instances]
-        return trial.instances * len(canvases) / (own_seconds + image_seconds * len(canvases))
+        measured.append((trial.instances, trial.max_batch))
+        batch_seconds, image_seconds = {2: (0.001, 0.02), 1: alone}[trial.instances]  # of two gains too little
+        return trial.instances * len(canvases) / (batch_seconds + image_seconds * len(canvases))
 
     found = arrange(detector, BLANK, Settings(threads=2), measure)
     assert (found.instances, found.max_batch) == (2, 1)
-    # two at once gain too little by two of each; one at once gains a lot, and will never do what two do
-    assert tried == [(2, 1), (2, 2), (1, 1), (1, 2)]
+    assert measured == tried
 
 
 def test_sessions_that_were_only_tried_are_let_go(detector: Detector) -> None:
