@@ -13,6 +13,7 @@ MAX_PIXELS = 50_000_000  # the largest phone photos; 150 MB once decoded
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF")
 MAX_SCANS = 64  # of a JPEG; progressive ones have about ten
 _ORIENTATION_TAG = 0x0112
+_SCAN_MARKER = 0xDAFF  # little-endian
 _JPEG_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")  # but for those within the pixels (ITU-T T.81, B.1.1)
 
 # IMREAD_REDUCED_COLOR_* hold the bit of BGR, which OpenCV refuses beside RGB; the scale is the same in these
@@ -117,6 +118,9 @@ def _reduce(photo: NDArray[np.uint8], reduction: int) -> NDArray[np.uint8]:
 
 def _check_scans(data: bytes) -> None:
     """Raises `BrokenImage` for a JPEG that goes over its pixels again and again: 70 bytes cost 50 ms in a large one."""
+    pairs = [np.frombuffer(data, "<u2", (len(data) - start) // 2, start) for start in (0, 1)]
+    if sum(np.count_nonzero(each == _SCAN_MARKER) for each in pairs) <= MAX_SCANS:  # in a third of the time
+        return
     at, scans = 2, 0
     while match := _JPEG_MARKER.search(data, at):
         marker, at = match[0][1], match.end()
