@@ -31,7 +31,7 @@ def test_a_dry_run_measures_and_leaves_a_picture_alone(
     assert f"the {slower} limits" in said
     assert "an epoch of 3 steps" in said
     total, learned = (int(each.replace(",", "")) for each in re.search(r"([\d,]+) parameters, ([\d,]+)", said).groups())  # type: ignore[union-attr]
-    assert total - learned == 11_176_512  # ResNet-18's own, without its classifier
+    assert total - learned == 4_652_008 - 1_693_160  # EfficientNet-Lite0's own, without what follows its last map
     [memory] = re.findall(r"memory: at most ([\d.]+) GB", said)
     assert 0.1 < float(memory) < 20
     assert cv2.imread(str(tmp_path / "tiny" / "dry-run.jpg")).shape == (4 * 64, 4 * 2 * 64, 3)  # the largest pictures
