@@ -78,7 +78,7 @@ def arrange(
 ) -> Arrangement:
     """Returns what computes the most `blank` pictures a second, no batch taking longer than `max_batch_seconds`.
 
-    Takes about half a second on a CPU, and leaves the detector ready for what it returns: each session has run.
+    Takes about half a second on a CPU, and leaves the detector ready for what it returns.
     """
     best = _find_fastest(detector, blank, settings, measure)
     if detector.provider != "cpu":

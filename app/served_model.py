@@ -81,6 +81,8 @@ class ServedModel:
             for shape in self.detector.shapes:
                 for size in batch_sizes(arrangement.max_batch):
                     self.detector.infer([np.zeros((*shape, 3), np.uint8)] * size)
+        else:
+            self.detector.infer([self._blank])
         self.arrangement = arrangement
         self.prepares_first = self._is_padded or arrangement.threads > 1
         self.describe()
