@@ -16,7 +16,7 @@ _GAIN = 1.05  # times the images/s that a larger batch must be worth: it costs l
 _LARGEST = {"cpu": 8, "cuda": 32, "tensorrt": 32}  # batch that is tried: no CPU has been seen to gain beyond
 _MOST_GAIN = {"cpu": 1.3, "cuda": 32.0, "tensorrt": 32.0}  # times the images/s of single ones that batches are worth
 _TRIAL_SECONDS = 0.05
-_QUICK_SECONDS = 0.005
+_QUICK_SECONDS = 0.005  # an image: below it, threads wait for Python's lock so often that CPUs are left unused
 
 Canvases = Sequence[NDArray[np.uint8]]
 
@@ -86,8 +86,8 @@ def arrange(
     detector.give_back(blank, best.session_threads)
     if not settings.instances and best.instances > 1 == best.threads and best.images_per_second:
         seconds = best.instances / best.images_per_second  # of an image, on its thread
-        # the threads then wait for Python's lock so often that one more keeps the CPUs busy
-        best.instances += seconds < _QUICK_SECONDS
+        if seconds < _QUICK_SECONDS:
+            best.instances += 1
     return best
 
 
@@ -115,10 +115,12 @@ def _find_fastest(detector: Detector, blank: NDArray[np.uint8], settings: Settin
     smallest = {count: try_out(count, sizes[0]) for count in counts}
     least_speed = max(smallest.values()) / _MOST_GAIN[detector.provider]
     best, best_speed = None, 0.0
-    for count in (count for count in counts if smallest[count] >= least_speed):
+    for count, single_speed in smallest.items():
+        if single_speed < least_speed:
+            continue
         smaller_size, smaller_seconds, smaller_speed = 0, 0.0, 0.0
         for size in sizes:
-            speed = try_out(count, size) if smaller_size else smallest[count]
+            speed = try_out(count, size) if smaller_size else single_speed
             seconds = count * size / speed  # of a batch
             is_slow = size > sizes[0] and seconds > settings.max_batch_seconds
             if is_slow or speed < _GAIN * smaller_speed:
