@@ -37,8 +37,8 @@ class BoundBodies:
     def __init__(self, app: ASGIApp, max_bytes: int, metrics: Metrics) -> None:
         self._app = app
         self._max_bytes = max_bytes
-        self._metrics = metrics
         self._held = 0
+        metrics.body_bytes.set_function(lambda: self._held)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serves one request, and counts its bytes from when they arrive until it is answered."""
@@ -48,7 +48,6 @@ class BoundBodies:
             nonlocal received
             received += count
             self._held += count
-            self._metrics.body_bytes.set(self._held)
 
         async def receive_counted() -> Message:
             message = await receive()

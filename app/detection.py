@@ -14,10 +14,11 @@ from app.accept import choose_media_type
 from app.admission import Arrival
 from app.answers import Answer, Answers, UnknownLabel, encode_answer, encode_answers
 from app.body import read_image, read_images
+from app.deadline import TIMEOUT_HEADER
 from app.direct_route import DirectRoute
 from app.disconnect import cancelled_on_disconnect
 from app.errors import describe, document
-from app.parameters import Parameters, document_parameters, find_defaults
+from app.parameters import document_parameters
 from app.pipeline import Filter, Found, admit, expect, find_objects, find_objects_in_each
 from app.served_model import ServedModel
 from app.service import Service
@@ -73,12 +74,11 @@ class Wanted:
 def build_detection_router(service: Service) -> APIRouter:
     """Returns the routes over `service`."""
     settings, metrics = service.settings, service.metrics
-    defaults = find_defaults(settings)
-    documented = document_parameters(defaults, service.models.get().detector.metadata.labels[0])
+    documented = document_parameters(settings, service.models.get().detector.metadata.labels[0])
     router = APIRouter(route_class=APIRoute if service.access.guards else DirectRoute)
 
     def read_wanted(request: Request) -> Wanted:
-        parameters = Parameters.read(request, defaults)
+        parameters = service.read_parameters(request.scope["query_string"], request.headers.get(TIMEOUT_HEADER))
         served = service.models.get(parameters.model)
         labels = parameters.labels
         indices = None if labels is None else find_labels(labels, served.detector.metadata.labels)

@@ -8,18 +8,22 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import cv2
+from fastapi.exceptions import RequestValidationError
 
 from app.access import Access
 from app.admission import Arrival
+from app.deadline import TIMEOUT_HEADER
 from app.metrics import Metrics
 from app.models import Models, UnknownModel
-from app.parameters import glance
+from app.parameters import ReadParameters, build_parameters_reader
 from app.settings import Settings
 from app.stages import Stages
 from model.detector import Detector
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Tracer  # an extra
+
+_RAW_TIMEOUT_HEADER = TIMEOUT_HEADER.lower().encode()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +36,7 @@ class Service:
     metrics: Metrics
     stages: Stages
     access: Access
+    read_parameters: ReadParameters
 
     def check_live(self) -> None:
         """Raises `NotReady` where a model's inference has ended."""
@@ -45,12 +50,13 @@ class Service:
 
     def announce(self, query: bytes, headers: tuple[tuple[bytes, bytes], ...]) -> Arrival | None:
         """Announces a picture to the model that a request is for; None where there is none. Raises `Overloaded`."""
-        name, patience_seconds = glance(query, headers, self.settings.timeout_seconds)
+        timeout = next((value.decode("latin-1") for name, value in headers if name == _RAW_TIMEOUT_HEADER), None)
         try:
-            model = self.models.get(name)
-        except UnknownModel:
+            parameters = self.read_parameters(query, timeout)
+            model = self.models.get(parameters.model)
+        except (RequestValidationError, UnknownModel):  # what is wrong is for the app to say
             return None
-        return model.batcher.admission.announce(patience_seconds)
+        return model.batcher.admission.announce(parameters.timeout)
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -73,6 +79,7 @@ def build_service(settings: Settings, detectors: Sequence[Detector], tracer: "Tr
         metrics,
         Stages(metrics, tracer),
         Access(settings),
+        build_parameters_reader(settings),
     )
 
 

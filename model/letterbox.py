@@ -29,8 +29,7 @@ class Letterbox:
         """Boxes (N, 4) in input pixels → boxes (N, 4) in the photo's pixels, clipped to it."""
         corners = self.points_to_photo(boxes_xyxy.reshape(-1, 2, 2))
         limits = np.array((self.photo_width, self.photo_height), np.float32)
-        clipped: NDArray[np.float32] = np.clip(corners, 0, limits).reshape(-1, 4)
-        return clipped
+        return np.minimum(np.maximum(corners, 0), limits).reshape(-1, 4)
 
     def points_to_photo(self, points: NDArray[np.float32]) -> NDArray[np.float32]:
         """Points (..., 2), x and y in input pixels → in the photo's pixels, not clipped."""

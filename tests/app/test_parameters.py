@@ -1,21 +1,33 @@
 import pytest
+from fastapi.exceptions import RequestValidationError
 
-from app.parameters import glance
+from app.parameters import build_parameters_reader
+from app.settings import Settings
+
+read = build_parameters_reader(Settings(timeout_seconds=30.0, limit=7))
 
 
 @pytest.mark.parametrize(
     ("query", "header", "model", "seconds"),
     [
-        (b"", b"", None, 30.0),
-        (b"model=day&timeout=2.5", b"", "day", 2.5),
-        (b"timeout=1&timeout=2", b"9", None, 2.0),
-        (b"threshold=0.5", b"9", None, 9.0),
-        (b"timeout=soon", b"", None, 30.0),  # what is wrong is for the app to say
-        (b"timeout=nan", b"", None, 30.0),
-        (b"timeout=-1&model=%ff", b"", "\ufffd", 30.0),
-        (b"\xff=&;%", b"inf", None, 30.0),
+        (b"", None, None, 30.0),
+        (b"", "", None, 30.0),
+        (b"model=day&timeout=2.5", None, "day", 2.5),
+        (b"timeout=1&timeout=2", "9", None, 2.0),
+        (b"threshold=0.5", "9", None, 9.0),
+        (b"model=%ff", None, "\ufffd", 30.0),
     ],
 )
-def test_what_a_request_seems_to_ask_for(query: bytes, header: bytes, model: str | None, seconds: float) -> None:
-    headers = ((b"host", b"x"), (b"x-request-timeout", header))
-    assert glance(query, headers, 30.0) == (model, seconds)
+def test_what_a_request_asks_for(query: bytes, header: str | None, model: str | None, seconds: float) -> None:
+    parameters = read(query, header)
+    assert (parameters.model, parameters.timeout, parameters.limit) == (model, seconds, 7)
+
+
+@pytest.mark.parametrize(
+    ("query", "header"),
+    [(b"timeout=soon", None), (b"timeout=nan", None), (b"timeout=-1", None), (b"\xff=&;%", "inf"), (b"limit=0", None)],
+)
+def test_nonsense_is_refused_again_and_again(query: bytes, header: str | None) -> None:
+    for _ in range(2):
+        with pytest.raises(RequestValidationError):
+            read(query, header)
