@@ -53,8 +53,11 @@ class Service:
         timeout = next((value.decode("latin-1") for name, value in headers if name == _RAW_TIMEOUT_HEADER), None)
         try:
             parameters = self.read_parameters(query, timeout)
+        except RequestValidationError:  # what is wrong is for the app to say, where there is a place
+            parameters = self.read_parameters(b"", None)
+        try:
             model = self.models.get(parameters.model)
-        except (RequestValidationError, UnknownModel):  # what is wrong is for the app to say
+        except UnknownModel:
             return None
         return model.batcher.admission.announce(parameters.timeout)
 
