@@ -14,7 +14,6 @@ from app.accept import choose_media_type
 from app.admission import Arrival
 from app.answers import Answer, Answers, UnknownLabel, encode_answer, encode_answers
 from app.body import read_image, read_images
-from app.deadline import TIMEOUT_HEADER
 from app.direct_route import DirectRoute
 from app.disconnect import cancelled_on_disconnect
 from app.errors import describe, document
@@ -78,7 +77,7 @@ def build_detection_router(service: Service) -> APIRouter:
     router = APIRouter(route_class=APIRoute if service.access.guards else DirectRoute)
 
     def read_wanted(request: Request) -> Wanted:
-        parameters = service.read_parameters(request.scope["query_string"], request.headers.get(TIMEOUT_HEADER))
+        parameters = service.read_parameters(request.scope["query_string"], request.headers)
         served = service.models.get(parameters.model)
         labels = parameters.labels
         indices = None if labels is None else find_labels(labels, served.detector.metadata.labels)

@@ -6,12 +6,12 @@ from typing import Any
 
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, Field, ValidationError
-from starlette.datastructures import QueryParams
+from starlette.datastructures import Headers, QueryParams
 
 from app.deadline import LONGEST_SECONDS, TIMEOUT_HEADER
 from app.settings import Settings
 
-ReadParameters = Callable[[bytes, str | None], "Parameters"]
+ReadParameters = Callable[[bytes, Headers], "Parameters"]
 
 
 class Parameters(BaseModel, frozen=True):
@@ -27,11 +27,11 @@ class Parameters(BaseModel, frozen=True):
 
 
 def build_parameters_reader(settings: Settings) -> ReadParameters:
-    """Returns what reads a query, and the header that may hold the time-out; it raises `RequestValidationError`."""
+    """Returns what reads a query, and of the headers the time-out; it raises `RequestValidationError`."""
     defaults = _find_defaults(settings)
 
     @functools.lru_cache(64)  # who asks again asks the same
-    def read(query: bytes, timeout: str | None) -> Parameters:
+    def understand(query: bytes, timeout: str | None) -> Parameters:
         given = dict(QueryParams(query))
         if timeout:
             given.setdefault("timeout", timeout)
@@ -39,6 +39,9 @@ def build_parameters_reader(settings: Settings) -> ReadParameters:
             return Parameters.model_validate({**defaults, **given})
         except ValidationError as error:
             raise RequestValidationError(error.errors()) from error
+
+    def read(query: bytes, headers: Headers) -> Parameters:
+        return understand(query, headers.get(TIMEOUT_HEADER))
 
     return read
 

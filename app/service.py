@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 import cv2
 from fastapi.exceptions import RequestValidationError
+from starlette.datastructures import Headers, QueryParams
 
 from app.access import Access
 from app.admission import Arrival
-from app.deadline import TIMEOUT_HEADER
 from app.metrics import Metrics
 from app.models import Models, UnknownModel
 from app.parameters import ReadParameters, build_parameters_reader
@@ -22,8 +22,6 @@ from model.detector import Detector
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Tracer  # an extra
-
-_RAW_TIMEOUT_HEADER = TIMEOUT_HEADER.lower().encode()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,16 +48,16 @@ class Service:
 
     def announce(self, query: bytes, headers: tuple[tuple[bytes, bytes], ...]) -> Arrival | None:
         """Announces a picture to the model that a request is for; None where there is none. Raises `Overloaded`."""
-        timeout = next((value.decode("latin-1") for name, value in headers if name == _RAW_TIMEOUT_HEADER), None)
         try:
-            parameters = self.read_parameters(query, timeout)
+            parameters = self.read_parameters(query, Headers(raw=[*headers]))
+            name, patience_seconds = parameters.model, parameters.timeout
         except RequestValidationError:  # what is wrong is for the app to say, where there is a place
-            parameters = self.read_parameters(b"", None)
+            name, patience_seconds = QueryParams(query).get("model"), self.settings.timeout_seconds
         try:
-            model = self.models.get(parameters.model)
+            model = self.models.get(name)
         except UnknownModel:
             return None
-        return model.batcher.admission.announce(parameters.timeout)
+        return model.batcher.admission.announce(patience_seconds)
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:

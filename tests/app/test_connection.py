@@ -246,6 +246,8 @@ async def test_full_queue_refuses(make_settings: Make, model_path: Path, body: b
             assert not sent or problem["request_id"] == "mine"
         wire.send(b"POST /detect?model=other HTTP/1.1\r\nHost: x\r\n" + body)
         assert (await wire.read_answer())[0] == 404
+        wire.send(b"POST /detect?model=other&threshold=7 HTTP/1.1\r\nHost: x\r\n" + body)
+        assert (await wire.read_answer())[0] == 422
         await wire.check_alive()  # the bodies have come to nothing
         assert await client.sample("centernet_requests_total", route="/detect", status="503") == 2
         assert await client.sample("centernet_rejections_total", reason="overloaded") == 2

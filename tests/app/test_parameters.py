@@ -1,10 +1,16 @@
 import pytest
 from fastapi.exceptions import RequestValidationError
+from starlette.datastructures import Headers
 
-from app.parameters import build_parameters_reader
+from app.parameters import Parameters, build_parameters_reader
 from app.settings import Settings
 
-read = build_parameters_reader(Settings(timeout_seconds=30.0, limit=7))
+read_parameters = build_parameters_reader(Settings(timeout_seconds=30.0, limit=7))
+
+
+def read(query: bytes, header: str | None) -> Parameters:
+    headers = {"Host": "x"} if header is None else {"Host": "x", "X-Request-Timeout": header}
+    return read_parameters(query, Headers(headers))
 
 
 @pytest.mark.parametrize(
