@@ -13,6 +13,7 @@ from app.door import Door, PlainHead, read_plain_head
 from app.metrics import Metrics
 from app.request_id import RAW_HEADER, identified
 from app.settings import Settings
+from app.untaken import SlowReader, UntakenAnswers
 
 _CLOSE = ((b"connection", b"close"),)
 _HEAD_BYTES = 4 * 1024  # of most heads; longer ones take more than one read
@@ -30,10 +31,6 @@ class HeadTooLarge(Exception):
 
 class SlowHead(Exception):
     """A request's line and headers took too long to arrive."""
-
-
-class SlowReader(Exception):
-    """The client took too long to take its answer; it gets no other."""
 
 
 class TooManyConnections(Exception):
@@ -57,8 +54,8 @@ class Buffered(asyncio.BufferedProtocol):
 class Connection(HttpToolsProtocol):
     """One client's connection; `respond` makes the answer to an exception, and counts it.
 
-    Pictures for which there is no place are refused at the `door`. All connections of an event loop share the `buffer`
-    that they read to: what was read is dealt with at once.
+    Pictures for which there is no place are refused at the `door`. All connections of an event loop share it, the bound
+    on `untaken` answers, and the `buffer` that they read to: what was read is dealt with at once.
     """
 
     def __init__(
@@ -67,6 +64,7 @@ class Connection(HttpToolsProtocol):
         metrics: Metrics,
         respond: Callable[[Exception], tuple[int, bytes]],
         door: Door,
+        untaken: UntakenAnswers,
         buffer: memoryview,
         **uvicorn: Any,
     ) -> None:
@@ -75,6 +73,7 @@ class Connection(HttpToolsProtocol):
         self._metrics = metrics
         self._respond = respond
         self._door = door
+        self._untaken = untaken
         self._buffer = buffer
         self._socket: ClientSocket | None = None
         self._surplus = False
@@ -85,7 +84,6 @@ class Connection(HttpToolsProtocol):
         self._refused_left = 0  # bytes of a body that was refused at the door, yet to come
         self._padding = 0  # bytes of a body that are neither its content nor the usual frame of its chunks
         self._request_timer: asyncio.TimerHandle | None = None
-        self._answer_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begins to wait for the first request."""
@@ -212,18 +210,12 @@ class Connection(HttpToolsProtocol):
     def pause_writing(self) -> None:
         """Notes that the client has yet to take what was sent."""
         super().pause_writing()
-        seconds = self._settings.answer_timeout_seconds
-        self._answer_timer = self.loop.call_later(
-            seconds, self._cut_off, f"the answer was not taken within {seconds:g} s"
-        )
-        self._make_room()
+        self._untaken.add(self)
 
     def resume_writing(self) -> None:
         """Notes that the client has taken it all."""
         super().resume_writing()
-        if self._answer_timer:
-            self._answer_timer.cancel()
-            self._answer_timer = None
+        self._untaken.remove(self)
 
     def _await_request(self) -> None:
         if self._request_timer is None:
@@ -254,24 +246,6 @@ class Connection(HttpToolsProtocol):
         else:
             seconds = self._settings.header_timeout_seconds
             self._refuse(SlowHead(f"the head did not arrive within {seconds:g} s"))
-
-    def _make_room(self) -> None:
-        """Cuts off those who have left their answers the longest, where all that waits is too much for the memory."""
-        waiting = [
-            (each._answer_timer.when(), each.transport.get_write_buffer_size(), each)
-            for each in self.connections
-            if isinstance(each, Connection) and each._answer_timer
-        ]
-        excess = sum(size for _, size, _ in waiting) - self._settings.max_held_bytes
-        for _, size, connection in sorted(waiting, key=lambda each: each[0]):
-            if excess <= 0:
-                break
-            connection._cut_off("too many answers are not taken")
-            excess -= size
-
-    def _cut_off(self, reason: str) -> None:
-        self._describe(SlowReader(reason))
-        self.transport.abort()
 
     def _refuse(self, error: Exception) -> None:
         """Answers, unless another answer is on its way, and closes."""
@@ -322,6 +296,15 @@ class Connection(HttpToolsProtocol):
         """Closes the connection if no request comes for long."""
         if self._is_idle and self.timeout_keep_alive_task is None:
             super().on_response_complete()
+
+    def count_untaken(self) -> int:
+        """Bytes of answers that the client has yet to take."""
+        return self.transport.get_write_buffer_size()
+
+    def cut_off(self, error: SlowReader) -> None:
+        """Ends the connection at once."""
+        self._describe(error)
+        self.transport.abort()
 
     def _describe(self, error: Exception, extra: Sequence[tuple[bytes, bytes]] = (), sent_id: str = "") -> bytes:
         with identified(sent_id) as request_id:

@@ -19,7 +19,7 @@ from app.admission import Overloaded, Stopped
 from app.answers import Problem, UnknownLabel
 from app.batcher import InferenceFailed
 from app.body import BodyTooLarge, EmptyBody, InvalidJson, SlowBody
-from app.connection import HeadTooLarge, InvalidRequest, SlowHead, SlowReader, TooManyConnections
+from app.connection import HeadTooLarge, InvalidRequest, SlowHead, TooManyConnections
 from app.deadline import DeadlineExceeded
 from app.form import InvalidForm
 from app.keys import Unauthorized
@@ -30,6 +30,7 @@ from app.rates import RateLimited
 from app.request_id import get_request_id
 from app.served_model import NotReady
 from app.tensors import InvalidTensor
+from app.untaken import SlowReader
 from model.image import BrokenImage, TooManyPixels, UnknownFormat
 
 logger = logging.getLogger(__name__)

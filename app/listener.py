@@ -16,6 +16,7 @@ from app.door import Door
 from app.errors import respond
 from app.service import Service
 from app.settings import Settings
+from app.untaken import UntakenAnswers
 
 _READ_BYTES = 256 * 1024  # at a time
 _OTHER_FILES = 100  # beside connections, and those that wait to be refused
@@ -37,10 +38,11 @@ def configure(app: FastAPI, settings: Settings, host: str, port: int) -> uvicorn
     service: Service = app.state.service
     answer = functools.partial(respond, metrics=service.metrics)
     door = Door(app.state.paths_of_pictures, service.announce)
+    untaken = UntakenAnswers(settings)
     buffer = memoryview(bytearray(_READ_BYTES))
 
     def connect(**uvicorn: Any) -> Buffered:
-        return Buffered(Connection(settings, service.metrics, answer, door, buffer, **uvicorn))
+        return Buffered(Connection(settings, service.metrics, answer, door, untaken, buffer, **uvicorn))
 
     protocol: Any = connect
     # uvicorn says int, and takes any number
