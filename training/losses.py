@@ -14,6 +14,8 @@ from model.heads import HeadMaps, KeypointMaps
 from model.keypoints import KeypointTargets
 from training.config import Config
 
+_CELLS_STEP = 256
+
 
 class Counts(NamedTuple):
     """What a whole batch holds, each at least 1: the terms are means over it, however many parts it is computed in."""
@@ -47,7 +49,7 @@ def _losses_of_stack(maps: HeadMaps, targets: Targets, config: Config, counts: C
     terms = {"heatmap": config.heatmap_weight * heatmap_loss(maps.heatmap, targets.heatmap) / object_count}
     teaching = _teaching_weight(targets, config)
     weight = teaching if config.giou_weight else targets.mask
-    cells = Cells(*weight.nonzero(as_tuple=True))  # the others need not be computed
+    cells = _find_weighted(weight)  # the others need not be computed
     size, offset = maps.size.at(cells), maps.offset.at(cells)  # (M, 2)
     wanted_size, wanted_offset = (WholeMap(each).at(cells) for each in (targets.size, targets.offset))
     is_centre = targets.mask[cells][:, None]
@@ -70,14 +72,15 @@ def keypoint_losses(
 
     `weight` (B, h, w) is how much each cell teaches of where its object's joints are.
     """
-    cells = Cells(*weight.nonzero(as_tuple=True))
+    cells = _find_weighted(weight)
     is_known = WholeMap(targets.is_known).at(cells).repeat_interleave(2, dim=1)  # (M, 2 * J)
     known = is_known * weight[cells][:, None]
     places = _l1(maps.places.at(cells), WholeMap(targets.places).at(cells), known) / (2 * counts.joint_places)
     heatmap_loss = HEATMAP_LOSSES[config.heatmap_loss]
     heatmap = heatmap_loss(maps.heatmap, targets.heatmap) / counts.joint_peaks
-    cells = Cells(*targets.mask.nonzero(as_tuple=True))
-    offset = _l1(maps.offset.at(cells), WholeMap(targets.offset).at(cells), 1.0) / counts.joint_cells
+    cells = _find_weighted(targets.mask)
+    has_joint = targets.mask[cells][:, None]
+    offset = _l1(maps.offset.at(cells), WholeMap(targets.offset).at(cells), has_joint) / counts.joint_cells
     return {
         "keypoint_places": config.keypoint_weight * places,
         "keypoint_heatmap": config.keypoint_heatmap_weight * heatmap,
@@ -85,9 +88,20 @@ def keypoint_losses(
     }
 
 
-def _l1(values: Tensor, wanted: Tensor, weight: Tensor | float) -> Tensor:
+def _l1(values: Tensor, wanted: Tensor, weight: Tensor) -> Tensor:
     """L1, summed (equations 2 and 3): values, wanted (M, C), weight (M, 1) or (M, C) → scalar."""
     return ((values - wanted).abs() * weight).sum()
+
+
+def _find_weighted(weight: Tensor) -> Cells:
+    """The cells that have a weight, of (B, h, w), and as many without as make a round number of them: (M,).
+
+    Were there another number in each step, a CPU's kernels would be made anew in each, and memory would be left in
+    pieces that fit no later one: steps would become slower and slower.
+    """
+    count = -(-int(weight.count_nonzero()) // _CELLS_STEP) * _CELLS_STEP
+    heaviest = weight.flatten().float().topk(min(count, weight.numel()), sorted=False).indices
+    return Cells(*torch.unravel_index(heaviest, weight.shape))
 
 
 def _teaching_weight(targets: Targets, config: Config) -> Tensor:

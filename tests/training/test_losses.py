@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import default_collate
 
-from model.cells import WholeMap
+from model.cells import Cells, WholeMap
 from model.codec import Targets, encode
 from model.gaussian import IGNORED
 from model.heads import HeadMaps, KeypointMaps
@@ -107,6 +107,24 @@ def test_size_and_offset_are_l1_at_the_centres_alone(shapes, tmp_path) -> None: 
         config = small_config(shapes, tmp_path, giou_weight=giou_weight, size_weight=1.0, offset_weight=1.0)
         terms = losses_of(head_maps(torch.zeros(1, 1, 16, 16), size, offset), targets, config)
         assert (terms["size"].item(), terms["offset"].item()) == pytest.approx((6, 2))
+
+
+def test_steps_ask_for_like_numbers_of_cells(shapes, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    # so that kernels and memory of one step serve the next
+    asked = []
+
+    class Noting(WholeMap):
+        def at(self, cells: Cells) -> Tensor:
+            asked.append(cells.row.numel())
+            return super().at(cells)
+
+    config, side = small_config(shapes, tmp_path), 64
+    for boxes in ([[0.0, 0.0, 8.0, 8.0]], [[16.0, 16.0, 90.0, 90.0], [0.0, 0.0, 30.0, 50.0]]):
+        targets = batch_of(torch.tensor(boxes), side)
+        maps = HeadMaps(torch.zeros(1, 1, side, side), Noting(targets.size), Noting(targets.offset))
+        assert losses_of(maps, targets, config)["giou"].item() == pytest.approx(0, abs=1e-4)
+    assert len(asked) == 4 and len(set(asked)) == 1
+    assert asked[0] < side * side / 2
 
 
 def test_images_without_objects_still_teach_the_heatmap(shapes, tmp_path) -> None:  # type: ignore[no-untyped-def]
