@@ -1,5 +1,6 @@
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -7,13 +8,14 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from rich.console import Console
 
 from model.backbones.hourglass import Hourglass
 from model.canvas import prepare
 from model.cells import WholeMap, boxes_at, find_cells
 from model.deformable import DeformableConv
-from model.detector import Detector
+from model.detector import Detections, Detector
 from model.graph import build_onnx, save_onnx
 from model.heads import STRIDE, KeypointMaps
 from model.keypoints import decode_keypoints
@@ -30,7 +32,7 @@ from training.datasets.dataset import Dataset
 from training.datasets.load import load_dataset
 from training.diagnosis import diagnose
 from training.evaluate import detect_with_model
-from training.export import ParityFailure, export
+from training.export import ParityFailure, check_parity, export
 from training.loader import LetterboxedPhotos, read_photo
 from training.overlap import box_iou
 
@@ -188,6 +190,33 @@ def test_a_graph_that_differs_is_not_written(
     with pytest.raises(ParityFailure, match=r"val_0000\d.png: the graph misses (circle|square|triangle)"):
         export(checkpoint, dataset, path, Console(quiet=True))
     assert list(path.parent.iterdir()) == []
+
+
+def test_a_peak_that_is_tied_with_its_neighbour_may_be_either(
+    checkpoint: Checkpoint, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, network = tmp_path / "shapes.onnx", checkpoint.build_network()
+    facts = dataclasses.replace(METADATA, input_height=64, input_width=64, skeleton=NO_JOINTS)
+    save_onnx(build_onnx(network), facts, path)
+    detector = Detector(path, "cpu")
+    infer = detector.infer
+
+    def move_boxes(rows: slice, pixels: float) -> None:
+        def infer_and_move(canvases: Sequence[NDArray[np.uint8]]) -> list[Detections]:
+            [found] = infer(canvases)
+            boxes = found.boxes_xyxy.copy()
+            boxes[rows] += pixels
+            return [dataclasses.replace(found, boxes_xyxy=boxes)]
+
+        monkeypatch.setattr(detector, "infer", infer_and_move)
+
+    one_photo = dataclasses.replace(dataset, photos=dataset.photos[:1])
+    move_boxes(slice(1), 1.0)  # the surest one's alone
+    assert check_parity(network, detector, one_photo) == 1
+    for rows, pixels in ((slice(1), 100.0), (slice(None), 1.0)):  # elsewhere, or every box
+        move_boxes(rows, pixels)
+        with pytest.raises(ParityFailure):
+            check_parity(network, detector, one_photo)
 
 
 def test_canvases_of_training_and_serving_are_the_same(
