@@ -14,7 +14,7 @@ from model.heads import HeadMaps, KeypointMaps
 from model.keypoints import KeypointTargets
 from training.config import Config
 
-_CELLS_STEP = 256
+_CELLS_STEP = 256  # what the number of cells that are asked for is a multiple of
 
 
 class Counts(NamedTuple):
