@@ -59,8 +59,9 @@ def test_what_is_learned_at_some_cells_is_the_same_too(stride: int) -> None:
         (size.at(cells) if alone else WholeMap(size.whole()).at(cells)).square().sum().backward()
         gradients.append([seen.grad, *(each.grad for each in heads.size_head.parameters())])
     for one, other in zip(*gradients, strict=True):
-        assert other.abs().sum() > 0
-        torch.testing.assert_close(one, other, atol=1e-2, rtol=1e-4)
+        largest = other.abs().max().item()  # a sum's error goes with its summands, however small the sum is
+        assert largest > 0
+        torch.testing.assert_close(one, other, atol=1e-5 * largest, rtol=0)
 
 
 def test_what_was_begun_in_half_precision_is_read_in_it_and_given_in_single() -> None:
