@@ -10,6 +10,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.admission import Overloaded
 from app.form import Form, InvalidForm, Part
+from app.interruption import cancelled_after
 from app.metrics import Metrics
 
 _FIELDS = 20  # most parts of a form beside the images; some clients send their settings along
@@ -121,12 +122,9 @@ async def _receive(request: Request, max_bytes: int, timeout_seconds: float, tak
     if int(request.headers.get("content-length", 0)) > max_bytes:
         raise BodyTooLarge(f"the body is longer than {max_bytes} bytes")
     received = 0
-    try:
-        async with asyncio.timeout(timeout_seconds):
-            async for chunk in request.stream():
-                received += len(chunk)
-                if received > max_bytes:
-                    raise BodyTooLarge(f"the body is longer than {max_bytes} bytes")
-                take(chunk)
-    except TimeoutError as error:
-        raise SlowBody(f"the body did not arrive within {timeout_seconds:g} s") from error
+    with cancelled_after(timeout_seconds, SlowBody(f"the body did not arrive within {timeout_seconds:g} s")):
+        async for chunk in request.stream():
+            received += len(chunk)
+            if received > max_bytes:
+                raise BodyTooLarge(f"the body is longer than {max_bytes} bytes")
+            take(chunk)

@@ -9,6 +9,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from app.admission import Arrival, Overloaded
 from app.client_socket import ClientSocket
+from app.disconnect import HUNG_UP
 from app.door import Door, PlainHead, read_plain_head
 from app.metrics import Metrics
 from app.request_id import RAW_HEADER, identified
@@ -84,6 +85,7 @@ class Connection(HttpToolsProtocol):
         self._refused_left = 0  # bytes of a body that was refused at the door, yet to come
         self._padding = 0  # bytes of a body that are neither its content nor the usual frame of its chunks
         self._request_timer: asyncio.TimerHandle | None = None
+        self._hung_up: asyncio.Future[None] = self.loop.create_future()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begins to wait for the first request."""
@@ -104,6 +106,7 @@ class Connection(HttpToolsProtocol):
             self._socket.detach()
             self._socket = None
         self._stop_waiting()
+        self._hung_up.set_result(None)
         self.resume_writing()
         super().connection_lost(exc)
 
@@ -165,6 +168,7 @@ class Connection(HttpToolsProtocol):
         self._head_left = None
         self._padding = 0
         self._stop_waiting()
+        self.scope["state"][HUNG_UP] = self._hung_up
         if self._arrival and self._is_answered:  # there is none before it
             self.scope["state"]["arrival"] = self._arrival
         super().on_headers_complete()

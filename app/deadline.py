@@ -1,11 +1,12 @@
 """Ends the work for a request whose time is up."""
 
-import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Annotated
 
 from fastapi import Header, Query
+
+from app.interruption import cancelled_after
 
 LONGEST_SECONDS = 3600.0
 TIMEOUT_HEADER = "X-Request-Timeout"
@@ -15,16 +16,9 @@ class DeadlineExceeded(Exception):
     """The request's time was up before its answer was there."""
 
 
-@contextlib.asynccontextmanager
-async def cancelled_after(seconds: float) -> AsyncIterator[None]:
+def answered_within(seconds: float) -> contextlib.AbstractContextManager[None]:
     """Cancels its block after that time and raises `DeadlineExceeded`; what is queued of it is not computed."""
-    try:
-        async with asyncio.timeout(seconds) as clock:
-            yield
-    except TimeoutError:
-        if not clock.expired():
-            raise
-        raise DeadlineExceeded(f"the answer was not there within {seconds:g} s") from None
+    return cancelled_after(seconds, DeadlineExceeded(f"the answer was not there within {seconds:g} s"))
 
 
 def build_timeout_reader(default_seconds: float) -> Callable[..., Coroutine[None, None, float]]:

@@ -11,7 +11,7 @@ from pydantic_core import to_json
 
 from app.answers import Problem
 from app.body import EmptyBody, read_parts
-from app.deadline import build_timeout_reader, cancelled_after
+from app.deadline import answered_within, build_timeout_reader
 from app.disconnect import cancelled_on_disconnect
 from app.errors import document
 from app.form import InvalidForm, Part, find_text
@@ -87,15 +87,14 @@ def build_deepstack_router(service: Service) -> APIRouter:
 
     async def find(request: Request, name: str | None, limit: int, timeout_seconds: float) -> Response:
         started = time.perf_counter()
-        async with cancelled_after(timeout_seconds):
+        with answered_within(timeout_seconds):
             parts = await read_parts(request, settings.max_image_bytes, settings.body_timeout_seconds)
             await service.access.admit(request, parts)
             model = service.models.get(name)
             data, threshold = _find_image(parts), _find_threshold(parts, model.threshold)
             read = time.perf_counter()
-            with admit(service, model, timeout_seconds) as submit:
-                async with cancelled_on_disconnect(request):
-                    found = await find_objects(service, model, submit, data, Filter(threshold, limit))
+            with admit(service, model, timeout_seconds) as submit, cancelled_on_disconnect(request):
+                found = await find_objects(service, model, submit, data, Filter(threshold, limit))
         computed = time.perf_counter()
         content = _encode(found, model.detector.metadata.labels, computed - started)
 

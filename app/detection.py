@@ -8,13 +8,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
-from fastapi.routing import APIRoute
 
 from app.accept import choose_media_type
 from app.admission import Arrival
 from app.answers import Answer, Answers, UnknownLabel, encode_answer, encode_answers
 from app.body import read_image, read_images
-from app.direct_route import DirectRoute
 from app.disconnect import cancelled_on_disconnect
 from app.errors import describe, document
 from app.parameters import document_parameters
@@ -74,7 +72,7 @@ def build_detection_router(service: Service) -> APIRouter:
     """Returns the routes over `service`."""
     settings, metrics = service.settings, service.metrics
     documented = document_parameters(settings, service.models.get().detector.metadata.labels[0])
-    router = APIRouter(route_class=APIRoute if service.access.guards else DirectRoute)
+    router = APIRouter()
 
     def read_wanted(request: Request) -> Wanted:
         parameters = service.read_parameters(request.scope["query_string"], request.headers)
@@ -105,27 +103,29 @@ def build_detection_router(service: Service) -> APIRouter:
         wanted = read_wanted(request)
         model, metadata = wanted.model, wanted.model.detector.metadata
         media_type = choose_media_type(",".join(request.headers.getlist("accept")), _MEDIA_TYPES)
-        async with expect(model, wanted.timeout_seconds, wanted.arrival) as arrival:
+        with expect(model, wanted.timeout_seconds, wanted.arrival) as arrival:
             data = await read_image(request, settings.max_image_bytes, settings.body_timeout_seconds)
             read = time.perf_counter()
-            with admit(service, model, wanted.timeout_seconds, arrival=arrival) as submit:
-                async with cancelled_on_disconnect(request):
-                    found = await find_objects(service, model, submit, data, wanted.filter)
-                    computed = time.perf_counter()
-                    if media_type == _JSON:
-                        content = encode_answer(metadata, found, computed - started)
-                    else:
-                        kind = media_type.removeprefix("image/")
-                        draw = functools.partial(
-                            draw_file,
-                            data,
-                            found.detections,
-                            metadata.labels,
-                            kind,
-                            settings.max_pixels,
-                            metadata.skeleton,
-                        )
-                        content = await asyncio.get_running_loop().run_in_executor(service.decoders, draw)
+            with (
+                admit(service, model, wanted.timeout_seconds, arrival=arrival) as submit,
+                cancelled_on_disconnect(request),
+            ):
+                found = await find_objects(service, model, submit, data, wanted.filter)
+                computed = time.perf_counter()
+                if media_type == _JSON:
+                    content = encode_answer(metadata, found, computed - started)
+                else:
+                    kind = media_type.removeprefix("image/")
+                    draw = functools.partial(
+                        draw_file,
+                        data,
+                        found.detections,
+                        metadata.labels,
+                        kind,
+                        settings.max_pixels,
+                        metadata.skeleton,
+                    )
+                    content = await asyncio.get_running_loop().run_in_executor(service.decoders, draw)
 
         service.stages.note(model.name, "read", started, read)
         service.stages.note(model.name, "encode", computed, time.perf_counter())
@@ -143,14 +143,16 @@ def build_detection_router(service: Service) -> APIRouter:
         started = time.perf_counter()
         wanted = read_wanted(request)
         model, metadata = wanted.model, wanted.model.detector.metadata
-        async with expect(model, wanted.timeout_seconds, wanted.arrival) as arrival:
+        with expect(model, wanted.timeout_seconds, wanted.arrival) as arrival:
             files = await read_images(
                 request, settings.max_request_bytes, settings.body_timeout_seconds, settings.max_request_images
             )
             read = time.perf_counter()
-            with admit(service, model, wanted.timeout_seconds, len(files), arrival) as submit:
-                async with cancelled_on_disconnect(request):
-                    results = await find_objects_in_each(service, model, submit, files, wanted.filter)
+            with (
+                admit(service, model, wanted.timeout_seconds, len(files), arrival) as submit,
+                cancelled_on_disconnect(request),
+            ):
+                results = await find_objects_in_each(service, model, submit, files, wanted.filter)
         computed = time.perf_counter()
         content = encode_answers(
             [

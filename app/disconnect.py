@@ -2,32 +2,29 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import Iterator
 
 from fastapi import Request
 from starlette.requests import ClientDisconnect
 
+from app.interruption import cancelled_by
 
-@contextlib.asynccontextmanager
-async def cancelled_on_disconnect(request: Request) -> AsyncIterator[None]:
+HUNG_UP = "hung_up"  # in a request's state, where its connection tells: a future
+
+
+@contextlib.contextmanager
+def cancelled_on_disconnect(request: Request) -> Iterator[None]:
     """Cancels its block when the client hangs up, and raises `ClientDisconnect`; the body must have been read."""
-    work = asyncio.current_task()
-    assert work is not None
-    hung_up = False
-
-    async def watch() -> None:
-        nonlocal hung_up
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-        hung_up = True
-        work.cancel()
-
-    watcher = asyncio.create_task(watch())
+    told: asyncio.Future[None] | None = getattr(request.state, HUNG_UP, None)
+    watched = told or asyncio.ensure_future(_watch(request))
     try:
-        yield
-    except asyncio.CancelledError:
-        if hung_up and work.uncancel() == 0:
-            raise ClientDisconnect from None
-        raise
+        with cancelled_by(watched, ClientDisconnect()):
+            yield
     finally:
-        watcher.cancel()
+        if not told:
+            watched.cancel()
+
+
+async def _watch(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

@@ -117,11 +117,10 @@ def answer_errors(app: FastAPI, metrics: Metrics, shapes: Mapping[str, Shape]) -
 
     for each in KINDS.values():
         metrics.rejections.labels(each.reason)  # at 0 from the start: an increase is seen only between two values
-    for kind in KINDS.keys() - {Exception}:
-        app.add_exception_handler(kind, answer)
-    app.add_exception_handler(HTTPException, answer_plain)
-    # Starlette answers what nobody expected outside of all middleware: there it would be neither identified nor counted
-    app.add_middleware(ExceptionMiddleware, handlers={Exception: answer_unexpected})
+    handlers = dict.fromkeys(KINDS, answer) | {HTTPException: answer_plain, Exception: answer_unexpected}
+    app.exception_handlers = {HTTPException: answer_plain}  # FastAPI has others of its own, closer to its routes
+    # not as its handlers: what nobody expected would be answered outside of all middleware, and not be counted
+    app.add_middleware(ExceptionMiddleware, handlers=handlers)
 
 
 def describe(error: Exception, metrics: Metrics) -> Problem:

@@ -131,7 +131,7 @@ def build_inference_router(service: Service) -> APIRouter:
         served = service.models.get(model)
         metadata = served.detector.metadata
         loop = asyncio.get_running_loop()
-        async with expect(served, timeout_seconds) as arrival:
+        with expect(served, timeout_seconds) as arrival:
             body = await read_body(request, settings.max_request_bytes, settings.body_timeout_seconds)
             inference, pictures = await loop.run_in_executor(
                 service.decoders, read_inference, body, request.headers.get(_HEADER_LENGTH), metadata
@@ -140,9 +140,11 @@ def build_inference_router(service: Service) -> APIRouter:
             parameters = inference.parameters
             threshold = served.threshold if parameters.threshold is None else parameters.threshold
             wanted = Filter(threshold, parameters.limit or settings.limit)
-            with admit(service, served, timeout_seconds, len(pictures), arrival) as submit:
-                async with cancelled_on_disconnect(request):
-                    results = await find_objects_in_each(service, served, submit, pictures, wanted)
+            with (
+                admit(service, served, timeout_seconds, len(pictures), arrival) as submit,
+                cancelled_on_disconnect(request),
+            ):
+                results = await find_objects_in_each(service, served, submit, pictures, wanted)
         computed = time.perf_counter()
         found: list[Found] = []
         for result in results:

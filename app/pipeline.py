@@ -5,13 +5,13 @@ import collections
 import contextlib
 import dataclasses
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 
 import numpy as np
 
 from app.admission import Arrival, Stopped
 from app.batcher import InferenceFailed, Served
-from app.deadline import cancelled_after
+from app.deadline import answered_within
 from app.served_model import Computed, Picture, Prepared, ServedModel
 from app.service import Service
 from model.detector import Detections
@@ -56,16 +56,15 @@ class Found:
     inference_seconds: float
 
 
-@contextlib.asynccontextmanager
-async def expect(model: ServedModel, timeout_seconds: float, arrival: Arrival | None = None) -> AsyncIterator[Arrival]:
+@contextlib.contextmanager
+def expect(model: ServedModel, timeout_seconds: float, arrival: Arrival | None = None) -> Iterator[Arrival]:
     """Lets a request's body arrive, and gives what `admit` is told of it; `DeadlineExceeded` ends the block.
 
     Raises `Overloaded` and `Stopped` before a body is read in vain, unless its `arrival` has been announced; but what
     has not arrived takes no place in the model's queue, so that slow clients keep nobody out.
     """
-    async with cancelled_after(timeout_seconds):
-        with model.batcher.admission.expect(timeout_seconds, arrival) as expected:
-            yield expected
+    with answered_within(timeout_seconds), model.batcher.admission.expect(timeout_seconds, arrival) as expected:
+        yield expected
 
 
 async def find_objects(service: Service, model: ServedModel, submit: Submit, picture: Picture, wanted: Filter) -> Found:

@@ -23,6 +23,7 @@ from app.reloading import reloading
 from app.request_id import IdentifyRequests
 from app.service import Service, build_service, quieten_decoders
 from app.settings import Settings
+from app.shortcut import Shortcut
 from app.tracing import Traces
 from model.detector import Detector
 
@@ -68,7 +69,9 @@ def create_app(settings: Settings, *detectors: Detector, admin: Admin | None = N
     app.include_router(build_page_router())
     shapes = {deepstack.PATH: deepstack.shape_problem, inference_protocol.PATH: inference_protocol.shape_problem}
     app.state.service = service  # for who runs the app
-    app.state.paths_of_pictures = {route.path for route in detection.routes if isinstance(route, APIRoute)}
+    routes = [route for route in detection.routes if isinstance(route, APIRoute)]
+    app.state.paths_of_pictures = {route.path for route in routes}
+    app.add_middleware(Shortcut, routes=() if access.guards else routes)
     app.add_middleware(BoundBodies, max_bytes=settings.max_held_bytes, metrics=metrics)
     answer_errors(app, metrics, shapes)
     if settings.cors_origins:

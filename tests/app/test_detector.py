@@ -162,9 +162,9 @@ def test_a_gpu_is_never_replaced_silently(model_path: Path) -> None:
 
 
 OURS = """access accept admin admission answers arrangement batcher body client_socket connection deadline deepstack
-    detection direct_route disconnect door errors form health inference_protocol keys listener logs memory
+    detection disconnect door errors form health inference_protocol interruption keys listener logs memory
     metrics models page parameters pipeline rates reloading request_id served_model server service settings
-    stages tensors tracing untaken"""
+    shortcut stages tensors tracing untaken"""
 THEIRS = """PIL aiolimiter annotated_doc annotated_types anyio click cv2 dotenv fastapi httptools numpy onnxruntime
     prometheus_client pydantic pydantic_core pydantic_settings python_multipart pythonjsonlogger sniffio starlette
     typing_extensions typing_inspection uvicorn uvloop watchfiles yaml"""  # uvicorn takes dotenv and yaml along
