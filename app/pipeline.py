@@ -109,10 +109,9 @@ async def find_objects_in_each(
     return [task.result() for task in tasks]
 
 
-@contextlib.contextmanager
 def admit(
     service: Service, model: ServedModel, timeout_seconds: float, images: int = 1, arrival: Arrival | None = None
-) -> Iterator[Submit]:
+) -> contextlib.AbstractContextManager[Submit]:
     """Holds a place in the model's queue for each of `images`; it is their `arrival` where `expect` let them.
 
     Raises `TooManyImages`, `Stopped`, and `Overloaded`, also where the queue is too long for the time.
@@ -120,5 +119,4 @@ def admit(
     most = min(service.settings.max_request_images, service.settings.max_queue)
     if images > most:
         raise TooManyImages(f"the request holds {images} images, and {most} are allowed")
-    with model.batcher.admit(images, timeout_seconds, arrival) as submit:
-        yield submit
+    return model.batcher.admit(images, timeout_seconds, arrival)
