@@ -16,7 +16,9 @@ _GAIN = 1.05  # times the images/s that a larger batch must be worth: it costs l
 _LARGEST = {"cpu": 8, "cuda": 32, "tensorrt": 32}  # batch that is tried: no CPU has been seen to gain beyond
 _MOST_GAIN = {"cpu": 1.3, "cuda": 32.0, "tensorrt": 32.0}  # times the images/s of single ones that batches are worth
 _TRIAL_SECONDS = 0.05
-_QUICK_SECONDS = 0.005  # an image: below it, threads wait for Python's lock so often that CPUs are left unused
+_QUICK_SECONDS = 0.005  # an image: below it, what Python does for each is much of the whole
+_QUICK_BATCH = 4  # larger ones gain little beyond
+_TIE = 0.95  # times the images/s: as fast, as far as a trial can tell
 
 Canvases = Sequence[NDArray[np.uint8]]
 
@@ -83,11 +85,27 @@ def arrange(
     best = _find_fastest(detector, blank, settings, measure)
     if detector.provider != "cpu":
         return best
+    if best.threads == 1 and best.images_per_second and best.instances / best.images_per_second < _QUICK_SECONDS:
+        best = _spare_python(best, detector, blank, settings, measure)
     detector.give_back(blank, best.session_threads)
-    if not settings.instances and best.instances > 1 == best.threads and best.images_per_second:
-        seconds = best.instances / best.images_per_second  # of an image, on its thread
-        if seconds < _QUICK_SECONDS:
-            best.instances += 1
+    return best
+
+
+def _spare_python(
+    best: Arrangement, detector: Detector, blank: NDArray[np.uint8], settings: Settings, measure: Measure
+) -> Arrangement:
+    """Has a quick model take several images at once, if it computes as many, and one inference more than CPUs.
+
+    What is handed over together costs the event loop less, and threads that wait for Python's lock leave CPUs unused.
+    """
+    if not settings.max_batch and best.max_batch < _QUICK_BATCH:
+        larger = best.model_copy(update={"max_batch": _QUICK_BATCH})
+        speed = measure(detector, [blank] * _QUICK_BATCH, larger)
+        is_slow = best.instances * _QUICK_BATCH / speed > settings.max_batch_seconds
+        if not is_slow and speed >= _TIE * (best.images_per_second or 0):
+            best = larger.model_copy(update={"images_per_second": speed})
+    if not settings.instances and best.instances > 1:
+        best.instances += 1
     return best
 
 
