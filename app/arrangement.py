@@ -100,10 +100,10 @@ def _spare_python(
     """
     if not settings.max_batch and best.max_batch < _QUICK_BATCH:
         larger = best.model_copy(update={"max_batch": _QUICK_BATCH})
-        speed = measure(detector, [blank] * _QUICK_BATCH, larger)
+        larger.images_per_second = speed = measure(detector, [blank] * _QUICK_BATCH, larger)
         is_slow = best.instances * _QUICK_BATCH / speed > settings.max_batch_seconds
         if not is_slow and speed >= _TIE * (best.images_per_second or 0):
-            best = larger.model_copy(update={"images_per_second": speed})
+            best = larger
     if not settings.instances and best.instances > 1:
         best.instances += 1
     return best

@@ -16,7 +16,7 @@ HUNG_UP = "hung_up"  # in a request's state, where its connection tells: a futur
 def cancelled_on_disconnect(request: Request) -> Iterator[None]:
     """Cancels its block when the client hangs up, and raises `ClientDisconnect`; the body must have been read."""
     told: asyncio.Future[None] | None = getattr(request.state, HUNG_UP, None)
-    watched = told or asyncio.ensure_future(_watch(request))
+    watched = told or asyncio.create_task(_watch(request))
     try:
         with cancelled_by(watched, ClientDisconnect()):
             yield

@@ -71,7 +71,8 @@ def create_app(settings: Settings, *detectors: Detector, admin: Admin | None = N
     app.state.service = service  # for who runs the app
     routes = [route for route in detection.routes if isinstance(route, APIRoute)]
     app.state.paths_of_pictures = {route.path for route in routes}
-    app.add_middleware(Shortcut, routes=() if access.guards else routes)
+    if not access.guards:
+        app.add_middleware(Shortcut, routes=routes)
     app.add_middleware(BoundBodies, max_bytes=settings.max_held_bytes, metrics=metrics)
     answer_errors(app, metrics, shapes)
     if settings.cors_origins:
