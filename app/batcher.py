@@ -9,6 +9,7 @@ import math
 import threading
 import time
 from collections.abc import Awaitable, Callable, Hashable, Iterator, Sequence
+from concurrent.futures import Executor
 from typing import Generic, TypeVar
 
 from app.admission import Admission, Arrival, Stopped
@@ -27,10 +28,16 @@ class InferenceFailed(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Served(Generic[Result]):
-    """A result, and how long its item waited in the queue."""
+    """A result, and when its item came into the queue and left it, by `time.perf_counter`."""
 
     result: Result
-    queue_seconds: float
+    queued: float
+    taken: float
+
+    @property
+    def queue_seconds(self) -> float:
+        """How long it waited for its batch."""
+        return self.taken - self.queued
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +48,7 @@ class _Waiting(Generic[Item, Result]):
 
     def resolve(self, result: Result, started: float) -> None:
         if not self.future.done():
-            self.future.set_result(Served(result, started - self.since))
+            self.future.set_result(Served(result, self.since, started))
 
     def fail(self, error: Exception) -> None:
         if not self.future.done():
@@ -57,7 +64,9 @@ class Batcher(Generic[Item, Result]):
     happens before it; once it has retired and everybody has left, the batcher closes. `compute` is told whether its
     item is the only one in hand, and returns a result for each, or the exception that awaits who submitted it; where
     it raises, or takes longer than `timeout_seconds`, its whole batch fails, and no other. `on_drop` is called for each
-    item whose request ended in the queue. `max_batch` and `instances` may be set until `run`.
+    item whose request ended in the queue. `prepare` is what an item goes through beforehand in threads of others, from
+    which it queues without another turn of the event loop; what it raises awaits who submitted the item. `max_batch`
+    and `instances` may be set until `run`.
     """
 
     def __init__(
@@ -69,6 +78,7 @@ class Batcher(Generic[Item, Result]):
         on_drop: Callable[[], object] = lambda: None,
         instances: int = 1,
         key: Callable[[Item], Hashable] = lambda item: None,
+        prepare: Callable[[Item], Item] = lambda item: item,
     ) -> None:
         self._compute = compute
         self.max_batch = max_batch
@@ -77,6 +87,7 @@ class Batcher(Generic[Item, Result]):
         self._timeout_seconds = timeout_seconds
         self._on_drop = on_drop
         self._key = key
+        self._prepare = prepare
         self._loop: asyncio.AbstractEventLoop | None = None  # of `run`
         self._changed = threading.Condition()  # guards what follows: threads take from it by themselves, so that none
         self._waiting: collections.deque[_Waiting[Item, Result]] = collections.deque()  # waits for a busy event loop
@@ -106,10 +117,11 @@ class Batcher(Generic[Item, Result]):
     @contextlib.contextmanager
     def admit(
         self, places: int = 1, patience_seconds: float = math.inf, arrival: Arrival | None = None
-    ) -> Iterator[Callable[[Item], Awaitable[Served[Result]]]]:
+    ) -> Iterator[Callable[[Item, Executor | None], Awaitable[Served[Result]]]]:
         """Holds places and gives the way to use them; raises what `Admission.admit` raises.
 
-        Awaiting what it gives raises `InferenceFailed` or `Stopped`; cancelled while queued, the item is not computed.
+        It takes an item, and the threads that prepare it before it queues, or None where it queues as it is. Awaiting
+        it raises `InferenceFailed`, `Stopped` or what `prepare` does; cancelled while queued, the item is not computed.
         """
         with self.admission.admit(places, patience_seconds, arrival):
             yield self._submit
@@ -140,17 +152,38 @@ class Batcher(Generic[Item, Result]):
             waiting.fail(Stopped("the server is stopping"))
         self._note_end()
 
-    async def _submit(self, item: Item) -> Served[Result]:
-        if self.admission.closed:
-            raise Stopped("the server is stopping")
+    async def _submit(self, item: Item, preparers: Executor | None) -> Served[Result]:
+        self._check_open()
         loop = asyncio.get_running_loop()
         waiting = _Waiting[Item, Result](item, loop.create_future(), time.perf_counter())
-        with self._changed:
-            self._waiting.append(waiting)
-            self._changed.notify()
+        if preparers:
+            preparers.submit(self._prepare_and_queue, waiting, loop)
+        else:
+            self._queue(waiting)
         if self._watch is None:
             self._watch = loop.call_later(self._timeout_seconds, self._end_what_hangs)
         return await waiting.future
+
+    def _prepare_and_queue(self, waiting: _Waiting[Item, Result], loop: asyncio.AbstractEventLoop) -> None:
+        if waiting.future.done():
+            return
+        try:
+            self._check_open()
+            item = self._prepare(waiting.item)
+            self._queue(dataclasses.replace(waiting, item=item, since=time.perf_counter()))
+        except Exception as error:
+            with contextlib.suppress(RuntimeError):  # the loop has been closed meanwhile
+                loop.call_soon_threadsafe(waiting.fail, error)
+
+    def _queue(self, waiting: _Waiting[Item, Result]) -> None:
+        with self._changed:
+            self._check_open()
+            self._waiting.append(waiting)
+            self._changed.notify()
+
+    def _check_open(self) -> None:
+        if self.admission.closed:
+            raise Stopped("the server is stopping")
 
     def _start_thread(self) -> None:
         # as a daemon: one that hangs does not keep the process
@@ -235,7 +268,6 @@ class Batcher(Generic[Item, Result]):
             for thread in hanging:
                 del self._computing[thread]
             begun = [batch.started for batch in self._computing.values()]
-            is_busy = bool(begun or self._waiting)
         self._left_behind = {thread for thread in self._left_behind if thread.is_alive()} | hanging.keys()
         for batch in hanging.values():
             self._handed_out += 1
@@ -243,7 +275,7 @@ class Batcher(Generic[Item, Result]):
             self._start_thread()
         oldest = min(begun, default=due + self._timeout_seconds)
         self._watch = None
-        if is_busy:
+        if self.admission.taken:
             self._watch = asyncio.get_running_loop().call_later(oldest - due, self._end_what_hangs)
         self._note_end()
 

@@ -4,8 +4,8 @@ import asyncio
 import collections
 import contextlib
 import dataclasses
-import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from concurrent.futures import Executor
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from model.detector import Detections
 from model.image import BrokenImage, TooManyPixels, UnknownFormat
 from model.letterbox import Letterbox
 
-Submit = Callable[[Picture | Prepared], Awaitable[Served[Computed]]]
+Submit = Callable[[Picture | Prepared, Executor | None], Awaitable[Served[Computed]]]
 
 # what may happen to one picture of several without a fault of the others
 PICTURE_FAULTS = (UnknownFormat, TooManyPixels, BrokenImage, InferenceFailed, Stopped)
@@ -70,17 +70,13 @@ def expect(model: ServedModel, timeout_seconds: float, arrival: Arrival | None =
 async def find_objects(service: Service, model: ServedModel, submit: Submit, picture: Picture, wanted: Filter) -> Found:
     """Takes one picture, an image file or RGB pixels (h, w, 3), all the way; raises `PICTURE_FAULTS`."""
     detector = model.detector
-    item: Picture | Prepared = picture
-    if model.prepares_first:
-        item = await asyncio.get_running_loop().run_in_executor(service.decoders, model.prepare, picture)
-    submitted = time.perf_counter()
-    served = await submit(item)
+    served = await submit(picture, service.decoders if model.prepares_first else None)
     computed = served.result
     canvas, decode_started, decode_ended = computed.prepared
     detections = detector.finish(wanted.select(computed.detections), canvas.letterbox)
 
     service.stages.note(model.name, "decode", decode_started, decode_ended)
-    service.stages.note(model.name, "queue", submitted, submitted + served.queue_seconds)
+    service.stages.note(model.name, "queue", served.queued, served.taken)
     service.stages.note(model.name, "inference", computed.started, computed.ended)
     for index, count in collections.Counter(detections.labels.tolist()).items():
         service.metrics.detections.labels(model.name, detector.metadata.labels[index]).inc(count)

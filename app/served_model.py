@@ -68,6 +68,7 @@ class ServedModel:
             settings.inference_timeout_seconds,
             metrics.abandoned.labels(self.name).inc,
             key=_find_shape,
+            prepare=self.prepare,
         )
 
     def warm_up(self) -> None:
@@ -99,8 +100,10 @@ class ServedModel:
         }
         self._metrics.model.labels(self.name).info(facts)
 
-    def prepare(self, picture: Picture) -> Prepared:
-        """Decodes and letterboxes; raises what `Detector.prepare` raises."""
+    def prepare(self, picture: Picture | Prepared) -> Prepared:
+        """Decodes and letterboxes what is not yet so; raises what `Detector.prepare` raises."""
+        if isinstance(picture, Prepared):
+            return picture
         started = time.perf_counter()
         canvas = self.detector.prepare(picture, self._settings.max_pixels)
         return Prepared(canvas, started, time.perf_counter())
@@ -134,12 +137,12 @@ class ServedModel:
         if self.batcher.failing:
             try:
                 with self.batcher.admit() as submit:
-                    await submit(self._blank)
+                    await submit(self._blank, None)
             except InferenceFailed as error:
                 raise NotReady(f"{self.name} failed repeatedly, and just now: {error}") from error
 
     def _compute(self, pictures: Sequence[Picture | Prepared], is_alone: bool) -> Sequence[Computed | Exception]:
-        prepared = [each if isinstance(each, Prepared) else self._try_to_prepare(each) for each in pictures]
+        prepared = [self._try_to_prepare(each) for each in pictures]
         ready = [each for each in prepared if isinstance(each, Prepared)]
         started = time.perf_counter()
         found = iter(self._infer([each.canvas.pixels for each in ready], is_alone))
@@ -148,7 +151,7 @@ class ServedModel:
             Computed(next(found), each, started, ended) if isinstance(each, Prepared) else each for each in prepared
         ]
 
-    def _try_to_prepare(self, picture: Picture) -> Prepared | Exception:
+    def _try_to_prepare(self, picture: Picture | Prepared) -> Prepared | Exception:
         try:
             return self.prepare(picture)
         except Exception as error:  # the picture's own, which is none of the rest of the batch's business

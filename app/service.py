@@ -67,7 +67,7 @@ class Service:
             yield
         finally:
             await self.models.stop()
-            self.decoders.shutdown(wait=False, cancel_futures=True)
+            self.decoders.shutdown(wait=False)
 
 
 def build_service(settings: Settings, detectors: Sequence[Detector], tracer: "Tracer | None" = None) -> Service:

@@ -3,6 +3,7 @@ import contextlib
 import threading
 import time
 from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Any
 
 import anyio.lowlevel
@@ -47,9 +48,9 @@ async def running(
     assert (batcher.queued, batcher.admission.taken, batcher.running) == (0, 0, False)
 
 
-async def submit(batcher: Batcher[int, int], item: int) -> Served[int]:
+async def submit(batcher: Batcher[int, int], item: int, preparers: Executor | None = None) -> Served[int]:
     with batcher.admit() as submit:
-        return await submit(item)
+        return await submit(item, preparers)
 
 
 async def hold(compute: Doubling, batcher: Batcher[int, int], items: Sequence[int]) -> list[asyncio.Task[Served[int]]]:
@@ -113,6 +114,76 @@ async def test_cancelled_item_is_not_computed() -> None:
         with pytest.raises(asyncio.CancelledError):
             await tasks[1]
     assert compute.batches == [[1], [3]]
+
+
+def negate(item: int) -> int:
+    if item == 0:
+        raise ValueError("zero")
+    return -item
+
+
+async def test_prepared_items_queue_and_are_computed_together() -> None:
+    compute = Doubling()
+    with ThreadPoolExecutor(1) as preparers:
+        async with running(compute, prepare=negate) as batcher:
+            (first,) = await hold(compute, batcher, [1])
+            tasks = [asyncio.create_task(submit(batcher, item, preparers)) for item in (-2, -3)]
+            await asyncio.sleep(0)
+            await asyncio.wrap_future(preparers.submit(int))  # behind them
+            compute.gate.set()
+            assert [(await task).result for task in (first, *tasks)] == [2, 4, 6]
+    assert compute.batches == [[1], [2, 3]]
+
+
+async def test_what_cannot_be_prepared_is_its_own_fault_and_not_computed() -> None:
+    compute = Doubling()
+    with ThreadPoolExecutor(1) as preparers:
+        async with running(compute, prepare=negate) as batcher:
+            with pytest.raises(ValueError, match="zero"):
+                await submit(batcher, 0, preparers)
+            assert (await submit(batcher, -4, preparers)).result == 8
+    assert compute.batches == [[4]]
+
+
+async def test_item_cancelled_while_it_is_prepared_is_not_computed() -> None:
+    compute, gate, begun = Doubling(), threading.Event(), threading.Event()
+
+    def prepare(item: int) -> int:
+        begun.set()
+        assert gate.wait(30)
+        return item
+
+    with ThreadPoolExecutor(1) as preparers:
+        async with running(compute, prepare=prepare) as batcher:
+            tasks = [asyncio.create_task(submit(batcher, item, preparers)) for item in (1, 2, 3)]
+            await asyncio.to_thread(begun.wait)
+            tasks[0].cancel()  # in hand
+            tasks[1].cancel()  # still waits for the thread
+            await asyncio.sleep(0)
+            gate.set()
+            assert (await tasks[2]).result == 6
+    assert compute.batches == [[3]]
+
+
+async def test_what_is_prepared_when_the_batcher_has_closed_is_stopped() -> None:
+    gate, begun, prepared = threading.Event(), threading.Event(), list[int]()
+
+    def prepare(item: int) -> int:
+        prepared.append(item)
+        begun.set()
+        assert gate.wait(30)
+        return item
+
+    with ThreadPoolExecutor(1) as preparers:
+        async with running(Doubling(), prepare=prepare) as batcher:
+            tasks = [asyncio.create_task(submit(batcher, item, preparers)) for item in (1, 2)]
+            await asyncio.to_thread(begun.wait)
+            batcher.close()
+            gate.set()
+            for task in tasks:
+                with pytest.raises(Stopped):
+                    await task
+    assert prepared == [1]
 
 
 async def test_batch_of_cancelled_items_is_not_run() -> None:
@@ -252,7 +323,7 @@ async def test_retired_batcher_serves_who_was_admitted() -> None:
         batcher.admission.retire()
         compute.gate.set()
         assert [served.result for served in await asyncio.gather(*tasks)] == [2, 4]
-        assert (await late(3)).result == 6
+        assert (await late(3, None)).result == 6
         assert not batcher.admission.closed
     await runner
     assert batcher.admission.closed
