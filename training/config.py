@@ -124,7 +124,12 @@ class Config(BaseModel):
         "auto", description="bf16 where the device computes in it, else fp16 on GPUs and fp32 on CPUs"
     )
     accumulate: int = Field(1, ge=1, description="parts that a batch is computed in, where memory is short")
-    workers: int = Field(2, ge=0, description="processes that decode and augment, for each one that trains")
+    workers: int | None = Field(
+        None,
+        ge=0,
+        description="processes that decode and augment, for each one that trains; unless set 2 for a GPU, and none for "
+        "a CPU, whose cores they would take from the step",
+    )
     save_every: int = Field(200, ge=1, description="steps between two writes of the last checkpoint")
 
     @field_validator("scale_range", "mosaic_scale_range", "learning_rate_drops", "mean", "std", mode="before")

@@ -19,7 +19,7 @@ from model.detector import Detections, Detector, move_to_photo
 from model.heads import HeadMaps, KeypointMaps
 from model.letterbox import place
 from training.datasets.dataset import Dataset, InvalidDataset
-from training.loader import evaluation_batches
+from training.loader import choose_workers, evaluation_batches
 from training.metrics import Metrics
 from training.progress import progress_bar
 
@@ -43,7 +43,7 @@ def detect_with_network(
     network: nn.Module,
     dataset: Dataset,
     size: int,
-    workers: int,
+    workers: int | None,
     console: Console,
     test_time: TestTime = TestTime(),  # it is frozen
     coarsest_stride: int = Backbone.coarsest_stride,
@@ -91,7 +91,7 @@ def _concatenate(several: Sequence[Detections]) -> Detections:
 
 @torch.inference_mode()
 def _detect_at(
-    network: nn.Module, dataset: Dataset, size: int, workers: int, console: Console, flip: bool
+    network: nn.Module, dataset: Dataset, size: int, workers: int | None, console: Console, flip: bool
 ) -> list[Detections]:
     network.eval()
     mirrored = dataset.skeleton.mirrored
@@ -99,7 +99,7 @@ def _detect_at(
     photos = iter(dataset.photos)
     results = []
     with progress_bar(console, "evaluate", len(dataset.photos)) as advance:
-        for images in evaluation_batches(dataset, size, _BATCH, workers):
+        for images in evaluation_batches(dataset, size, _BATCH, choose_workers(workers, device)):
             images = images.to(device)
             maps = _average_mirrored(network, images, mirrored) if flip else network(images)
             detections = decode(maps, stride=size // maps.heatmap.shape[2])

@@ -106,10 +106,10 @@ def training_batches(
     config: Config,
     epoch: int,
     first_step: int,
-    pin_memory: bool,
+    device: torch.device,
     processes: Processes = ALONE,
 ) -> Iterator[tuple[Part, ...]]:
-    """This process's share of the batches of `epoch` from `first_step` on, each in `accumulate` parts.
+    """This process's share of the batches of `epoch` from `first_step` on, each in `accumulate` parts, for `device`.
 
     A part: images (B, size, size, 3), uint8, RGB, and `Targets` stacked, B = batch_size / accumulate / processes.
     Repeated photos displace others: an epoch has `steps_per_epoch` batches however many come more than once.
@@ -120,11 +120,22 @@ def training_batches(
     loader = DataLoader(
         TrainingViews(dataset, config, epoch),
         batch_sampler=positions.tolist(),
-        num_workers=config.workers,
-        pin_memory=pin_memory,
+        num_workers=choose_workers(config.workers, device),
+        pin_memory=device.type == "cuda",
         worker_init_fn=_start_worker,
     )
     return zip(*[iter(loader)] * config.accumulate, strict=True)
+
+
+def choose_workers(wanted: int | None, device: torch.device) -> int:
+    """Returns how many processes load for one that computes: what is wanted, or for None 2 for a GPU, none on a CPU.
+
+    There the threads of a step wait for the one whose core a worker has taken: without any a step takes an eighth less
+    (two cores, `python -m training bench training/configs/photos.toml --workers 0`, and 1).
+    """
+    if wanted is None:
+        return 2 if device.type == "cuda" else 0
+    return wanted
 
 
 def steps_per_epoch(dataset: Dataset, config: Config) -> int:

@@ -70,7 +70,7 @@ def train(config: Config, resume: bool, console: Console, processes: Processes =
             record.begin_epoch()
         started = time.monotonic()
         title = f"epoch {epoch + 1}/{config.epochs} at {config.picture_size(epoch)} px"
-        batches = training_batches(train_set, config, epoch, first_step, learner.device.type == "cuda", processes)
+        batches = training_batches(train_set, config, epoch, first_step, learner.device, processes)
         with progress_bar(console, title, steps, first_step) as advance:
             for step, parts in enumerate(batches, start=first_step):
                 taken = learner.step(parts)

@@ -16,7 +16,7 @@ def test_a_dry_run_measures_and_leaves_a_picture_alone(
     shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(dry_running, "_SECONDS", 0.1)
-    flags = ["--data-root", str(shapes), "--output", str(tmp_path), "--workers", "0", "--precision", "fp32"]
+    flags = ["--data-root", str(shapes), "--output", str(tmp_path), "--workers", "1", "--precision", "fp32"]
     sizes = ["--input-size", "64", "--first-train-size", "32", "--batch-size", "8", "--accumulate", "2"]
     main(["train", str(CONFIGS / "tiny.toml"), "--dry-run", "--frozen-stages", "5", *flags, *sizes])
     said = " ".join(capsys.readouterr().out.split())
@@ -43,8 +43,12 @@ def test_a_slow_loader_is_named(
 ) -> None:
     slow = Speed(batch_size=16, loader=2.0, step=0.5, both=2.1)
     monkeypatch.setattr(dry_running, "measure_speed", lambda *_, **__: slow)
-    main(["train", str(CONFIGS / "tiny.toml"), "--dry-run", "--data-root", str(shapes), "--output", str(tmp_path)])
+    command = ["train", str(CONFIGS / "tiny.toml"), "--dry-run", "--data-root", str(shapes), "--output", str(tmp_path)]
+    main([*command, "--workers", "3"])
     said = " ".join(capsys.readouterr().out.split())
     assert "loader alone 8.0 pictures/s, 2.000 s a step" in said
-    assert "the loader limits: more than 1 workers" in said
+    assert "the loader limits: more than 3 workers" in said
+    main([*command, "--device", "cpu"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "without workers loader and step take turns: 80% of the time is the loader's" in said
     assert not torch.distributed.is_initialized()

@@ -30,7 +30,7 @@ def start(
     for module in learner.network.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.eval()
-    batches = training_batches(load_dataset(annotations, shapes / "images"), config, 0, 0, False)
+    batches = training_batches(load_dataset(annotations, shapes / "images"), config, 0, 0, torch.device("cpu"))
     return learner, next(batches)
 
 

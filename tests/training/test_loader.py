@@ -3,13 +3,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from tests.training.configs import small_config
 from training.config import Config
 from training.datasets.dataset import Dataset, Object, Photo, make_photo
 from training.datasets.load import load_dataset
-from training.loader import TrainingViews, repeat_factors, training_batches
+from training.loader import TrainingViews, choose_workers, repeat_factors, training_batches
 
 
 @pytest.fixture
@@ -41,9 +42,16 @@ def test_an_epoch_shows_every_photo_and_repeats_by_chance(dataset: Dataset, shap
     assert 1.3 < np.mean([count[8] for count in counts]) < 1.7
 
 
+@pytest.mark.parametrize(
+    ("wanted", "device", "workers"), [(None, "cpu", 0), (None, "cuda:1", 2), (0, "cuda", 0), (3, "cpu", 3)]
+)
+def test_workers_take_no_core_from_a_step_unless_told_to(wanted: int | None, device: str, workers: int) -> None:
+    assert choose_workers(wanted, torch.device(device)) == workers
+
+
 def test_a_restart_sees_the_batches_that_the_run_would_have_seen(config: Config, train_set: Dataset) -> None:
-    whole = list(training_batches(train_set, config, 1, 0, pin_memory=False))
-    rest = list(training_batches(train_set, config, 1, 1, pin_memory=False))
+    whole = list(training_batches(train_set, config, 1, 0, torch.device("cpu")))
+    rest = list(training_batches(train_set, config, 1, 1, torch.device("cpu")))
     assert len(rest) == len(whole) - 1 >= 1
     for [(images, targets)], [(again, targets_again)] in zip(whole[1:], rest, strict=True):
         assert (images == again).all()

@@ -155,8 +155,10 @@ def test_processes_see_the_very_views_that_one_sees(shapes: Path, tmp_path: Path
     dataset = load_dataset(shapes / "train.json", shapes / "images")
     config = small_config(shapes, tmp_path)
     split = config.model_copy(update={"accumulate": 2})
-    whole = list(training_batches(dataset, config, 1, 1, False))
-    shares = [list(training_batches(dataset, split, 1, 1, False, Processes(index, 2))) for index in range(2)]
+    whole = list(training_batches(dataset, config, 1, 1, torch.device("cpu")))
+    shares = [
+        list(training_batches(dataset, split, 1, 1, torch.device("cpu"), Processes(index, 2))) for index in range(2)
+    ]
     assert len(whole) == 2 and [len(share) for share in shares] == [2, 2]
     for number, [(images, targets)] in enumerate(whole):
         order = [share[number][part] for part in range(2) for share in shares]
