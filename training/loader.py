@@ -130,8 +130,7 @@ def training_batches(
 def choose_workers(wanted: int | None, device: torch.device) -> int:
     """Returns how many processes load for one that computes: what is wanted, or for None 2 for a GPU, none on a CPU.
 
-    There the threads of a step wait for the one whose core a worker has taken: without any a step takes an eighth less
-    (two cores, `python -m training bench training/configs/photos.toml --workers 0`, and 1).
+    There the threads of a step wait for the one whose core a worker has taken; docs/training.md says what it costs.
     """
     if wanted is None:
         return 2 if device.type == "cuda" else 0
