@@ -50,6 +50,11 @@ class _Waiting(Generic[Item, Result]):
         if not self.future.done():
             self.future.set_result(Served(result, self.since, started))
 
+    def call_in_loop(self, callback: Callable[..., object], *arguments: object) -> None:
+        """Has the event loop that awaits the result call what must not be called in another thread."""
+        with contextlib.suppress(RuntimeError):  # the loop has been closed meanwhile
+            self.future.get_loop().call_soon_threadsafe(callback, *arguments)
+
     def fail(self, error: Exception) -> None:
         if not self.future.done():
             self.future.set_exception(error)
@@ -88,7 +93,6 @@ class Batcher(Generic[Item, Result]):
         self._on_drop = on_drop
         self._key = key
         self._prepare = prepare
-        self._loop: asyncio.AbstractEventLoop | None = None  # of `run`
         self._changed = threading.Condition()  # guards what follows: threads take from it by themselves, so that none
         self._waiting: collections.deque[_Waiting[Item, Result]] = collections.deque()  # waits for a busy event loop
         self._computing: dict[threading.Thread, _Batch[Item, Result]] = {}
@@ -128,7 +132,6 @@ class Batcher(Generic[Item, Result]):
 
     async def run(self) -> None:
         """Forms batches and computes them until `close`; a batch that has begun is finished."""
-        self._loop = asyncio.get_running_loop()
         self.running = True
         try:
             for _ in range(self.instances):
@@ -157,14 +160,14 @@ class Batcher(Generic[Item, Result]):
         loop = asyncio.get_running_loop()
         waiting = _Waiting[Item, Result](item, loop.create_future(), time.perf_counter())
         if preparers:
-            preparers.submit(self._prepare_and_queue, waiting, loop)
+            preparers.submit(self._prepare_and_queue, waiting)
         else:
             self._queue(waiting)
         if self._watch is None:
             self._watch = loop.call_later(self._timeout_seconds, self._end_what_hangs)
         return await waiting.future
 
-    def _prepare_and_queue(self, waiting: _Waiting[Item, Result], loop: asyncio.AbstractEventLoop) -> None:
+    def _prepare_and_queue(self, waiting: _Waiting[Item, Result]) -> None:
         if waiting.future.done():
             return
         try:
@@ -172,8 +175,7 @@ class Batcher(Generic[Item, Result]):
             item = self._prepare(waiting.item)
             self._queue(dataclasses.replace(waiting, item=item, since=time.perf_counter()))
         except Exception as error:
-            with contextlib.suppress(RuntimeError):  # the loop has been closed meanwhile
-                loop.call_soon_threadsafe(waiting.fail, error)
+            waiting.call_in_loop(waiting.fail, error)
 
     def _queue(self, waiting: _Waiting[Item, Result]) -> None:
         with self._changed:
@@ -201,9 +203,7 @@ class Batcher(Generic[Item, Result]):
             with self._changed:
                 if self._computing.pop(thread, None) is None:  # it took too long, and was replaced
                     return
-            assert self._loop is not None
-            with contextlib.suppress(RuntimeError):  # the loop has been closed meanwhile
-                self._loop.call_soon_threadsafe(self._hand_out, batch, outcome, time.perf_counter())
+            batch.waiting[0].call_in_loop(self._hand_out, batch, outcome, time.perf_counter())
             del batch, outcome
 
     def _take(self, thread: threading.Thread) -> "_Batch[Item, Result] | None":

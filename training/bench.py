@@ -14,7 +14,7 @@ from training.config import Config, make_config
 from training.datasets.dataset import Dataset
 from training.environment import describe_environment
 from training.learner import Learner
-from training.loader import choose_workers, steps_per_epoch, training_batches
+from training.loader import steps_per_epoch, training_batches
 from training.processes import ALONE
 from training.speed import Speed, describe_memory, measure_speed, peak_memory, time_calls
 from training.train import load_data
@@ -83,7 +83,7 @@ def _describe(config: Config, learner: Learner) -> str:
     size, threads = config.picture_size(0), torch.get_num_threads()
     return (
         f"{config.backbone} at {size} px, batches of {config.batch_size}, {learner.precision} on {learner.device},"
-        f" {threads} threads and {choose_workers(config.workers, learner.device)} workers"
+        f" {threads} threads and {learner.workers} workers"
     )
 
 

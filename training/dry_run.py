@@ -9,7 +9,7 @@ from training.config import Config
 from training.datasets.dataset import Dataset
 from training.inspect import draw_views
 from training.learner import Learner
-from training.loader import choose_workers, steps_per_epoch
+from training.loader import steps_per_epoch
 from training.models import count_parameters
 from training.processes import ALONE, Processes
 from training.speed import describe_memory, measure_speed
@@ -40,12 +40,11 @@ def dry_run(config: Config, console: Console, processes: Processes = ALONE) -> N
     speed = measure_speed(train_set, config, learner, _SECONDS, processes=processes)
     for title, pictures in speed.pictures().items():
         console.print(f"{title:14} {pictures:8.1f} pictures/s, {config.batch_size / pictures:.3f} s a step")
-    workers = choose_workers(config.workers, learner.device)
-    if not workers:
+    if not learner.workers:
         share = speed.loader / (speed.loader + speed.step)
         console.print(f"without workers loader and step take turns: {share:.0%} of the time is the loader's")
     elif speed.loader > speed.step:
-        console.print(f"the loader limits: more than {workers} workers, or smaller photos, would be faster")
+        console.print(f"the loader limits: more than {learner.workers} workers, or smaller photos, would be faster")
     else:
         console.print("the step limits: a loader with more workers would not be faster")
     console.print(f"an epoch of {steps} steps: about {speed.both * steps / 60:.1f} minutes, validation aside")

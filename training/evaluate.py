@@ -19,7 +19,7 @@ from model.detector import Detections, Detector, move_to_photo
 from model.heads import HeadMaps, KeypointMaps
 from model.letterbox import place
 from training.datasets.dataset import Dataset, InvalidDataset
-from training.loader import choose_workers, evaluation_batches
+from training.loader import evaluation_batches
 from training.metrics import Metrics
 from training.progress import progress_bar
 
@@ -99,7 +99,7 @@ def _detect_at(
     photos = iter(dataset.photos)
     results = []
     with progress_bar(console, "evaluate", len(dataset.photos)) as advance:
-        for images in evaluation_batches(dataset, size, _BATCH, choose_workers(workers, device)):
+        for images in evaluation_batches(dataset, size, _BATCH, workers, device):
             images = images.to(device)
             maps = _average_mirrored(network, images, mirrored) if flip else network(images)
             detections = decode(maps, stride=size // maps.heatmap.shape[2])

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from training.checkpoint import build_network
 from training.config import Config
-from training.loader import Part
+from training.loader import Part, choose_workers
 from training.losses import Counts, count_targets, detection_losses
 from training.optimizer import build_average, build_optimizer, freeze, learning_rate_curve, set_training_mode
 from training.pretrained import load_pretrained
@@ -57,6 +57,7 @@ class Learner:
         self.config, self.steps_per_epoch, self.processes = config, steps_per_epoch, processes
         self.device = processes.choose_device(config.device)
         self.precision = choose_precision(config.precision, self.device)
+        self.workers = choose_workers(config.workers, self.device)
         torch.manual_seed(config.seed)
         self.network = build_network(config, len(labels), len(joints))
         if config.pretrained:

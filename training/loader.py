@@ -161,13 +161,15 @@ class LetterboxedPhotos(torch.utils.data.Dataset[NDArray[np.uint8]]):
         return prepare(self.dataset.photos[index].path.read_bytes(), [(self.size, self.size)]).pixels
 
 
-def evaluation_batches(dataset: Dataset, size: int, batch_size: int, workers: int) -> Iterator[Tensor]:
-    """All photos in order, letterboxed: images (B, size, size, 3), uint8, RGB."""
+def evaluation_batches(
+    dataset: Dataset, size: int, batch_size: int, workers: int | None, device: torch.device
+) -> Iterator[Tensor]:
+    """All photos in order, letterboxed, for `device`: images (B, size, size, 3), uint8, RGB."""
     return iter(
         DataLoader(
             LetterboxedPhotos(dataset, size),
             batch_size,
-            num_workers=workers,
+            num_workers=choose_workers(workers, device),
             worker_init_fn=_start_worker,
         )
     )

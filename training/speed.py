@@ -12,7 +12,7 @@ import torch
 from training.config import Config
 from training.datasets.dataset import Dataset
 from training.learner import Learner
-from training.loader import Part, choose_workers, training_batches
+from training.loader import Part, training_batches
 from training.processes import ALONE, Processes
 
 _MOST_STEPS = 50
@@ -47,7 +47,6 @@ def measure_speed(
     processes: Processes = ALONE,
 ) -> Speed:
     """Takes about `seconds` for each of the three in turn, so often, at least two steps; the median of the rounds."""
-    workers = choose_workers(config.workers, learner.device)
     batches = _endless_batches(dataset, config, learner, processes)
     parts = next(batches)
     first = time_calls(lambda: learner.step(parts))  # slower than the rest: memory is taken, kernels are chosen
@@ -56,7 +55,7 @@ def measure_speed(
     found: dict[str, list[float]] = {"step": [], "loader": [], "both": []}
     for _ in range(rounds):
         found["step"].append(time_calls(lambda: learner.step(parts), count))
-        for _ in range(-(-2 * workers // config.accumulate)):  # each worker has made two parts in the meantime
+        for _ in range(-(-2 * learner.workers // config.accumulate)):  # each worker has made two parts in the meantime
             next(batches)
         found["loader"].append(time_calls(lambda: next(batches), count))
         found["both"].append(time_calls(lambda: learner.step(next(batches)), count))
