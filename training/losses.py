@@ -48,18 +48,18 @@ def _losses_of_stack(maps: HeadMaps, targets: Targets, config: Config, counts: C
     heatmap_loss = HEATMAP_LOSSES[config.heatmap_loss]
     terms = {"heatmap": config.heatmap_weight * heatmap_loss(maps.heatmap, targets.heatmap) / object_count}
     teaching = _teaching_weight(targets, config)
-    weight = teaching if config.giou_weight else targets.mask
-    cells = _find_weighted(weight)  # the others need not be computed
+    weights = teaching if config.giou_weight else targets.mask
+    cells = _find_weighted(weights)  # the others need not be computed
+    weight = weights[cells][:, None]  # (M, 1)
     size, offset = maps.size.at(cells), maps.offset.at(cells)  # (M, 2)
     wanted_size, wanted_offset = (WholeMap(each).at(cells) for each in (targets.size, targets.offset))
-    is_centre = targets.mask[cells][:, None]
     if config.offset_weight:
-        terms["offset"] = config.offset_weight * _l1(offset, wanted_offset, is_centre) / object_count
+        terms["offset"] = config.offset_weight * _l1(offset, wanted_offset, weight) / object_count
     if config.size_weight:
-        terms["size"] = config.size_weight * _l1(size, wanted_size, is_centre) / object_count
+        terms["size"] = config.size_weight * _l1(size, wanted_size, weight) / object_count
     if config.giou_weight:
         boxes, wanted = boxes_at(cells, size, offset), boxes_at(cells, wanted_size, wanted_offset)
-        terms["giou"] = config.giou_weight * giou_loss(boxes, wanted, weight[cells]) / object_count
+        terms["giou"] = config.giou_weight * giou_loss(boxes, wanted, weight[:, 0]) / object_count
     if maps.keypoints is not None:
         terms |= keypoint_losses(maps.keypoints, targets.keypoints, teaching, config, counts)
     return terms

@@ -99,14 +99,19 @@ def test_dense_loss_counts_every_object_alike_and_is_zero_where_all_is_right(sha
     assert losses_of(doubled, targets, config)["giou"].item() == pytest.approx(0.75, abs=1e-4)
 
 
-def test_size_and_offset_are_l1_at_the_centres_alone(shapes, tmp_path) -> None:  # type: ignore[no-untyped-def]
+@pytest.mark.parametrize(
+    ("settings", "is_dense"), [({}, True), ({"dense_boxes": False}, False), ({"giou_weight": 0.0}, False)]
+)
+def test_size_and_offset_are_l1_at_the_cells_that_teach(settings, is_dense, shapes, tmp_path) -> None:  # type: ignore[no-untyped-def]
     targets = batch_of(torch.tensor([[0.0, 0.0, 8.0, 8.0], [16.0, 16.0, 60.0, 60.0]]))
     is_centre = targets.mask[:, None]
     size, offset = (each + torch.where(is_centre, off, 50.0) for each, off in ((targets.size, 3), (targets.offset, 1)))
-    for giou_weight in (0.0, 1.0):
-        config = small_config(shapes, tmp_path, giou_weight=giou_weight, size_weight=1.0, offset_weight=1.0)
-        terms = losses_of(head_maps(torch.zeros(1, 1, 16, 16), size, offset), targets, config)
-        assert (terms["size"].item(), terms["offset"].item()) == pytest.approx((6, 2))
+    config = small_config(shapes, tmp_path, size_weight=1.0, offset_weight=1.0, **settings)
+    terms = losses_of(head_maps(torch.zeros(1, 1, 16, 16), size, offset), targets, config)
+    share = (targets.weight * targets.mask).sum().item() / 2 if is_dense else 1.0  # of what an object's centre teaches
+    assert (share < 1) == is_dense
+    expected = [2 * (share * at_centre + (1 - share) * 50) for at_centre in (3, 1)]  # of two axes, a mean of objects
+    assert (terms["size"].item(), terms["offset"].item()) == pytest.approx(expected)
 
 
 def test_steps_ask_for_like_numbers_of_cells(shapes, tmp_path) -> None:  # type: ignore[no-untyped-def]
