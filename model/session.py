@@ -24,6 +24,7 @@ PROVIDERS = {
 _NAMES = {"cuda": "CUDA", "tensorrt": "TensorRT"}
 # the exhaustive search takes over half a second for each new batch size, the heuristic one two milliseconds
 _CUDA_OPTIONS = {"cudnn_conv_algo_search": "HEURISTIC"}
+_SPIN_MICROSECONDS = 50  # longer than most operators take, and nothing beside a request
 _LARGEST_BATCH = 64  # that one engine of TensorRT is built for; a larger one has another built
 
 logger = logging.getLogger(__name__)
@@ -69,8 +70,8 @@ def open_session(
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads or count_cpus()
     options.log_severity_level = 3
-    # spinning threads burn a core for a second after each request
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # a thread that sleeps between two operators wakes too late; one that never sleeps burns a core between requests
+    options.add_session_config_entry("session.intra_op.spin_duration_us", str(_SPIN_MICROSECONDS))
     try:
         session = ort.InferenceSession(path, options, providers=[PROVIDERS["cpu"]])
     except Exception as error:  # ONNX Runtime's own exceptions share no other base

@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -194,3 +195,15 @@ def test_nothing_is_reported_or_left_in_the_home_directory(model_path: Path, tmp
     environment = {name: value for name, value in os.environ.items() if name not in ("ORT_DISABLE_TELEMETRY", "CI")}
     subprocess.run([sys.executable, "-c", program], env=environment | {"HOME": str(tmp_path)}, check=True)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_its_threads_sleep_soon_after_a_run(model_path: Path) -> None:
+    detector = Detector(model_path, "cpu", threads=4)
+    canvas = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+    used = []
+    for _ in range(3):  # so that what else this process does at some time is not counted
+        detector.infer([canvas])
+        before = time.process_time()
+        time.sleep(0.2)
+        used.append(time.process_time() - before)
+    assert min(used) < 0.02
