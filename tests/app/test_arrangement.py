@@ -53,13 +53,13 @@ def test_a_quick_model_gets_a_thread_more_than_cpus_and_batches(detector: Detect
     def quick_alone(instances: int, size: int) -> float:
         return quick(instances, size) * (1 if size == 1 else 0.9)
 
-    assert choose(detector, quick) == (5, 1, 4)
+    assert choose(detector, quick) == (5, 1, 8)
     assert choose(detector, quick_alone) == (5, 1, 1)
     assert choose(detector, lambda instances, size: quick(instances, size) * size) == (5, 1, 8)
     assert choose(detector, quick, max_batch_seconds=0.01) == (5, 1, 1)
     assert choose(detector, quick, max_batch=2) == (5, 1, 2)
-    assert choose(detector, quick, instances=4) == (4, 1, 4)
-    assert choose(detector, quick, threads=1) == (1, 1, 4)
+    assert choose(detector, quick, instances=4) == (4, 1, 8)
+    assert choose(detector, quick, threads=1) == (1, 1, 8)
     assert choose(detector, lambda instances, size: quick(instances, size) / 2) == (4, 1, 1)
     assert choose(detector, lambda instances, _: 300 / instances) == (1, 4, 1)
 
