@@ -17,7 +17,6 @@ _LARGEST = {"cpu": 8, "cuda": 32, "tensorrt": 32}  # batch that is tried: no CPU
 _MOST_GAIN = {"cpu": 1.3, "cuda": 32.0, "tensorrt": 32.0}  # times the images/s of single ones that batches are worth
 _TRIAL_SECONDS = 0.05
 _QUICK_SECONDS = 0.005  # an image: below it, what Python does for each is much of the whole
-_QUICK_BATCH = 8
 _TIE = 0.95  # times the images/s: as fast, as far as a trial can tell
 
 Canvases = Sequence[NDArray[np.uint8]]
@@ -98,10 +97,11 @@ def _spare_python(
 
     What is handed over together costs the event loop less, and threads that wait for Python's lock leave CPUs unused.
     """
-    if not settings.max_batch and best.max_batch < _QUICK_BATCH:
-        larger = best.model_copy(update={"max_batch": _QUICK_BATCH})
-        larger.images_per_second = speed = measure(detector, [blank] * _QUICK_BATCH, larger)
-        is_slow = best.instances * _QUICK_BATCH / speed > settings.max_batch_seconds
+    size = _LARGEST["cpu"]
+    if not settings.max_batch and best.max_batch < size:
+        larger = best.model_copy(update={"max_batch": size})
+        larger.images_per_second = speed = measure(detector, [blank] * size, larger)
+        is_slow = best.instances * size / speed > settings.max_batch_seconds
         if not is_slow and speed >= _TIE * (best.images_per_second or 0):
             best = larger
     if not settings.instances and best.instances > 1:
