@@ -5,7 +5,6 @@ import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 
-import anyio.lowlevel
 import uvicorn
 
 from app.listener import configure
@@ -23,7 +22,7 @@ async def listen(settings: Settings, detector: Detector) -> AsyncIterator[Client
         listener.bind(("127.0.0.1", 0))
         task = asyncio.create_task(server.serve(sockets=[listener]))
         while not server.started:
-            await anyio.lowlevel.checkpoint()
+            await asyncio.sleep(0.005)
         async with Client(base_url=f"http://127.0.0.1:{listener.getsockname()[1]}") as client:
             yield client
         server.should_exit = True

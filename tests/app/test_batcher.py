@@ -6,7 +6,6 @@ from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Any
 
-import anyio.lowlevel
 import pytest
 
 from app.admission import Overloaded, Stopped
@@ -284,7 +283,7 @@ async def test_batch_that_hangs_fails_alone() -> None:
     compute.gate.set()
     async with asyncio.timeout(30):
         while batcher.hanging:  # the threads left behind end when the model answers after all
-            await anyio.lowlevel.checkpoint()
+            await asyncio.sleep(0.005)
     while batcher.failing:
         with contextlib.suppress(InferenceFailed):  # a busy machine may take 10 ms for it
             assert (await submit(batcher, 2)).result == 4
@@ -333,7 +332,7 @@ async def until_taken(batcher: Batcher[int, int], left: int) -> None:
     """Waits for the threads to have taken all but so many of what is queued."""
     async with asyncio.timeout(30):
         while batcher.queued > left:
-            await anyio.lowlevel.checkpoint()
+            await asyncio.sleep(0.005)
 
 
 async def test_what_is_queued_is_computed_side_by_side() -> None:
