@@ -17,10 +17,6 @@ from model.metadata import Metadata
 from model.skeleton import Skeleton
 
 
-class UnknownLabel(Exception):
-    """A label was asked for that the model does not know; the message lists those it does."""
-
-
 class Size(BaseModel):
     """A picture's size in pixels, upright."""
 

@@ -275,7 +275,7 @@ class Batcher(Generic[Item, Result]):
             self._start_thread()
         oldest = min(begun, default=due + self._timeout_seconds)
         self._watch = None
-        if self.admission.taken:
+        if self.admission.taken or begun:
             self._watch = asyncio.get_running_loop().call_later(oldest - due, self._end_what_hangs)
         self._note_end()
 

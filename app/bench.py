@@ -21,17 +21,15 @@ from app.local_server import NotServing, read_samples, serving
 from app.models import open_detector
 from app.operators import describe_operators, measure_operators
 from app.parts import measure_limit, measure_parts, measure_squares
-from app.service import quieten_decoders
 from app.settings import InvalidSettings, Settings, read_settings
 from model.detector import Detector
-from model.image import BrokenImage, TooManyPixels, UnknownFormat
+from model.image import SUFFIXES, InvalidImage, quieten_decoders
 from model.metadata import InvalidModel
 from model.session import ProviderUnavailable
 
 _WARM_UP_SECONDS = 1.0
 _CPU = "process_cpu_seconds_total"
 _STAGES = ("read", "decode", "queue", "inference", "encode")
-_PHOTO_ENDINGS = (".jpg", ".jpeg", ".png", ".webp")
 
 
 class Unusable(Exception):
@@ -108,7 +106,7 @@ def run(
     try:
         parts = measure_parts(detector, list(photos.values()), settings)
         square_ratio = measure_squares(detector, list(photos.values()), settings)
-    except (UnknownFormat, BrokenImage, TooManyPixels) as error:
+    except InvalidImage as error:
         raise Unusable(f"one of the photos cannot be used: {error}") from error
     limit = measure_limit(detector, list(photos.values()), arrangement, seconds)
     requests = [build_request(data) for data in photos.values()]
@@ -216,9 +214,9 @@ def _read_photos(folder: Path | None) -> dict[str, bytes]:
     """Returns photos by name; raises `Unusable` where the folder holds none."""
     if folder is None:
         return {"drawn": draw_photo()}
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _PHOTO_ENDINGS)
+    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
     if not files:
-        raise Unusable(f"there is no photo in {folder}: name a folder of {', '.join(_PHOTO_ENDINGS)}")
+        raise Unusable(f"there is no photo in {folder}: name a folder of {', '.join(sorted(SUFFIXES))}")
     return {path.name: path.read_bytes() for path in files[:100]}
 
 

@@ -10,7 +10,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.admission import Overloaded
 from app.form import Form, InvalidForm, Part
-from app.interruption import cancelled_after
+from app.interruption import Interruption, cancelled_after
 from app.metrics import Metrics
 
 _FIELDS = 20  # most parts of a form beside the images; some clients send their settings along
@@ -33,35 +33,64 @@ class InvalidJson(Exception):
 
 
 class BoundBodies:
-    """ASGI middleware that bounds what the bodies of all requests hold in memory: `Overloaded` for what is too much."""
+    """ASGI middleware that bounds what the bodies of all requests hold in memory.
+
+    Where it is too much, the body that has been arriving the longest is given up, `SlowBody`, so that whoever sends
+    slowly keeps nobody out; where none is arriving, it is `Overloaded`.
+    """
 
     def __init__(self, app: ASGIApp, max_bytes: int, metrics: Metrics) -> None:
         self._app = app
         self._max_bytes = max_bytes
         self._held = 0
+        self._arriving: dict[_Body, None] = {}  # the first to begin comes first
         metrics.body_bytes.set_function(lambda: self._held)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serves one request, and counts its bytes from when they arrive until it is answered."""
-        received = 0
-
-        def hold(count: int) -> None:
-            nonlocal received
-            received += count
-            self._held += count
+        body = _Body()
 
         async def receive_counted() -> Message:
-            message = await receive()
-            size = len(message.get("body", b""))
-            if self._held + size > self._max_bytes:
-                raise Overloaded(1)
-            hold(size)
+            fault = SlowBody("there is no room left for a body that takes so long: send it again")
+            with Interruption(fault) as body.wait:
+                message = await receive()
+            if body.is_given_up:  # while it was not waiting
+                raise fault
+            self._hold(body, len(message.get("body", b"")))
+            if message.get("more_body"):
+                self._arriving[body] = None
+            else:
+                self._arriving.pop(body, None)
             return message
 
         try:
             await self._app(scope, receive_counted, send)
         finally:
-            hold(-received)
+            self._let_go(body)
+
+    def _hold(self, body: "_Body", size: int) -> None:
+        while self._held + size > self._max_bytes:
+            slowest = next(iter(self._arriving), body)
+            if slowest is body:
+                raise Overloaded(1)
+            self._let_go(slowest)
+            slowest.is_given_up = True
+            slowest.wait.end()
+        body.size += size
+        self._held += size
+
+    def _let_go(self, body: "_Body") -> None:
+        self._arriving.pop(body, None)
+        self._held -= body.size
+        body.size = 0
+
+
+class _Body:
+    """What has arrived of a request's body."""
+
+    size = 0  # bytes
+    wait: Interruption  # for more of it
+    is_given_up = False
 
 
 async def read_body(request: Request, max_bytes: int, timeout_seconds: float) -> bytes:

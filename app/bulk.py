@@ -11,15 +11,14 @@ import pyarrow.compute as pc
 import ray
 from ray.data import ActorPoolStrategy
 
-from app.answers import UnknownLabel
 from app.arguments import add_wanted, count
 from app.bulk_steps import FindObjects, ReadPhotos
-from app.finder import choose
-from app.pictures import IMAGE_SUFFIXES, NoPictures
-from app.pipeline import Filter
+from app.pictures import NoPictures
+from app.pipeline import Filter, UnknownLabel, choose
 from app.places import Place, UnusablePlace, open_place, read_column
 from app.settings import InvalidSettings, Settings, read_settings
 from model.detector import Detector
+from model.image import SUFFIXES
 from model.metadata import InvalidModel
 from model.session import ProviderUnavailable
 
@@ -84,7 +83,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def _find_missing(photos: Place, found: Place) -> tuple[int, pa.Array]:
     """Returns how many photos there are, and the names of those without a row; raises `NoPictures`."""
-    names = pa.array([photos.prefix + file.path for file in photos.list_files(IMAGE_SUFFIXES)], pa.string())
+    names = pa.array([photos.prefix + file.path for file in photos.list_files(SUFFIXES)], pa.string())
     if not len(names):
         raise NoPictures(f"{photos.prefix}{photos.path}: no photos in this folder")
     done = read_column(found, "file")

@@ -14,10 +14,9 @@ from app.answers import describe_detections
 from app.body import BodyTooLarge, EmptyBody
 from app.errors import KINDS
 from app.pipeline import Filter
-from app.service import quieten_decoders
 from model.canvas import prepare
-from model.detector import Detections, Detector
-from model.image import BrokenImage, TooManyPixels, UnknownFormat
+from model.detector import Detections, Detector, move_to_photo
+from model.image import InvalidImage, quieten_decoders
 from model.letterbox import Letterbox, place
 from model.metadata import Metadata
 from model.session import Provider
@@ -25,7 +24,7 @@ from model.shapes import Shape
 
 Batch = dict[str, NDArray[Any]]
 
-_FAULTS = (EmptyBody, BodyTooLarge, UnknownFormat, TooManyPixels, BrokenImage, OSError)
+_FAULTS = (EmptyBody, BodyTooLarge, InvalidImage, OSError)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +106,7 @@ class FindObjects:
         return pa.Table.from_pylist(rows, self._schema)
 
     def _describe(self, placed: Letterbox, found: Detections) -> dict[str, object]:
-        finished = self._detector.finish(self._wanted.select(found), placed)
+        finished = move_to_photo(self._wanted.select(found), placed)
         detections = [each | each["box"] for each in describe_detections(self._detector.metadata, finished)]
         return {"width": placed.photo_width, "height": placed.photo_height, "detections": detections}
 

@@ -18,12 +18,11 @@ from anyio.from_thread import BlockingPortal, start_blocking_portal
 from numpy.typing import NDArray
 
 from app import __version__
-from app.answers import Problem, Refused, UnknownLabel
+from app.answers import Problem, Refused
 from app.arguments import add_wanted, count
 from app.finder import Finder, ask_server, run_model
 from app.outputs import Copies, Looked, Write, draw, name_copy, write_lines, write_table
 from app.pictures import (
-    IMAGE_SUFFIXES,
     VIDEO_SUFFIXES,
     NoPictures,
     Picture,
@@ -33,9 +32,9 @@ from app.pictures import (
     find_sources,
     read_pictures,
 )
-from app.service import quieten_decoders
+from app.pipeline import UnknownLabel
 from app.settings import InvalidSettings, read_settings
-from model.image import BrokenImage, TooManyPixels, UnknownFormat
+from model.image import SUFFIXES, InvalidImage, quieten_decoders
 from model.metadata import InvalidModel
 from model.session import ProviderUnavailable
 
@@ -138,7 +137,7 @@ def _check_outputs(parsed: argparse.Namespace, sources: Sequence[Source]) -> Non
     """Raises `Overwriting` where writing would destroy something."""
     files = [file for file in (parsed.jsonl, parsed.csv) if file not in (None, _STDOUT)]
     for file in files:
-        if file.suffix.lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES:  # as in --csv *.jpg
+        if file.suffix.lower() in SUFFIXES | VIDEO_SUFFIXES:  # as in --csv *.jpg
             raise Overwriting(f"{file} is named as a picture: --jsonl and --csv take the name of a file to write")
     if parsed.jsonl == parsed.csv is not None:
         raise Overwriting("--jsonl and --csv cannot both go to the same place")
@@ -244,7 +243,7 @@ async def _look(picture: Picture, finder: Finder, annotate: bool) -> Looked:
         return Looked(picture, refused.problem, copy)
     except ConnectionError:
         raise
-    except (UnreadableFile, OSError, UnknownFormat, TooManyPixels, BrokenImage) as error:
+    except (UnreadableFile, OSError, InvalidImage) as error:
         problem = Problem(type="/docs#unreadable-file", title="The file cannot be read", status=422, detail=str(error))
         return Looked(picture, problem, copy)
 

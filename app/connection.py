@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,6 +18,8 @@ from app.settings import Settings
 from app.untaken import SlowReader, UntakenAnswers
 
 _CLOSE = ((b"connection", b"close"),)
+_UPGRADE = re.compile(rb"\r\n([Uu][Pp][Gg][Rr][Aa][Dd][Ee])[ \t]*:")
+_HEAD_END = re.compile(rb"\r\n\r\n")
 _HEAD_BYTES = 4 * 1024  # of most heads; longer ones take more than one read
 
 logger = logging.getLogger(__name__)
@@ -157,6 +160,7 @@ class Connection(HttpToolsProtocol):
                 self._refuse(HeadTooLarge("too many bytes around those of the body"))
         else:
             part = part[: self._head_left]
+            _ignore_offer(part)
             self._head_left -= len(part)
             self.data_received(part)
             if self._head_left == 0:
@@ -168,6 +172,9 @@ class Connection(HttpToolsProtocol):
         self._head_left = None
         self._padding = 0
         self._stop_waiting()
+        if self.parser.should_upgrade():  # an offer that came in two reads, or a proxy is asked for
+            self._refuse(InvalidRequest("send HTTP/1.1, and do not offer another protocol"))
+            return
         self.scope["state"][HUNG_UP] = self._hung_up
         if self._arrival and self._is_answered:  # there is none before it
             self.scope["state"]["arrival"] = self._arrival
@@ -316,3 +323,13 @@ class Connection(HttpToolsProtocol):
             logger.info("%s: %d %s", self.client[0] if self.client else "", status, error)
         headers = [*self.server_state.default_headers, (RAW_HEADER, request_id.encode()), *extra]
         return b"".join([STATUS_LINE[status], *[b"%b: %b\r\n" % header for header in headers], rest])
+
+
+def _ignore_offer(part: memoryview) -> None:
+    """Renames a head's offer to upgrade, as Java's client and curl send beside a body: the parser would end there.
+
+    A server may ignore it (RFC 9110, section 7.8).
+    """
+    end = _HEAD_END.search(part)
+    for offer in _UPGRADE.finditer(part, 0, end.start() if end else len(part)):
+        part[offer.start(1) : offer.end(1)] = b"offered"

@@ -12,7 +12,6 @@ from pydantic_core import to_json
 from app.answers import Problem
 from app.body import EmptyBody, read_parts
 from app.deadline import answered_within, build_timeout_reader
-from app.disconnect import cancelled_on_disconnect
 from app.errors import document
 from app.form import InvalidForm, Part, find_text
 from app.pipeline import Filter, Found, admit, find_objects
@@ -93,7 +92,7 @@ def build_deepstack_router(service: Service) -> APIRouter:
             model = service.models.get(name)
             data, threshold = _find_image(parts), _find_threshold(parts, model.threshold)
             read = time.perf_counter()
-            with admit(service, model, timeout_seconds) as submit, cancelled_on_disconnect(request):
+            with admit(service, model, request, timeout_seconds) as submit:
                 found = await find_objects(service, model, submit, data, Filter(threshold, limit))
         computed = time.perf_counter()
         content = _encode(found, model.detector.metadata.labels, computed - started)

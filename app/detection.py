@@ -2,21 +2,18 @@
 
 import asyncio
 import dataclasses
-import functools
 import time
-from collections.abc import Sequence
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
 from app.accept import choose_media_type
 from app.admission import Arrival
-from app.answers import Answer, Answers, UnknownLabel, encode_answer, encode_answers
+from app.answers import Answer, Answers, encode_answer, encode_answers
 from app.body import read_image, read_images
-from app.disconnect import cancelled_on_disconnect
 from app.errors import describe, document
 from app.parameters import document_parameters
-from app.pipeline import Filter, Found, admit, expect, find_objects, find_objects_in_each
+from app.pipeline import Filter, Found, admit, choose, expect, find_objects, find_objects_in_each
 from app.served_model import ServedModel
 from app.service import Service
 from model.draw import draw_file
@@ -76,12 +73,9 @@ def build_detection_router(service: Service) -> APIRouter:
 
     def read_wanted(request: Request) -> Wanted:
         parameters = service.read_parameters(request.scope["query_string"], request.headers)
-        served = service.models.get(parameters.model)
-        labels = parameters.labels
-        indices = None if labels is None else find_labels(labels, served.detector.metadata.labels)
-        threshold = served.threshold if parameters.threshold is None else parameters.threshold
-        arrival = getattr(request.state, "arrival", None)
-        return Wanted(served, Filter(threshold, parameters.limit, indices), parameters.timeout, arrival)
+        model = service.models.get(parameters.model)
+        chosen = choose(settings, model.detector.metadata, parameters.threshold, parameters.limit, parameters.labels)
+        return Wanted(model, chosen, parameters.timeout, getattr(request.state, "arrival", None))
 
     @router.post(
         "/detect",
@@ -106,26 +100,15 @@ def build_detection_router(service: Service) -> APIRouter:
         with expect(model, wanted.timeout_seconds, wanted.arrival) as arrival:
             data = await read_image(request, settings.max_image_bytes, settings.body_timeout_seconds)
             read = time.perf_counter()
-            with (
-                admit(service, model, wanted.timeout_seconds, arrival=arrival) as submit,
-                cancelled_on_disconnect(request),
-            ):
+            with admit(service, model, request, wanted.timeout_seconds, arrival=arrival) as submit:
                 found = await find_objects(service, model, submit, data, wanted.filter)
                 computed = time.perf_counter()
                 if media_type == _JSON:
                     content = encode_answer(metadata, found, computed - started)
                 else:
                     kind = media_type.removeprefix("image/")
-                    draw = functools.partial(
-                        draw_file,
-                        data,
-                        found.detections,
-                        metadata.labels,
-                        kind,
-                        settings.max_pixels,
-                        metadata.skeleton,
-                    )
-                    content = await asyncio.get_running_loop().run_in_executor(service.decoders, draw)
+                    drawing = (data, found.detections, metadata.labels, kind, settings.max_pixels, metadata.skeleton)
+                    content = await asyncio.get_running_loop().run_in_executor(service.decoders, draw_file, *drawing)
 
         service.stages.note(model.name, "read", started, read)
         service.stages.note(model.name, "encode", computed, time.perf_counter())
@@ -148,10 +131,7 @@ def build_detection_router(service: Service) -> APIRouter:
                 request, settings.max_request_bytes, settings.body_timeout_seconds, settings.max_request_images
             )
             read = time.perf_counter()
-            with (
-                admit(service, model, wanted.timeout_seconds, len(files), arrival) as submit,
-                cancelled_on_disconnect(request),
-            ):
+            with admit(service, model, request, wanted.timeout_seconds, len(files), arrival) as submit:
                 results = await find_objects_in_each(service, model, submit, files, wanted.filter)
         computed = time.perf_counter()
         content = encode_answers(
@@ -168,12 +148,3 @@ def build_detection_router(service: Service) -> APIRouter:
         return Response(content, media_type="application/json")
 
     return router
-
-
-def find_labels(wanted: str, known: Sequence[str]) -> list[int]:
-    """Returns the class indices of a list of labels; raises `UnknownLabel`."""
-    names = [name.strip() for name in wanted.split(",")]
-    unknown = [name for name in names if name not in known]
-    if unknown:
-        raise UnknownLabel(f"unknown: {', '.join(map(repr, unknown))}; the model knows: {', '.join(known)}")
-    return [known.index(name) for name in names]

@@ -16,7 +16,7 @@ from starlette.requests import ClientDisconnect
 
 from app.accept import NotAcceptable
 from app.admission import Overloaded, Stopped
-from app.answers import Problem, UnknownLabel
+from app.answers import Problem
 from app.batcher import InferenceFailed
 from app.body import BodyTooLarge, EmptyBody, InvalidJson, SlowBody
 from app.connection import HeadTooLarge, InvalidRequest, SlowHead, TooManyConnections
@@ -25,7 +25,7 @@ from app.form import InvalidForm
 from app.keys import Unauthorized
 from app.metrics import Metrics
 from app.models import UnknownModel
-from app.pipeline import TooManyImages
+from app.pipeline import TooManyImages, UnknownLabel
 from app.rates import RateLimited
 from app.request_id import get_request_id
 from app.served_model import NotReady
@@ -108,12 +108,12 @@ def answer_errors(app: FastAPI, metrics: Metrics, shapes: Mapping[str, Shape]) -
         return send(request, problem, error.headers)
 
     def send(request: Request, problem: Problem, headers: Mapping[str, str] | None) -> Response:
-        path = request.scope["raw_path"].decode(errors="backslashreplace")
-        logger.info("%s %s: %d %s: %s", request.method, path, problem.status, problem.title, problem.detail)
+        asked = request.scope["raw_path"].decode(errors="backslashreplace")
+        logger.info("%s %s: %d %s: %s", request.method, asked, problem.status, problem.title, problem.detail)
         for path, shape in shapes.items():
             if request.url.path.startswith(path):
                 return Response(to_json(shape(problem)), problem.status, headers, "application/json")
-        return _encode(problem, headers)
+        return Response(problem.model_dump_json(), problem.status, headers, _MEDIA_TYPE)
 
     for each in KINDS.values():
         metrics.rejections.labels(each.reason)  # at 0 from the start: an increase is seen only between two values
@@ -161,10 +161,6 @@ def document(*statuses: int, shape: Shape | None = None) -> dict[int | str, dict
         }
         for status in statuses
     }
-
-
-def _encode(problem: Problem, headers: Mapping[str, str] | None) -> Response:
-    return Response(problem.model_dump_json(), problem.status, headers, _MEDIA_TYPE)
 
 
 def _count(error: Exception, metrics: Metrics) -> Kind:

@@ -13,14 +13,12 @@ from numpy.typing import NDArray
 
 from app.answers import Answer, ModelDescription, Refused, describe_model, encode_answer
 from app.body import BodyTooLarge, EmptyBody
-from app.detection import find_labels
 from app.errors import describe
 from app.models import open_detector
-from app.pipeline import PICTURE_FAULTS, Filter, find_objects
+from app.pipeline import PICTURE_FAULTS, Filter, choose, find_objects
 from app.served_model import ServedModel
 from app.service import Service, build_service
 from app.settings import Settings
-from model.metadata import Metadata
 
 _IMAGES_IN_FLIGHT = 32  # in this process: enough to fill the next batches while others are computed
 _REQUESTS_IN_FLIGHT = 8
@@ -69,27 +67,14 @@ async def ask_server(
         yield Finder(find, models, _REQUESTS_IN_FLIGHT)
 
 
-def choose(
-    settings: Settings, metadata: Metadata, threshold: float | None, limit: int | None, labels: str | None
-) -> Filter:
-    """Returns which detections are wanted, by the settings where nothing else is said; raises `UnknownLabel`."""
-    return Filter(
-        settings.find_threshold(metadata) if threshold is None else threshold,
-        settings.limit if limit is None else limit,
-        None if labels is None else find_labels(labels, metadata.labels),
-    )
-
-
 async def _find(service: Service, model: ServedModel, wanted: Filter, picture: Path | NDArray[np.uint8]) -> Answer:
     """Takes one picture the way of a request, without a time-out."""
     started = time.perf_counter()
     try:
         with model.batcher.admit() as submit:
-            if isinstance(picture, Path):
-                data = await asyncio.to_thread(_read_file, picture, service.settings.max_image_bytes)
-                found = await find_objects(service, model, submit, data, wanted)
-            else:
-                found = await find_objects(service, model, submit, picture, wanted)
+            most_bytes = service.settings.max_image_bytes
+            content = await asyncio.to_thread(_read_file, picture, most_bytes) if isinstance(picture, Path) else picture
+            found = await find_objects(service, model, submit, content, wanted)
     except (EmptyBody, BodyTooLarge, *PICTURE_FAULTS) as error:
         raise Refused(describe(error, service.metrics)) from error
     return Answer.model_validate_json(encode_answer(model.detector.metadata, found, time.perf_counter() - started))

@@ -13,9 +13,8 @@ from app import __version__
 from app.answers import Problem
 from app.body import read_body
 from app.deadline import build_timeout_reader
-from app.disconnect import cancelled_on_disconnect
 from app.errors import document
-from app.pipeline import Filter, Found, admit, expect, find_objects_in_each
+from app.pipeline import Found, admit, choose, expect, find_objects_in_each
 from app.service import Service
 from app.tensors import TensorDescription, describe_outputs, read_inference, write_inference
 
@@ -138,12 +137,8 @@ def build_inference_router(service: Service) -> APIRouter:
             )
             read = time.perf_counter()
             parameters = inference.parameters
-            threshold = served.threshold if parameters.threshold is None else parameters.threshold
-            wanted = Filter(threshold, parameters.limit or settings.limit)
-            with (
-                admit(service, served, timeout_seconds, len(pictures), arrival) as submit,
-                cancelled_on_disconnect(request),
-            ):
+            wanted = choose(settings, metadata, parameters.threshold, parameters.limit)
+            with admit(service, served, request, timeout_seconds, len(pictures), arrival) as submit:
                 results = await find_objects_in_each(service, served, submit, pictures, wanted)
         computed = time.perf_counter()
         found: list[Found] = []

@@ -53,11 +53,15 @@ class Models:
         for model in self:
             self._start(model)
 
-    async def stop(self) -> None:
-        """Ends what is queued and waits for what is computed."""
+    async def stop(self, timeout_seconds: float) -> None:
+        """Ends what is queued and waits for what is computed, but no longer than so for what hangs."""
         for model in self:
             model.batcher.close()
-        await asyncio.gather(*self._tasks)
+        if self._tasks:
+            _, hanging = await asyncio.wait(self._tasks, timeout=timeout_seconds)
+            for task in hanging:
+                task.cancel()
+            await asyncio.gather(*hanging, return_exceptions=True)
 
     async def reload(self) -> None:
         """Serves what the files now hold; what has not changed goes on, and what cannot be loaded changes nothing.
@@ -77,7 +81,7 @@ class Models:
                 logger.error("there is no model file left: what was loaded serves on")
                 return
             for path in gone:
-                self._take_away(path)
+                self._retire(self._served.pop(path))
             self._served = {path: self._served[path] for path in kept}
 
     async def _load(self, path: Path, gone: Sequence[Path]) -> None:
@@ -100,10 +104,11 @@ class Models:
         finally:
             self._signatures[path] = signature
         self.faults.pop(path, None)
-        if path in self._served:
-            self._take_away(path)
-        self._put(path, model)
+        former = self._served.get(path)
+        self._put(path, model)  # in its place: the first stays the first
         self._start(model)
+        if former:
+            self._retire(former)
         logger.info("%s: loaded from %s", model.name, path)
 
     def _check_name(self, detector: Detector, gone: Sequence[Path] = ()) -> None:
@@ -124,8 +129,7 @@ class Models:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    def _take_away(self, path: Path) -> None:
-        model = self._served.pop(path)
+    def _retire(self, model: ServedModel) -> None:
         if all(other.name != model.name for other in self):
             metrics = self._metrics
             for metric in (metrics.queue_depth, metrics.in_flight, metrics.ready, metrics.model):

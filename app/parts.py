@@ -10,9 +10,9 @@ import numpy as np
 
 from app.answers import encode_answer
 from app.arrangement import Arrangement, Canvases, time_runs
-from app.pipeline import Filter, Found
+from app.pipeline import Found, choose
 from app.settings import Settings
-from model.detector import Detector
+from model.detector import Detector, move_to_photo
 
 _PART_SECONDS = 0.5
 _PAIRS = 7  # of runs whose speeds are compared
@@ -21,12 +21,12 @@ _PAIRS = 7  # of runs whose speeds are compared
 def measure_parts(detector: Detector, photos: Sequence[bytes], settings: Settings) -> dict[str, float]:
     """Returns the milliseconds of each part of a detection, the median over the photos in turn."""
     canvases = [detector.prepare(photo, settings.max_pixels) for photo in photos]
-    wanted = Filter(settings.find_threshold(detector.metadata), settings.limit)
+    wanted = choose(settings, detector.metadata)
     [found] = detector.infer([canvases[0].pixels])
     letterbox = canvases[0].letterbox
 
     def finish(_: int = 0) -> Found:
-        return Found(detector.finish(wanted.select(found), letterbox), letterbox, 0, 0, 0)
+        return Found(move_to_photo(wanted.select(found), letterbox), letterbox, 0, 0, 0)
 
     ready = finish()
     parts: dict[str, Callable[[int], object]] = {

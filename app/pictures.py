@@ -13,7 +13,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif"}
+from model.image import SUFFIXES
+
 VIDEO_SUFFIXES = {
     *(".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".wmv", ".flv"),
     *(".3gp", ".ogv"),
@@ -101,7 +102,7 @@ def read_pictures(sources: Sequence[Source], every: int) -> Iterator[Picture]:
 def _expand(path: str, apart_from: Path | None) -> list[Source]:
     here = Path(path)
     if here.is_dir():
-        photos = _search(here, "**/*", IMAGE_SUFFIXES, apart_from)
+        photos = _search(here, "**/*", SUFFIXES, apart_from)
         if not photos:
             raise NoPictures(f"{path}: no photos in this folder; videos are named themselves, or by '{here}/*.mp4'")
         return photos
@@ -111,7 +112,7 @@ def _expand(path: str, apart_from: Path | None) -> list[Source]:
         raise NoPictures(f"{path}: there is no such file or folder")
     fixed = list(itertools.takewhile(lambda part: not glob.has_magic(part), here.parts))
     pattern = str(Path(*here.parts[len(fixed) :]))
-    pictures = _search(Path(*fixed), pattern, IMAGE_SUFFIXES | VIDEO_SUFFIXES, apart_from)
+    pictures = _search(Path(*fixed), pattern, SUFFIXES | VIDEO_SUFFIXES, apart_from)
     if not pictures:
         raise NoPictures(f"{path}: no photo or video is named so")
     return pictures

@@ -8,20 +8,28 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import Executor
 
 import numpy as np
+from fastapi import Request
 
 from app.admission import Arrival, Stopped
 from app.batcher import InferenceFailed, Served
 from app.deadline import answered_within
+from app.disconnect import cancelled_on_disconnect
 from app.served_model import Computed, Picture, Prepared, ServedModel
 from app.service import Service
-from model.detector import Detections
-from model.image import BrokenImage, TooManyPixels, UnknownFormat
+from app.settings import Settings
+from model.detector import Detections, move_to_photo
+from model.image import InvalidImage
 from model.letterbox import Letterbox
+from model.metadata import Metadata
 
 Submit = Callable[[Picture | Prepared, Executor | None], Awaitable[Served[Computed]]]
 
 # what may happen to one picture of several without a fault of the others
-PICTURE_FAULTS = (UnknownFormat, TooManyPixels, BrokenImage, InferenceFailed, Stopped)
+PICTURE_FAULTS = (InvalidImage, InferenceFailed, Stopped)
+
+
+class UnknownLabel(Exception):
+    """A label was asked for that the model does not know; the message lists those it does."""
 
 
 class TooManyImages(Exception):
@@ -43,6 +51,32 @@ class Filter:
             return found.select(slice(min(count, self.limit)))
         of_labels = np.flatnonzero(np.isin(found.labels[:count], self.labels))
         return found.select(of_labels[: self.limit])
+
+
+def choose(
+    settings: Settings,
+    metadata: Metadata,
+    threshold: float | None = None,
+    limit: int | None = None,
+    labels: str | None = None,
+) -> Filter:
+    """Returns which of a model's detections are wanted, by the settings where nothing else is said.
+
+    `labels` are separated by commas; raises `UnknownLabel`.
+    """
+    return Filter(
+        settings.find_threshold(metadata) if threshold is None else threshold,
+        settings.limit if limit is None else limit,
+        None if labels is None else _find_labels(labels, metadata.labels),
+    )
+
+
+def _find_labels(wanted: str, known: Sequence[str]) -> list[int]:
+    names = [name.strip() for name in wanted.split(",")]
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise UnknownLabel(f"unknown: {', '.join(map(repr, unknown))}; the model knows: {', '.join(known)}")
+    return [known.index(name) for name in names]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +107,7 @@ async def find_objects(service: Service, model: ServedModel, submit: Submit, pic
     served = await submit(picture, service.decoders if model.prepares_first else None)
     computed = served.result
     canvas, decode_started, decode_ended = computed.prepared
-    detections = detector.finish(wanted.select(computed.detections), canvas.letterbox)
+    detections = move_to_photo(wanted.select(computed.detections), canvas.letterbox)
 
     service.stages.note(model.name, "decode", decode_started, decode_ended)
     service.stages.note(model.name, "queue", served.queued, served.taken)
@@ -105,14 +139,22 @@ async def find_objects_in_each(
     return [task.result() for task in tasks]
 
 
+@contextlib.contextmanager
 def admit(
-    service: Service, model: ServedModel, timeout_seconds: float, images: int = 1, arrival: Arrival | None = None
-) -> contextlib.AbstractContextManager[Submit]:
-    """Holds a place in the model's queue for each of `images`; it is their `arrival` where `expect` let them.
+    service: Service,
+    model: ServedModel,
+    request: Request,
+    timeout_seconds: float,
+    images: int = 1,
+    arrival: Arrival | None = None,
+) -> Iterator[Submit]:
+    """Holds a place in the model's queue for each of `images`, until the client hangs up; the body must have been read.
 
-    Raises `TooManyImages`, `Stopped`, and `Overloaded`, also where the queue is too long for the time.
+    It is their `arrival` where `expect` let them. Raises `TooManyImages`, `Stopped`, `ClientDisconnect`, and
+    `Overloaded`, also where the queue is too long for the time.
     """
     most = min(service.settings.max_request_images, service.settings.max_queue)
     if images > most:
         raise TooManyImages(f"the request holds {images} images, and {most} are allowed")
-    return model.batcher.admit(images, timeout_seconds, arrival)
+    with model.batcher.admit(images, timeout_seconds, arrival) as submit, cancelled_on_disconnect(request):
+        yield submit

@@ -21,11 +21,12 @@ from app.metrics import CountRequests
 from app.page import build_page_router
 from app.reloading import reloading
 from app.request_id import IdentifyRequests
-from app.service import Service, build_service, quieten_decoders
+from app.service import Service, build_service
 from app.settings import Settings
 from app.shortcut import Shortcut
 from app.tracing import Traces
 from model.detector import Detector
+from model.image import quieten_decoders
 
 # FastAPI's own, which looks for tracers at each request, for a tenth of the event loop's time; see `tracing` for ours
 _NO_TELEMETRY: TelemetryConfig = {"tracing": False, "metrics": False, "logs": False}

@@ -2,12 +2,10 @@
 
 import contextlib
 import dataclasses
-import warnings
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
-import cv2
 from fastapi.exceptions import RequestValidationError
 from starlette.datastructures import Headers, QueryParams
 
@@ -66,7 +64,7 @@ class Service:
         try:
             yield
         finally:
-            await self.models.stop()
+            await self.models.stop(self.settings.stop_timeout_seconds)
             self.decoders.shutdown(wait=False)
 
 
@@ -82,10 +80,3 @@ def build_service(settings: Settings, detectors: Sequence[Detector], tracer: "Tr
         Access(settings),
         build_parameters_reader(settings),
     )
-
-
-def quieten_decoders() -> None:
-    """Readies this process to decode images in a pool, and to answer broken ones rather than log them."""
-    cv2.setNumThreads(1)  # the pool decodes in parallel already
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
-    warnings.filterwarnings("ignore", module=r"PIL\.")

@@ -12,9 +12,10 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, CliSettingsSource, NoDecode, SettingsConfigDict
 
 from app import __version__
+from app.deadline import LONGEST_SECONDS
 from app.keys import Digest, hash_keys
 from app.logs import LogFormat
-from model.image import MAX_PIXELS
+from model.image import MAX_PIXELS, MOST_PIXELS
 from model.metadata import Metadata
 from model.session import Gpu, Provider, count_cpus
 
@@ -78,7 +79,7 @@ class Settings(BaseSettings):
         None, ge=1, description="most images in one inference; unless set, measured at the start"
     )
     max_batch_seconds: float = Field(0.5, gt=0, description="longest that a batch of a measured size may take")
-    max_queue: int = Field(64, ge=1, description="most images in hand: read, decoded, waiting or computed")
+    max_queue: int = Field(64, ge=1, description="most images in hand: decoded, waiting or computed")
     max_connections: int = Field(2048, ge=1, description="most connections of clients; above it, 503")
     max_header_bytes: int = Field(32 * 2**10, ge=1, description="longest request line and headers; above it, 431")
     max_image_bytes: int = Field(20 * 2**20, ge=1, description="largest request body of one image")
@@ -87,15 +88,17 @@ class Settings(BaseSettings):
         256 * 2**20, ge=1, description="most bytes of request bodies in memory, of all requests; above it, 503"
     )
     max_request_images: int = Field(32, ge=1, description="most images in one request, if max_queue is not less")
-    max_pixels: int = Field(MAX_PIXELS, ge=1, description="largest width x height of an image")
-    timeout_seconds: float = Field(30, gt=0, description="longest that a request may take, unless it says otherwise")
+    max_pixels: int = Field(MAX_PIXELS, ge=1, le=MOST_PIXELS, description="largest width x height of an image")
+    timeout_seconds: float = Field(
+        30, gt=0, le=LONGEST_SECONDS, description="longest that a request may take, unless it says otherwise"
+    )
     inference_timeout_seconds: float = Field(
         60, gt=0, description="longest that a batch may take before it is given up"
     )
     header_timeout_seconds: float = Field(10, gt=0, description="longest that a request's headers may take to arrive")
     idle_timeout_seconds: float = Field(5, gt=0, description="longest that a connection may stay without a request")
     answer_timeout_seconds: float = Field(60, gt=0, description="longest that a client may take to take its answer")
-    body_timeout_seconds: float = Field(60, gt=0, description="longest that a body may take to arrive")
+    body_timeout_seconds: float = Field(20, gt=0, description="longest that a body may take to arrive")
     threshold: float | None = Field(
         None, ge=0, le=1, description="least score of a detection, unless a request says otherwise; unset: the model's"
     )
@@ -182,6 +185,14 @@ class Settings(BaseSettings):
     def _must_hold_one(self) -> Self:
         if self.max_held_bytes < max(self.max_image_bytes, self.max_request_bytes):
             raise ValueError("max_held_bytes: it is less than max_image_bytes or max_request_bytes")
+        return self
+
+    @model_validator(mode="after")
+    def _must_have_an_effect(self) -> Self:
+        if self.key_requests_per_minute and not self.find_keys():
+            raise ValueError("key_requests_per_minute: there are no keys; set api_keys, or address_requests_per_minute")
+        if self.metrics_host and self.metrics_port is None:
+            raise ValueError("metrics_host: it is for metrics_port; set that too")
         return self
 
     def find_keys(self) -> tuple[Digest, ...]:

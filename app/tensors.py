@@ -7,13 +7,17 @@ from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, FailFast, Field, ValidationError
 from pydantic_core import to_json
 
 from app.pipeline import Found
 from model.metadata import Metadata
 
 Array = NDArray[Any]
+Name = Annotated[str, Field(max_length=100)]
+
+_MOST_DIGITS = 18  # of a length
+_MOST_TENSORS = 16  # that a request may name, more than there are; and of its faults the first is told
 
 
 class InvalidTensor(Exception):
@@ -37,9 +41,9 @@ class InputParameters(BaseModel):
 class Input(BaseModel):
     """A tensor of the request."""
 
-    name: str = Field(examples=["image"])
-    shape: list[Annotated[int, Field(ge=1)]] = Field(examples=[[1]])
-    datatype: str = Field(examples=["BYTES"])
+    name: Name = Field(examples=["image"])
+    shape: Annotated[list[Annotated[int, Field(ge=1)]], FailFast()] = Field(max_length=4, examples=[[1]])
+    datatype: Name = Field(examples=["BYTES"])
     parameters: InputParameters = InputParameters()
     data: list[Any] | None = Field(None, examples=[["/9j/4AAQSkZJRg…"]])
 
@@ -53,7 +57,7 @@ class OutputParameters(BaseModel):
 class Output(BaseModel):
     """A tensor that the client wants."""
 
-    name: str = Field(examples=["boxes"])
+    name: Name = Field(examples=["boxes"])
     parameters: OutputParameters = OutputParameters()
 
 
@@ -69,8 +73,8 @@ class Inference(BaseModel):
     """A request; without `outputs` the client wants all."""
 
     id: str | None = None
-    inputs: list[Input]
-    outputs: list[Output] = []
+    inputs: Annotated[list[Input], FailFast()] = Field(max_length=_MOST_TENSORS)
+    outputs: Annotated[list[Output], FailFast()] = Field([], max_length=_MOST_TENSORS)
     parameters: RequestParameters = RequestParameters()
 
 
@@ -94,9 +98,7 @@ def read_inference(
 
     The JSON is the whole body, or its first `header_length` bytes with the binary tensor behind it.
     """
-    if header_length is not None and not (header_length.isdecimal() and int(header_length) <= len(body)):
-        raise InvalidTensor("Inference-Header-Content-Length is not a length within the body")
-    end = len(body) if header_length is None else int(header_length)
+    end = len(body) if header_length is None else _read_length(header_length, len(body))
     try:
         inference = Inference.model_validate_json(body[:end])
     except ValidationError as error:
@@ -106,9 +108,17 @@ def read_inference(
     unknown = [output.name for output in inference.outputs if output.name not in known]
     if unknown:
         raise InvalidTensor(f"there is no output {', '.join(unknown)}; there is {', '.join(known)}")
+    if len({output.name for output in inference.outputs}) < len(inference.outputs):
+        raise InvalidTensor("an output is named twice")
     if len(inference.inputs) != 1:
         raise InvalidTensor("send one input, `image` or `pixels`")
     return inference, _read_pictures(inference.inputs[0], body[end:])
+
+
+def _read_length(text: str, most: int) -> int:
+    if not text.isdecimal() or len(text) > _MOST_DIGITS or int(text) > most:
+        raise InvalidTensor("Inference-Header-Content-Length is not a length within the body")
+    return int(text)
 
 
 def write_inference(inference: Inference, results: Sequence[Found], metadata: Metadata) -> tuple[bytes, int | None]:

@@ -22,7 +22,7 @@ class Canvas:
 def prepare(picture: bytes | NDArray[np.uint8], shapes: Sequence[Shape], max_pixels: int = image.MAX_PIXELS) -> Canvas:
     """Letterboxes RGB pixels (h, w, 3), or an image file, decoded no larger than it need be, in the first shape to fit.
 
-    Raises what `model.image` raises.
+    Raises `InvalidImage`.
     """
     if isinstance(picture, bytes):
         header = image.read_header(picture, max_pixels)

@@ -38,10 +38,6 @@ class Detections:
         keypoints = None if self.keypoints is None else self.keypoints[keep]
         return Detections(self.boxes_xyxy[keep], self.scores[keep], self.labels[keep], keypoints)
 
-    def without_unused(self) -> "Detections":
-        """Returns the rows before those at the end that the graph marks as unused, by scores of 0."""
-        return self.select(slice(np.count_nonzero(self.scores)))
-
 
 class Detector:
     """An exported model in an ONNX Runtime session.
@@ -67,7 +63,7 @@ class Detector:
             raise InvalidModel(f"{path}: {error}") from error
 
     def prepare(self, picture: bytes | NDArray[np.uint8], max_pixels: int = image.MAX_PIXELS) -> Canvas:
-        """Letterboxes one image file, or RGB pixels (h, w, 3); raises what `model.image` raises."""
+        """Letterboxes one image file, or RGB pixels (h, w, 3); raises `InvalidImage`."""
         return prepare(picture, self.shapes, max_pixels)
 
     def open_with(self, threads: int) -> None:
@@ -101,18 +97,15 @@ class Detector:
         for indices in of_shape.values():
             outputs = _run(session, self._outputs, [canvases[index] for index in indices])
             for index, *rows in zip(indices, *outputs, strict=True):
-                found[index] = Detections(*rows).without_unused()
+                every = Detections(*rows)
+                found[index] = every.select(slice(np.count_nonzero(every.scores)))  # rows of score 0 are unused
         return [found[index] for index in range(len(canvases))]
-
-    def finish(self, found: Detections, placed: Letterbox) -> Detections:
-        """Moves boxes and joints from input pixels to the photo's, the boxes clipped to it."""
-        return move_to_photo(found, placed)
 
     def detect(self, files: Sequence[bytes], max_pixels: int = image.MAX_PIXELS) -> list[Detections]:
         """Finds objects in image files, run as one batch of each shape: no threshold, in photo pixels."""
         prepared = [self.prepare(data, max_pixels) for data in files]
         found = self.infer([one.pixels for one in prepared])
-        return [self.finish(rows, one.letterbox) for rows, one in zip(found, prepared, strict=True)]
+        return [move_to_photo(rows, one.letterbox) for rows, one in zip(found, prepared, strict=True)]
 
 
 def move_to_photo(found: Detections, placed: Letterbox) -> Detections:

@@ -14,6 +14,7 @@ from model.skeleton import NO_JOINTS, Skeleton
 
 _GOLDEN_RATIO = 0.618034  # steps of it around the colour wheel keep classes of near indices far apart
 _LEAST_JOINT_SCORE = 0.2  # below it a joint is more likely hidden than where it is said to be
+_LONGEST_JPEG = 65_500  # pixels that a side may have, by libjpeg
 _WEIGHT = 500  # of the font, a little heavier than regular: it is light or dark on a strong colour
 
 Colour = tuple[int, int, int]
@@ -86,9 +87,12 @@ def draw_file(
 ) -> bytes:
     """Draws over an image file at its full size, upright; returns a file of `kind` jpeg or png.
 
-    Raises what `model.image` raises.
+    Raises `InvalidImage`.
     """
-    photo = image.decode(data, image.read_header(data, max_pixels))
+    header = image.read_header(data, max_pixels)
+    if kind == "jpeg" and max(header.width, header.height) > _LONGEST_JPEG:
+        raise image.TooManyPixels(f"no side of a JPEG has more than {_LONGEST_JPEG} pixels: ask for a PNG")
+    photo = image.decode(data, header)
     picture = cv2.cvtColor(draw_detections(photo, found, labels, skeleton), cv2.COLOR_RGB2BGR)
     done, file = cv2.imencode(f".{kind}", picture, [cv2.IMWRITE_JPEG_QUALITY, 90] if kind == "jpeg" else [])
     assert done

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import re
+import warnings
 
 import cv2
 import numpy as np
@@ -10,7 +11,9 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 MAX_PIXELS = 50_000_000  # the largest phone photos; 150 MB once decoded
+MOST_PIXELS = 178_956_970  # that can be allowed: Pillow opens nothing larger
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF")
+SUFFIXES = {".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif"}  # of their files
 MAX_SCANS = 64  # of a JPEG; progressive ones have about ten
 _ORIENTATION_TAG = 0x0112
 _SCAN_MARKER = 0xDAFF  # little-endian
@@ -25,15 +28,19 @@ _REDUCED = {
 }
 
 
-class UnknownFormat(Exception):
+class InvalidImage(Exception):
+    """A picture cannot be used; its class says why."""
+
+
+class UnknownFormat(InvalidImage):
     """The bytes are no image of a format that this service reads."""
 
 
-class TooManyPixels(Exception):
+class TooManyPixels(InvalidImage):
     """The header announces more pixels than are allowed."""
 
 
-class BrokenImage(Exception):
+class BrokenImage(InvalidImage):
     """The header is fine and the pixels are not: cut short or corrupt."""
 
 
@@ -47,8 +54,15 @@ class Header:
     orientation: int  # EXIF 2.32, 4.6.4: 1 is upright, from 5 on the sides change places
 
 
+def quieten_decoders() -> None:
+    """Readies this process to decode images in a pool, and to answer broken ones rather than log them."""
+    cv2.setNumThreads(1)  # the pool decodes in parallel already
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    warnings.filterwarnings("ignore", module=r"PIL\.")
+
+
 def read_header(data: bytes, max_pixels: int = MAX_PIXELS) -> Header:
-    """Reads an image file's header without decoding; raises `UnknownFormat`, `TooManyPixels` or `BrokenImage`."""
+    """Reads an image file's header without decoding; raises `InvalidImage`."""
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError as error:

@@ -184,7 +184,7 @@ def read_photo(photo: Photo, least_width: int = 0, least_height: int = 0) -> NDA
     try:
         header = image.read_header(data)
         pixels = image.decode(data, header, least_width, least_height)
-    except (image.UnknownFormat, image.TooManyPixels, image.BrokenImage) as error:
+    except image.InvalidImage as error:
         raise InvalidDataset(f"{photo.path}: {error}") from error
     if (header.width, header.height) != (photo.width, photo.height):
         raise InvalidDataset(

@@ -139,6 +139,7 @@ element.live.addEventListener("click", async () => {
   const signal = begin("camera.jpg");
   finish(signal);
   setLive(element.live.ariaPressed === "false");
+  element.status.textContent = "The camera is on";
   try {
     while (!signal.aborted && element.live.ariaPressed === "true") {
       const { answer, milliseconds } = await detect(await takePicture(element.video), signal);

@@ -131,16 +131,29 @@ async def test_bodies_that_memory_has_no_room_for_are_refused(serve: Serve) -> N
     length = len(PHOTO_PNG)
     limits = {"max_image_bytes": length, "max_request_bytes": length, "max_held_bytes": length + 100}
     async with serve(**limits) as client:
-        held = [asyncio.create_task(client.post("/detect", content=stream())) for _ in range(2)]
+        first, second = (asyncio.create_task(client.post("/detect", content=stream())) for _ in range(2))
         await client.until("centernet_body_bytes", 200)
+        assert (await client.detect()).status_code == 200
+        check(await first, 408, "slow-body", "no room left")
+        await client.until("centernet_body_bytes", 100)
+        stay.set()
+        check(await second, 422, "broken-image")
+        await client.until("centernet_body_bytes", 0)
+
+
+async def test_bodies_that_are_computed_are_not_given_up(serve: Serve, model_path: Path) -> None:
+    length, detector = len(PHOTO_PNG), HeldDetector(model_path)
+    limits = {"max_image_bytes": length, "max_request_bytes": length, "max_held_bytes": length + 100}
+    async with serve(detector, **limits) as client:
+        await client.detect()
+        detector.gate.clear()
+        held = asyncio.create_task(client.detect())
+        await client.until("centernet_body_bytes", length)
         refused = await client.detect()
         check(refused, 503, "overloaded")
         assert refused.headers["retry-after"] == "1"
-        held.pop().cancel()
-        await client.until("centernet_body_bytes", 100)
-        assert (await client.detect()).status_code == 200
-        stay.set()
-        check(await held.pop(), 422, "broken-image")
+        detector.gate.set()
+        assert (await held).status_code == 200
 
 
 async def test_every_image_takes_a_place(serve: Serve, model_path: Path) -> None:

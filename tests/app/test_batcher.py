@@ -291,6 +291,18 @@ async def test_batch_that_hangs_fails_alone() -> None:
     await runner
 
 
+async def test_batch_that_hangs_is_given_up_where_nobody_awaits_it_any_more() -> None:
+    compute = Doubling()
+    batcher = Batcher[int, int](compute, 1, 10, timeout_seconds=0.05)
+    runner = asyncio.create_task(batcher.run())
+    [task] = await hold(compute, batcher, [1])
+    task.cancel()
+    batcher.close()
+    async with asyncio.timeout(30):
+        await runner
+    compute.gate.set()
+
+
 async def test_failures_in_a_row_are_remembered_until_a_success() -> None:
     async with running(Doubling()) as batcher:
         for _ in range(3):

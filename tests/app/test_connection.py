@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from app.admission import Admission
+from app.connection import _ignore_offer
 from app.settings import Settings
 from model.detector import Detector
 from tests.app.client import Client
@@ -116,6 +117,32 @@ async def test_answer_may_take_longer_than_a_head(served: Listen, model_path: Pa
         wire.send(b"POST /detect HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n")
         answered, _, body = await wire.read_answer()
         assert (answered, json.loads(body)["type"]) == (408, "/docs#slow-body")
+
+
+OFFER = b"POST /detect HTTP/1.1\r\nHost: x\r\nConnection: Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\n"
+
+
+@pytest.mark.parametrize("body", BODIES)
+async def test_offer_to_upgrade_is_ignored(served: Listen, body: bytes) -> None:
+    async with served() as client, connect(client) as wire:
+        wire.send(OFFER + body)
+        assert (await wire.read_answer())[0] == 200
+        await wire.check_alive()
+
+
+async def test_offer_to_upgrade_in_two_parts_is_refused(served: Listen) -> None:
+    async with served() as client, connect(client) as wire:
+        wire.send(OFFER[:-10])
+        assert (await client.get("/health/live")).status_code == 200  # meanwhile it has been read
+        wire.send(OFFER[-10:] + BODIES[0])
+        await wire.check_refused(400, "invalid-request")
+
+
+def test_body_is_no_offer_to_upgrade() -> None:
+    for data in (b"POST / HTTP/1.1\r\nHost: x\r\n\r\n\r\nUpgrade: x", b"GET / HTTP/1.1\r\nA: b\r\n Upgrade: c\r\n"):
+        part = bytearray(data)
+        _ignore_offer(memoryview(part))
+        assert part == data
 
 
 def pad(length: int) -> bytes:

@@ -71,6 +71,14 @@ async def test_type_that_cannot_be_given_is_refused(client: Client, accept: str)
     check(response, 406, "not-acceptable", "application/json, image/jpeg, image/png")
 
 
+async def test_picture_too_long_for_a_jpeg_is_drawn_as_png(client: Client) -> None:
+    long = encode(Image.new("RGB", (65_501, 4)))
+    refused = await client.post("/detect", content=long, headers={"accept": "image/jpeg"})
+    assert refused.status_code == 413
+    assert "65500 pixels: ask for a PNG" in refused.json()["detail"]
+    assert (await draw(client, "image/png", long)).shape == (4, 65_501, 3)
+
+
 async def test_refusals_are_problems_whatever_is_accepted(client: Client) -> None:
     response = await client.post("/detect", content=b"hello", headers={"accept": "image/png"})
     check(response, 415, "unknown-format")

@@ -151,6 +151,7 @@ async def test_one_picture_may_do_without_its_first_axis(client: Client) -> None
         ({"datatype": "FP32"}, "send `image`"),
         ({"shape": [2]}, "1 elements, not 2"),
         ({"shape": [0]}, "inputs.0.shape.0"),
+        ({"shape": [1, 1, 1, 1, 3]}, "inputs.0.shape: List should have at most 4"),
         ({"data": ["?"]}, "base64"),
         ({"data": [7]}, "base64"),
         ({"data": None}, "needs data"),
@@ -173,13 +174,30 @@ async def test_garbled_requests(client: Client) -> None:
     tensor = {"name": "image", "shape": [1], "datatype": "BYTES"}
     check_error(await client.post(route, json={"inputs": [tensor], "outputs": [{"name": "masks"}]}), 400, "masks")
     check_error(await client.post(route, json={"inputs": [tensor], "parameters": {"limit": 0}}), 400, "limit")
-    for length in ("1000000", "-1", "x"):
+    for length in ("1000000", "-1", "x", "9" * 5000):
         headers = {"inference-header-content-length": length}
         check_error(await client.post(route, content=b"{}", headers=headers), 400, "Content-Length")
     for tail in (b"\x05\0\0\0abcd", b"\x05"):
         head = json.dumps({"inputs": [tensor | {"parameters": {"binary_data_size": len(tail)}}]}).encode()
         headers = {"inference-header-content-length": str(len(head))}
         check_error(await client.post(route, content=head + tail, headers=headers), 400, "longer than the body")
+
+
+async def test_a_refusal_does_not_grow_with_the_request(client: Client) -> None:
+    route, tensor = "/v2/models/colours/infer", {"name": "image", "shape": [1], "datatype": "BYTES", "data": ["AAAA"]}
+    wanted = {"name": "boxes"}
+    check_error(await client.post(route, json={"inputs": [tensor], "outputs": [wanted, wanted]}), 400, "named twice")
+    for garbled in (
+        {"inputs": [tensor | {"shape": [0] * 1000}]},
+        {"inputs": [{}] * 1000},
+        {"inputs": [tensor] * 1000},
+        {"inputs": [tensor], "outputs": [wanted] * 1000},
+        {"inputs": [tensor], "outputs": [{}] * 1000},
+        {"inputs": [tensor], "outputs": [{"name": "x" * 1000}]},
+    ):
+        response = await client.post(route, json=garbled)
+        assert response.status_code == 400
+        assert len(response.content) < 300
 
 
 async def test_refusals_have_the_shape_of_the_api(serve: Serve) -> None:

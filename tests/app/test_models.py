@@ -253,6 +253,30 @@ async def test_hanging_model_is_reported_dead(folder: Path) -> None:
         held.gate.set()
 
 
+async def test_model_that_hangs_does_not_keep_the_server_from_stopping(folder: Path) -> None:
+    settings = Settings(model=(folder,), provider="cpu", threads=1, decode_threads=1, stop_timeout_seconds=0.05)
+    held = HeldDetector(folder / "a.onnx")
+    app = create_app(settings, held)
+    transport = httpx.ASGITransport(app)
+    client = Client(transport=transport, base_url="http://server")
+    async with asyncio.timeout(30), client, app.router.lifespan_context(app):
+        await client.detect()
+        held.gate.clear()
+        assert (await client.detect(timeout=0.05)).status_code == 504
+    held.gate.set()
+
+
+async def test_the_first_model_stays_the_first_while_others_are_loaded(client: Client, folder: Path) -> None:
+    for generation in range(3):
+        put(folder, "a.onnx", "first", dataset=f"generation-{generation}")
+        put(folder, "b.onnx", "second", dataset=f"generation-{generation}")
+        reload = asyncio.create_task(client.post("/models/reload"))
+        while not reload.done():
+            assert (await client.detect()).json()["model"] == "first"
+        assert await names(client) == ["first", "second"]
+        assert await client.sample("centernet_model_info", model="first") == 1
+
+
 def test_cuda_batches_are_filled_up_to_prepared_sizes(folder: Path, settings: Settings) -> None:
     assert (batch_sizes(8), batch_sizes(6)) == ([1, 2, 4, 8], [1, 2, 4, 6])
     detector = HeldDetector(folder / "a.onnx")

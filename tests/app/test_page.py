@@ -394,6 +394,8 @@ def test_picture_of_the_camera(page: Page) -> None:
     page.until(lambda: page.count_requests() > 2)  # goes on by itself
     page.until(lambda: page.rows() == [RED_ROW, GREEN_ROW])
     assert page.find("#video").is_displayed()
+    page.find("#live").click()
+    page.until(lambda: page.find("#status").text == "The camera is on")
     page.find("#take").click()
     page.until(lambda: page.find("#photo").is_displayed() and page.rows() == [RED_ROW, GREEN_ROW])
     assert page.run("return document.getElementById('video').srcObject") is None  # the camera is off

@@ -52,6 +52,9 @@ def test_each_setting_is_a_flag_and_a_variable(name: str, monkeypatch: pytest.Mo
         "watch": "true",
     }
     value = values.get(name, "1")
+    needed = {"metrics_host": "METRICS_PORT", "key_requests_per_minute": "API_KEYS"}
+    if name in needed:
+        monkeypatch.setenv(f"CENTERNET_{needed[name]}", "1")
     by_flag = getattr(read_settings([f"--{name.replace('_', '-')}={value}"]), name)
     monkeypatch.setenv(f"CENTERNET_{name.upper()}", value)
     assert getattr(read_settings([]), name) == by_flag
@@ -74,6 +77,11 @@ def test_each_setting_is_a_flag_and_a_variable(name: str, monkeypatch: pytest.Mo
         ("cors-origins", "example.com"),
         ("address-requests-per-minute", "0"),
         ("max-held-bytes", "1000"),
+        ("max-pixels", "200000000"),
+        ("timeout-seconds", "4000"),
+        ("timeout-seconds", "inf"),
+        ("key-requests-per-minute", "10"),
+        ("metrics-host", "0.0.0.0"),
         ("api-keys", ","),
         ("api-keys", "schlüssel"),
         ("api-keys-file", "/nowhere"),

@@ -18,8 +18,6 @@ from training.datasets.dataset import (
     raise_fault,
 )
 
-_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif"}
-
 
 def load_yolo(names_path: Path, images_folder: Path, report: Report = raise_fault) -> Dataset:
     """Reads all photos below `images_folder`, with the names of the classes from `names_path`.
@@ -31,10 +29,10 @@ def load_yolo(names_path: Path, images_folder: Path, report: Report = raise_faul
     if not images_folder.is_dir():
         raise InvalidDataset(f"{images_folder}: no such folder of photos")
     photos: list[Photo] = []
-    for path in sorted(each for each in images_folder.rglob("*") if each.suffix.lower() in _SUFFIXES):
+    for path in sorted(each for each in images_folder.rglob("*") if each.suffix.lower() in image.SUFFIXES):
         try:
             header = image.read_header(path.read_bytes())
-        except (image.UnknownFormat, image.TooManyPixels, image.BrokenImage) as error:
+        except image.InvalidImage as error:
             report(f"{path}: {error}")
             continue
         objects = _read_objects(_find_label_file(path), labels, header.width, header.height, report)
