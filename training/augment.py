@@ -152,9 +152,11 @@ def _view(
 ) -> Example:
     """A view of (width, height) `canvas`, scaled by `scale_range` around the scale that fits the photo into `fit`²."""
     matrix = _random_warp(example.pixels, fit, canvas, scale_range, config, random)
+    of_middles = matrix.copy()  # OpenCV counts from the middle of the first pixel, boxes from its edge
+    of_middles[:, 2] += (matrix[:, :2].sum(1) - 1) / 2
     pixels = cv2.warpAffine(
         example.pixels,
-        matrix,
+        of_middles,
         canvas,
         flags=cv2.INTER_LINEAR,
         borderMode=cv2.BORDER_CONSTANT,

@@ -25,18 +25,21 @@ def test_boxes_follow_the_pixels(config: Config) -> None:
     image = np.zeros((120, 200, 3), np.uint8)
     image[30:70, 50:130] = (255, 0, 0)
     box = np.array([[50, 30, 130, 70]], np.float32)
-    seen = 0
+    errors = []
     for seed in range(40):
         example = example_of(image, box, [7])
         view, boxes, labels, *_ = random_view(example, 160, config, np.random.default_rng(seed))
-        rows, columns = np.nonzero((view[:, :, 0] > 180) & (view[:, :, 1] < 60))
         if len(boxes) == 0:
             continue
-        seen += 1
         assert labels.tolist() == [7]
-        drawn = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
-        np.testing.assert_allclose(boxes[0], drawn, atol=2)
-    assert seen > 20
+        redness = view[:, :, 0].astype(float) - view[:, :, 1]
+        across, down = redness.sum(0) / redness.sum(), redness.sum(1) / redness.sum()
+        middles = [(across * (np.arange(160) + 0.5)).sum(), (down * (np.arange(160) + 0.5)).sum()]
+        errors.append((boxes[0, :2] + boxes[0, 2:]) / 2 - middles)
+        assert redness.sum() / 255 == pytest.approx((boxes[0, 2:] - boxes[0, :2]).prod(), rel=0.02)
+    assert len(errors) > 20
+    assert np.abs(errors).max() < 0.25  # what linear interpolation leaves
+    assert np.abs(np.mean(errors, axis=0)).max() < 0.05
 
 
 def test_objects_that_the_crop_leaves_out_are_dropped(config: Config) -> None:
