@@ -92,7 +92,7 @@ def paste(view: Example, donor: Example, label: int, random: np.random.Generator
     under = _keep(view, 1 - box_coverage(view.boxes_xyxy, region[None])[:, 0] >= _MIN_VISIBLE)
     is_hidden = _are_inside(under.keypoints, region)
     under.keypoints[is_hidden, 2] = np.minimum(under.keypoints[is_hidden, 2], HIDDEN)
-    clipped, kept = _clip_boxes(donor.boxes_xyxy, region)
+    clipped, kept = _clip_boxes(donor.boxes_xyxy, donor.is_ignored, region)
     over = _keep(donor, kept)._replace(boxes_xyxy=clipped, keypoints=_clip_keypoints(donor.keypoints[kept], region))
     return _compose(pixels, [under, over])
 
@@ -119,12 +119,17 @@ def _keep(example: Example, kept: NDArray[np.bool_]) -> Example:
     )
 
 
-def _clip_boxes(boxes_xyxy: NDArray[Any], region: NDArray[Any]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """Boxes (N, 4) clipped to `region` (4,), xyxy, and which of them still show an object: those alone, and (N,)."""
+def _clip_boxes(
+    boxes_xyxy: NDArray[Any], is_ignored: NDArray[np.bool_], region: NDArray[Any]
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Boxes (N, 4) clipped to `region` (4,), xyxy, and which of them still show something: those alone, and (N,).
+
+    Of what is ignored any part does, since it is no background.
+    """
     clipped = boxes_xyxy.clip(region[[0, 1, 0, 1]], region[[2, 3, 2, 3]])
     sides = clipped[:, 2:] - clipped[:, :2]
     visible = sides.prod(1) / (boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]).prod(1)
-    kept = (sides.min(1) >= _MIN_SIDE) & (visible >= _MIN_VISIBLE)
+    kept = (sides.min(1) >= _MIN_SIDE) & (visible >= _MIN_VISIBLE) | is_ignored & (sides.min(1) > 0)
     return clipped[kept].astype(np.float32), kept
 
 
@@ -163,7 +168,7 @@ def _view(
         borderValue=(PADDING,) * 3,
     )
     pixels = cv2.transform(pixels, _random_colors(config, random))
-    boxes, kept = _warp_boxes(example.boxes_xyxy, matrix, canvas)
+    boxes, kept = _warp_boxes(example.boxes_xyxy, example.is_ignored, matrix, canvas)
     keypoints = _warp_keypoints(example.keypoints[kept], matrix, canvas, example.mirrored)
     objects = (boxes, example.labels[kept], example.is_ignored[kept], keypoints)
     return Example(np.asarray(pixels, np.uint8), *objects, example.mirrored)
@@ -193,13 +198,13 @@ def _random_warp(
 
 
 def _warp_boxes(
-    boxes_xyxy: NDArray[np.float32], matrix: NDArray[np.float64], canvas: tuple[int, int]
+    boxes_xyxy: NDArray[np.float32], is_ignored: NDArray[np.bool_], matrix: NDArray[np.float64], canvas: tuple[int, int]
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
     """Boxes (N, 4) after the warp, clipped, and which of them still show an object."""
     xs = boxes_xyxy[:, 0::2] * matrix[0, 0] + matrix[0, 2]
     ys = boxes_xyxy[:, 1::2] * matrix[1, 1] + matrix[1, 2]
     boxes = np.stack([xs.min(1), ys.min(1), xs.max(1), ys.max(1)], axis=1)
-    return _clip_boxes(boxes, np.array([0, 0, *canvas]))
+    return _clip_boxes(boxes, is_ignored, np.array([0, 0, *canvas]))
 
 
 def _warp_keypoints(

@@ -55,7 +55,7 @@ class Config(BaseModel):
     neck_width: int = Field(64, ge=8, description="channels of the map that the heads read; neck 'none' has its own")
     head_width: int = Field(64, ge=8)
     stride: Literal[2, 4] = Field(4, description="pixels per cell of the head maps; 2 tells crowds apart")
-    input_size: int = Field(320, description="what is evaluated and exported")
+    input_size: int = Field(320, gt=0, description="what is evaluated and exported")
 
     # targets and losses; the paper's recipe is "focal" and giou_weight = 0
     radius: Literal["cornernet", "published"] = Field(
@@ -195,6 +195,11 @@ class Config(BaseModel):
             )
         if self.freeze_backbone_epochs and not self.pretrained:
             raise ValueError("freeze_backbone_epochs would keep random weights: set pretrained, or leave it at 0")
+        if (self.frozen_stages or self.freeze_statistics) and not self.pretrained:
+            raise ValueError(
+                "frozen_stages and freeze_statistics would keep random weights: set pretrained, or leave them at 0 and"
+                " false"
+            )
         if self.freeze_backbone_epochs >= self.epochs:
             raise ValueError(
                 f"freeze_backbone_epochs {self.freeze_backbone_epochs} leaves no epoch of {self.epochs} in which the"

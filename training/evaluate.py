@@ -8,6 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -18,8 +19,9 @@ from model.codec import decode
 from model.detector import Detections, Detector, move_to_photo
 from model.heads import HeadMaps, KeypointMaps
 from model.letterbox import place
+from model.skeleton import Skeleton
 from training.datasets.dataset import Dataset, InvalidDataset
-from training.loader import evaluation_batches
+from training.loader import evaluation_batches, prepare_photo
 from training.metrics import Metrics
 from training.progress import progress_bar
 
@@ -139,19 +141,33 @@ def detect_with_model(detector: Detector, dataset: Dataset, console: Console) ->
 
     Raises `InvalidDataset` where the model knows a label that the data does not have, or other joints.
     """
-    unknown = [label for label in detector.metadata.labels if label not in dataset.labels]
-    if unknown:
-        raise InvalidDataset(f"{dataset.annotations_path}: has no category {', '.join(unknown)}, which the model finds")
-    if detector.metadata.skeleton.joints != dataset.skeleton.joints and dataset.skeleton.joints:
-        raise InvalidDataset(f"{dataset.annotations_path}: names other joints than the model finds")
-    label_of = np.array([dataset.labels.index(label) for label in detector.metadata.labels], np.int64)
+    indices = match_labels(detector.metadata.labels, detector.metadata.skeleton, dataset)
     results = []
     with progress_bar(console, f"evaluate {detector.metadata.name}", len(dataset.photos)) as advance:
         for photo in dataset.photos:
-            [found] = detector.detect([photo.path.read_bytes()])
-            results.append(dataclasses.replace(found, labels=label_of[found.labels]))
+            canvas = prepare_photo(photo, detector.prepare)
+            [found] = detector.infer([canvas.pixels])
+            results.append(relabel(move_to_photo(found, canvas.letterbox), indices))
             advance(pictures=1)
     return results
+
+
+def match_labels(labels: Sequence[str], skeleton: Skeleton, dataset: Dataset) -> NDArray[np.int64]:
+    """The data's index of each of a model's labels, by name: (C,).
+
+    Raises `InvalidDataset` where the model knows a label that the data does not have, or other joints.
+    """
+    unknown = [label for label in labels if label not in dataset.labels]
+    if unknown:
+        raise InvalidDataset(f"{dataset.annotations_path}: has no category {', '.join(unknown)}, which the model finds")
+    if skeleton.joints != dataset.skeleton.joints and dataset.skeleton.joints:
+        raise InvalidDataset(f"{dataset.annotations_path}: names other joints than the model finds")
+    return np.array([dataset.labels.index(label) for label in labels], np.int64)
+
+
+def relabel(found: Detections, indices: NDArray[np.int64]) -> Detections:
+    """What was found, with the data's indices of the labels, as `match_labels` has them."""
+    return dataclasses.replace(found, labels=indices[found.labels])
 
 
 def print_metrics(metrics: Metrics, console: Console) -> None:
@@ -170,4 +186,5 @@ def print_metrics(metrics: Metrics, console: Console) -> None:
 
 def write_metrics(metrics: Metrics, path: Path) -> None:
     """The same as JSON."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(dataclasses.asdict(metrics), indent=2) + "\n")

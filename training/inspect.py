@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from model.canvas import prepare
@@ -30,7 +31,7 @@ _SMALL, _LARGE = 32**2, 96**2  # COCO's sizes: areas in pixels of the photo
 def inspect_dataset(dataset: Dataset, faults: Sequence[str], config: Config, folder: Path, console: Console) -> None:
     """Prints faults, counts and collisions, and draws into `folder` what `config`'s training would see."""
     for fault in faults:
-        console.print(f"[red]fault[/red] {fault}", soft_wrap=True, highlight=False)
+        console.print(f"[red]fault[/red] {escape(fault)}", soft_wrap=True, highlight=False)
     console.print(
         f"{len(dataset.photos)} photos, {sum(len(p.labels) for p in dataset.photos)} boxes, {len(faults)} faults"
     )

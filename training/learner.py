@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from rich.console import Console
 from torch import Tensor, nn
@@ -86,6 +87,9 @@ class Learner:
         # the processes' gradients are averaged, not added up: each divides by the mean count, so that the sum is right
         counts = Counts(*self.processes.total(own_counts).clamp(min=1) / self.processes.count)
         totals: dict[str, Tensor] = {}
+        # what the network draws at random depends on the step alone, so that a resumed run draws the same
+        drawn = np.random.SeedSequence((self.config.seed, self.scheduler.last_epoch, self.processes.index))
+        torch.manual_seed(int(drawn.generate_state(1)[0]))
         self.optimizer.zero_grad()
         for number, (images, targets) in enumerate(parts, start=1):
             images = images.to(self.device, non_blocking=True)

@@ -1,6 +1,6 @@
 """Photos from disk to batches of pictures and targets, off the main process."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import cv2
 import numpy as np
@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from model import image
-from model.canvas import prepare
+from model.canvas import Canvas, prepare
 from model.codec import Targets, encode
 from model.gaussian import Radius, gaussian_radius, published_radius
 from model.letterbox import place
@@ -158,7 +158,8 @@ class LetterboxedPhotos(torch.utils.data.Dataset[NDArray[np.uint8]]):
         return len(self.dataset.photos)
 
     def __getitem__(self, index: int) -> NDArray[np.uint8]:
-        return prepare(self.dataset.photos[index].path.read_bytes(), [(self.size, self.size)]).pixels
+        canvas = prepare_photo(self.dataset.photos[index], lambda data: prepare(data, [(self.size, self.size)]))
+        return canvas.pixels
 
 
 def evaluation_batches(
@@ -175,6 +176,16 @@ def evaluation_batches(
     )
 
 
+def prepare_photo(photo: Photo, prepare: Callable[[bytes], Canvas]) -> Canvas:
+    """What `prepare` makes of the photo's file; raises `InvalidDataset` where that is not what it should be."""
+    try:
+        canvas = prepare(photo.path.read_bytes())
+    except image.InvalidImage as error:
+        raise InvalidDataset(f"{photo.path}: {error}") from error
+    _check_size(photo, canvas.letterbox.photo_width, canvas.letterbox.photo_height)
+    return canvas
+
+
 def read_photo(photo: Photo, least_width: int = 0, least_height: int = 0) -> NDArray[np.uint8]:
     """The photo as (height, width, 3), uint8, RGB, or halved while it stays as large as it should at least be.
 
@@ -186,12 +197,16 @@ def read_photo(photo: Photo, least_width: int = 0, least_height: int = 0) -> NDA
         pixels = image.decode(data, header, least_width, least_height)
     except image.InvalidImage as error:
         raise InvalidDataset(f"{photo.path}: {error}") from error
-    if (header.width, header.height) != (photo.width, photo.height):
+    _check_size(photo, header.width, header.height)
+    return pixels
+
+
+def _check_size(photo: Photo, width: int, height: int) -> None:
+    if (width, height) != (photo.width, photo.height):
         raise InvalidDataset(
-            f"{photo.path}: is {header.width}x{header.height} pixels, as its EXIF orientation turns it;"
+            f"{photo.path}: is {width}x{height} pixels, as its EXIF orientation turns it;"
             f" the annotations say {photo.width}x{photo.height}"
         )
-    return pixels
 
 
 def _start_worker(_: int) -> None:

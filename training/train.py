@@ -60,7 +60,8 @@ def train(config: Config, resume: bool, console: Console, processes: Processes =
     if processes.is_first:
         record = Record(config, learner.device, commit, first_epoch * steps + first_step)
     for epoch in range(first_epoch, config.epochs):
-        if config.patience and epoch - best_epoch >= config.patience:
+        last_validated = epoch - epoch % config.validate_every
+        if config.patience and last_validated - best_epoch >= config.patience:
             console.print(
                 f"stopped: no better AP for {config.patience} epochs than {best_ap:.2f} after epoch {best_epoch}"
             )
@@ -98,9 +99,9 @@ def train(config: Config, resume: bool, console: Console, processes: Processes =
         if processes.is_first:
             record.add_epoch(epoch + 1, (epoch + 1) * steps, metrics, seconds, val_set, detections)
             ended = checkpoint(epoch + 1, 0, metrics)
-            ended.save(last_path)
-            if is_best:
+            if is_best:  # first: who goes on from the last must not find that the best is missing
                 dataclasses.replace(ended, progress=None).save(best_path)
+            ended.save(last_path)
         console.print(
             f"epoch {epoch + 1}/{config.epochs}: {metrics}{' (best)' if is_best else ''}, {seconds:.0f} s of training"
         )

@@ -117,6 +117,14 @@ def test_what_is_ignored_stays_so(config: Config) -> None:
             assert (view.is_ignored == (view.labels == 1)).all()
 
 
+def test_any_part_of_what_is_ignored_stays_so(config: Config) -> None:
+    image = np.zeros((100, 100, 3), np.uint8)
+    example = example_of(image, np.array([[0, 0, 100, 100]], np.float32), [0], [True])
+    for seed in range(40):
+        view = random_mosaic([example] * 4, 64, config, np.random.default_rng(seed))
+        assert len(view.boxes_xyxy) == 4
+
+
 def test_joints_follow_the_pixels_and_swap_in_the_mirror(config: Config) -> None:
     image = np.zeros((120, 200, 3), np.uint8)
     image[30:34, 50:54] = (255, 0, 0)  # a left one

@@ -44,6 +44,9 @@ def test_every_setting_can_be_a_flag(name: str) -> None:
         ({"accumulate": "3"}, "batch_size 16 cannot be computed in 3 equal parts: make it a multiple of accumulate"),
         ({"freeze_backbone_epochs": "2", "pretrained": ""}, "would keep random weights: set pretrained"),
         ({"freeze_backbone_epochs": "10", "pretrained": "x.pth"}, "leaves no epoch of 10 in which the backbone learns"),
+        ({"frozen_stages": "2", "pretrained": ""}, "would keep random weights: set pretrained"),
+        ({"freeze_statistics": "true", "pretrained": ""}, "would keep random weights: set pretrained"),
+        ({"input_size": "0"}, "input_size.*greater than 0"),
         ({"patience": "-1"}, "patience.*greater than or equal to 0"),
     ],
 )

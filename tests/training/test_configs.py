@@ -36,8 +36,8 @@ def test_a_recipe_is_valid_and_named_after_its_file_and_all_of_its_network_learn
 def test_a_recipe_of_the_papers_has_its_settings(path: Path) -> None:
     config = load_config(path, {})
     assert (config.optimizer, config.radius, config.radius_iou) == ("adam", "published", 0.7)
-    assert (config.heatmap_loss, config.heatmap_weight, config.offset_weight) == ("focal", 1, 1)
-    assert (config.size_weight, config.giou_weight) == (0.1, 0)
+    assert (config.heatmap_loss, config.heatmap_weight, config.offset_weight) == ("focal", 1, 0.5)
+    assert (config.size_weight, config.giou_weight) == (0.05, 0)
     assert (config.weight_decay, config.warmup_steps, config.ema_decay, config.mosaic) == (0, 0, 0, 0)
     assert (config.scale_range, config.flip, config.color_jitter, config.aspect_jitter) == ((0.6, 1.3), 0.5, 0.4, 0)
     assert config.lighting == 0.1

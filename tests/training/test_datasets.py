@@ -116,6 +116,11 @@ def test_areas_are_the_objects_own_where_they_are_known(write: Callable[[Any], P
     assert load_dataset(path, path.parent).photos[0].areas.tolist() == [77.5, 1200]
 
 
+def test_a_box_that_says_that_it_shows_nothing_is_left_out(write: Callable[[Any], Path]) -> None:
+    path = write(change("annotations", 0, bbox=[10, 5, 4, 0.0], area=0.0))
+    assert len(load_dataset(path, path.parent).photos[0].labels) == 1
+
+
 def test_all_faults_can_be_listed(write: Callable[[Any], Path]) -> None:
     content = change("annotations", 0, bbox=[10, 5, 0, 4])
     content["annotations"][1]["category_id"] = 4
@@ -147,6 +152,13 @@ def change(key: str, index: int, **changes: Any) -> dict[str, Any]:
         (change("annotations", 2, image_id=4), "annotation 3: there is no image 4"),
         (change("images", 1, file_name="c.png"), "image 9: no file .*c.png"),
         (change("categories", 0, id=3), "share an id"),
+        (change("categories", 0, name="cat"), "share an id or a name"),
+        (change("categories", 0, id="x"), r"categories\[0\]: id: Input should be a valid integer"),
+        (change("images", 1, id=5), "image 5: both a.png and b.png have this id"),
+        (change("images", 1, height="30 px"), r"images\[1\]: height: Input should be a valid integer"),
+        (change("images", 1, file_name=None), r"images\[1\]: file_name: Input should be a valid string"),
+        (change("annotations", 2, category_id=[1]), r"annotations\[2\]: category_id: Input should be a valid integer"),
+        (change("annotations", 0, bbox=[10, 5, 0, 4], area=12), "annotation 1: .* no positive width"),
         (CONTENT | {"annotations": []}, "not one box"),
         (CONTENT | {"images": {}}, "no list named 'images'"),
         ({"images": [{}], "annotations": [], "categories": []}, "categories are empty"),
@@ -295,7 +307,22 @@ def test_each_fault_of_yolo_is_named_with_its_line(yolo: Path, line: str, messag
         load_dataset(yolo, yolo.parent / "images" / "train")
 
 
-@pytest.mark.parametrize("content", ["names: 3", "names: [cat, cat]", "names: {1: cat}", "nc: 2", "names: [", "- a"])
+def test_joints_of_yolo_are_no_polygon(yolo: Path) -> None:
+    yolo.write_text("names: [cat, dog]\nkpt_shape: [2, 2]\n")
+    (yolo.parent / "labels" / "train" / "deeper" / "b.txt").unlink()
+    labels = yolo.parent / "labels" / "train" / "a.txt"
+    labels.write_text("1 0.5 0.5 0.5 0.2 0.1 0.1 0.9 0.9\n")
+    dataset = load_dataset(yolo, yolo.parent / "images" / "train")
+    assert dataset.photos[0].boxes_xyxy.tolist() == pytest.approx(np.array([[10, 12, 30, 18]]))
+    labels.write_text("1 0.5 0.5 0.5 0.2 0.1 0.1\n")
+    with pytest.raises(InvalidDataset, match=r"a\.txt:1: .* and 4 numbers, as `kpt_shape` says"):
+        load_dataset(yolo, yolo.parent / "images" / "train")
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["names: 3", "names: [cat, cat]", "names: {1: cat}", "nc: 2", "names: [", "- a", "names: [a]\nkpt_shape: 3"],
+)
 def test_names_that_are_none_are_refused(yolo: Path, content: str) -> None:
     yolo.write_text(content)
     with pytest.raises(InvalidDataset, match=r"data\.yaml: "):

@@ -1,3 +1,4 @@
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from tests.training.configs import small_config
 from tests.training.joints import add_joints
 from training.__main__ import main
 from training.checkpoint import Checkpoint, build_network
-from training.datasets.dataset import Dataset
+from training.datasets.dataset import Dataset, InvalidDataset
 from training.datasets.load import load_dataset
 from training.evaluate import TestTime, detect_with_network, soft_nms
 
@@ -44,6 +45,16 @@ class Oracle(nn.Module):
         logits = torch.logit(targets.heatmap.clamp(1e-4, 1 - 1e-4))
         heatmap, *boxes = (each.expand(len(images), *each.shape) for each in (logits, targets.size, targets.offset))
         return HeadMaps(heatmap, *map(WholeMap, boxes))
+
+
+def test_photos_that_are_not_as_annotated_are_named(dataset: Dataset, tmp_path: Path) -> None:
+    photo = dataset.photos[0]
+    (tmp_path / "broken.png").write_bytes(photo.path.read_bytes()[:500])
+    broken = dataclasses.replace(photo, path=tmp_path / "broken.png")
+    turned = dataclasses.replace(photo, width=photo.height + 1, height=photo.width)
+    for wrong, words in ((broken, "broken.png: "), (turned, "the annotations say")):
+        with pytest.raises(InvalidDataset, match=words):
+            detect_with_network(Oracle(), dataclasses.replace(dataset, photos=(wrong,)), 64, 0, Console(quiet=True))
 
 
 def test_scales_are_those_of_the_input_and_merged(dataset: Dataset) -> None:
@@ -123,6 +134,18 @@ def test_command_measures_a_checkpoint_so_and_no_model(
     Checkpoint(config, dataset.labels, dataset.label_ids, weights, 0, "0").save(path)
     main(["evaluate", str(path), "--flip", "--scales", "0.5,1"])
     assert "circle" in capsys.readouterr().out
+    data = ["--annotations", str(shapes / "val.json"), "--images", str(shapes / "images"), "--json"]
+    main(["evaluate", str(path), *data, str(tmp_path / "folder" / "as-trained.json")])
+    turned = dataset.labels[::-1], dataset.label_ids[::-1]
+    flipped = {key: value.flip(0) if key.startswith("heatmap_head.2.") else value for key, value in weights.items()}
+    Checkpoint(config, *turned, flipped, 0, "0").save(path)
+    main(["evaluate", str(path), *data, str(tmp_path / "turned.json")])  # labels are matched by name
+    assert (tmp_path / "turned.json").read_text() == (tmp_path / "folder" / "as-trained.json").read_text()
+    capsys.readouterr()
+    Checkpoint(config, ("circle", "square", "star"), (1, 2, 3), weights, 0, "0").save(path)
+    with pytest.raises(SystemExit):
+        main(["evaluate", str(path), *data, str(tmp_path / "none.json")])
+    assert "has no category star" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["evaluate", "model/weights/default.onnx", "--flip"])
     assert "for checkpoints" in capsys.readouterr().err

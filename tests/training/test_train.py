@@ -61,11 +61,19 @@ def test_the_same_seed_gives_the_same_weights(shapes: Path, tmp_path: Path, cons
     assert not same_weights(one.with_name("last.pt"), different.with_name("last.pt"))
 
 
-@pytest.mark.parametrize("killed_after", [3, 5])  # in the first epoch, and in the second behind a written checkpoint
+@pytest.mark.parametrize(
+    ("killed_after", "channel_dropout"),  # in the first epoch, and in the second behind a written checkpoint
+    [(3, 0.0), (5, 0.0), (5, 0.2)],
+)
 def test_a_killed_run_resumes_as_if_nothing_had_happened(
-    shapes: Path, tmp_path: Path, console: Console, monkeypatch: pytest.MonkeyPatch, killed_after: int
+    shapes: Path,
+    tmp_path: Path,
+    console: Console,
+    monkeypatch: pytest.MonkeyPatch,
+    killed_after: int,
+    channel_dropout: float,
 ) -> None:
-    whole = train(small_config(shapes, tmp_path, name="whole"), False, console)
+    whole = train(small_config(shapes, tmp_path, name="whole", channel_dropout=channel_dropout), False, console)
 
     class Killed(Exception):
         pass
@@ -80,7 +88,7 @@ def test_a_killed_run_resumes_as_if_nothing_had_happened(
             raise Killed
         return losses(*arguments)
 
-    config = small_config(shapes, tmp_path, name="killed")
+    config = small_config(shapes, tmp_path, name="killed", channel_dropout=channel_dropout)
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(learner, "detection_losses", losses_until_killed)
         train(config, False, console)
@@ -351,6 +359,15 @@ def test_a_run_ends_when_it_no_longer_gets_better(
     assert load_checkpoint(best).epoch == 2
     train(config, True, Console(quiet=True))  # it stays ended
     assert next(figures) == 9.0
+
+
+def test_patience_counts_validated_epochs(shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    figures = iter([3.0, 5.0, 4.0, 9.0])
+    monkeypatch.setattr(training, "measure", lambda *_: Metrics(next(figures), 0, 0, None, None, None, {}))
+    config = small_config(shapes, tmp_path, epochs=9, patience=1, validate_every=2)
+    best = train(config, False, Console(quiet=True))
+    assert load_checkpoint(best).epoch == 4
+    assert load_checkpoint(best.with_name("last.pt")).epoch == 6
 
 
 def test_not_every_epoch_is_validated(

@@ -2,15 +2,16 @@
 
 import json
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, PositiveInt, StrictInt, ValidationError
 
 from model.skeleton import Skeleton
 from training.datasets.dataset import (
     UNKNOWN,
     Dataset,
-    InvalidBox,
     InvalidDataset,
     InvalidJoint,
     Object,
@@ -22,6 +23,33 @@ from training.datasets.dataset import (
     raise_fault,
 )
 
+Entry = TypeVar("Entry", bound=BaseModel)
+
+
+class _Image(BaseModel):
+    id: StrictInt
+    file_name: str
+    width: PositiveInt
+    height: PositiveInt
+
+
+class _Category(BaseModel, coerce_numbers_to_str=True):
+    id: StrictInt
+    name: str
+    keypoints: tuple[str, ...] | None = None
+    skeleton: tuple[tuple[int, int], ...] | None = None
+
+
+class _Annotation(BaseModel):
+    id: Any = None
+    image_id: StrictInt
+    category_id: StrictInt
+    bbox: Any = None
+    area: float | None = None
+    iscrowd: bool = False
+    keypoints: Any = None
+    num_keypoints: int | None = None
+
 
 def load_coco(annotations_path: Path, images_folder: Path, report: Report = raise_fault) -> Dataset:
     """Reads `annotations_path`, whose file names are relative to `images_folder`; `iscrowd` regions are ignored.
@@ -29,62 +57,71 @@ def load_coco(annotations_path: Path, images_folder: Path, report: Report = rais
     The joints are those that its categories name; all that name some must name the same. Raises `InvalidDataset` where
     the file is of another format.
     """
+    path = annotations_path
     try:
-        content = json.loads(annotations_path.read_text())
+        content = json.loads(path.read_text())
     except ValueError as error:
-        raise InvalidDataset(f"{annotations_path}: not valid JSON: {error}") from error
+        raise InvalidDataset(f"{path}: not valid JSON: {error}") from error
     for key in ("images", "annotations", "categories"):
         if not isinstance(content, dict) or not isinstance(content.get(key), list):
-            raise InvalidDataset(f"{annotations_path}: has no list named {key!r}: is it in COCO format?")
-    try:
-        return _parse(content, annotations_path, images_folder, report)
-    except KeyError as error:
-        raise InvalidDataset(f"{annotations_path}: an entry has no {error}") from error
+            raise InvalidDataset(f"{path}: has no list named {key!r}: is it in COCO format?")
 
-
-def _parse(content: dict[str, Any], path: Path, images_folder: Path, report: Report) -> Dataset:
-    categories = sorted(content["categories"], key=lambda c: int(c["id"]))
-    label_of_id = {c["id"]: index for index, c in enumerate(categories)}
-    if len(label_of_id) != len(categories) or not categories:
-        raise InvalidDataset(f"{path}: the categories are empty or share an id")
-
+    categories = sorted(_read_entries(_Category, content, "categories", path, raise_fault), key=lambda each: each.id)
+    label_of_id = {category.id: index for index, category in enumerate(categories)}
+    if not len(label_of_id) == len({category.name for category in categories}) == len(categories) > 0:
+        raise InvalidDataset(f"{path}: the categories are empty or share an id or a name")
     skeleton = _read_skeleton(categories, path)
-    has_joints = {c["id"]: bool(c.get("keypoints")) for c in categories}
 
-    images = {image["id"]: image for image in content["images"]}
+    images: dict[int, _Image] = {}
+    for image in _read_entries(_Image, content, "images", path, report):
+        if image.id in images:
+            report(f"{path}: image {image.id}: both {images[image.id].file_name} and {image.file_name} have this id")
+        else:
+            images[image.id] = image
+
     objects: dict[int, list[Object]] = defaultdict(list)
-    for annotation in content["annotations"]:
-        where = f"{path}: annotation {annotation['id']}"
-        image = images.get(annotation["image_id"])
-        if image is None:
-            report(f"{where}: there is no image {annotation['image_id']}")
-        elif annotation["category_id"] not in label_of_id:
-            report(f"{where}: unknown category {annotation['category_id']}")
-        elif box := _read_box(annotation["bbox"], image["width"], image["height"], where, report):
-            label = label_of_id[annotation["category_id"]]
-            is_crowd = bool(annotation.get("iscrowd", 0))
-            keypoints = None
-            if has_joints[annotation["category_id"]]:
-                keypoints = _read_keypoints(annotation, skeleton, image["width"], image["height"], where, report)
-            objects[image["id"]].append(Object(box, label, is_crowd, annotation.get("area"), keypoints))
+    for annotation in _read_entries(_Annotation, content, "annotations", path, report):
+        where = f"{path}: annotation {annotation.id}"
+        if annotation.image_id not in images:
+            report(f"{where}: there is no image {annotation.image_id}")
+        elif annotation.category_id not in label_of_id:
+            report(f"{where}: unknown category {annotation.category_id}")
+        else:
+            label, image = label_of_id[annotation.category_id], images[annotation.image_id]
+            if box := _read_box(annotation, image, where, report):
+                keypoints = None
+                if categories[label].keypoints:
+                    keypoints = _read_keypoints(annotation, skeleton, image.width, image.height, where, report)
+                objects[image.id].append(Object(box, label, annotation.iscrowd, annotation.area, keypoints))
 
     photos = []
     for image in images.values():
-        photo_path = images_folder / image["file_name"]
+        photo_path = images_folder / image.file_name
         if photo_path.is_file():
-            size = (image["width"], image["height"])
-            photos.append(make_photo(image["id"], photo_path, *size, objects[image["id"]], len(skeleton.joints)))
+            size = (image.width, image.height)
+            photos.append(make_photo(image.id, photo_path, *size, objects[image.id], len(skeleton.joints)))
         else:
-            report(f"{path}: image {image['id']}: no file {photo_path}")
-    labels, label_ids = [str(c["name"]) for c in categories], [int(c["id"]) for c in categories]
+            report(f"{path}: image {image.id}: no file {photo_path}")
+    labels, label_ids = [category.name for category in categories], list(label_of_id)
     return make_dataset(path, labels, label_ids, photos, report, skeleton)
 
 
-def _read_skeleton(categories: list[dict[str, Any]], path: Path) -> Skeleton:
+def _read_entries(
+    kind: type[Entry], content: dict[str, list[Any]], key: str, path: Path, report: Report
+) -> Iterator[Entry]:
+    for index, entry in enumerate(content[key]):
+        try:
+            yield kind.model_validate(entry)
+        except ValidationError as error:
+            fault = error.errors()[0]
+            report(f"{path}: {key}[{index}]: {'.'.join(map(str, fault['loc']))}: {fault['msg']}")
+
+
+def _read_skeleton(categories: Sequence[_Category], path: Path) -> Skeleton:
     skeletons = {
-        Skeleton(tuple(map(str, c["keypoints"])), tuple((one - 1, other - 1) for one, other in c.get("skeleton", ())))
-        for c in categories
-        if c.get("keypoints")
+        Skeleton(each.keypoints, tuple((one - 1, other - 1) for one, other in each.skeleton or ()))
+        for each in categories
+        if each.keypoints
     }
     if len({skeleton.joints for skeleton in skeletons}) > 1:
         raise InvalidDataset(f"{path}: its categories name different keypoints: train one model for each such set")
@@ -97,12 +134,12 @@ def _read_skeleton(categories: list[dict[str, Any]], path: Path) -> Skeleton:
 
 
 def _read_keypoints(
-    annotation: dict[str, Any], skeleton: Skeleton, width: int, height: int, where: str, report: Report
+    annotation: _Annotation, skeleton: Skeleton, width: int, height: int, where: str, report: Report
 ) -> list[Sequence[float]]:
     """Returns x, y and visibility of each joint; `UNKNOWN` where there are none, or none that can be read."""
     unknown: list[Sequence[float]] = [(0.0, 0.0, UNKNOWN)] * len(skeleton.joints)
-    values = annotation.get("keypoints")
-    if not values or not annotation.get("num_keypoints", 1):
+    values = annotation.keypoints
+    if not values or annotation.num_keypoints == 0:
         return unknown
     if not isinstance(values, list) or not all(isinstance(v, int | float) for v in values):
         report(f"{where}: keypoints are not a list of numbers")
@@ -123,15 +160,14 @@ def _read_keypoints(
     return keypoints
 
 
-def _read_box(box: Any, width: int, height: int, where: str, report: Report) -> list[float] | None:
+def _read_box(annotation: _Annotation, image: _Image, where: str, report: Report) -> list[float] | None:
     """Checks `[x, y, width, height]` and returns it as xyxy, clipped to the picture."""
+    box = annotation.bbox
     if not isinstance(box, list) or len(box) != 4 or not all(isinstance(v, int | float) for v in box):
         report(f"{where}: bbox {box!r} is not [x, y, width, height]")
         return None
     x, y, w, h = box
-    try:
-        hint = "it must be [x, y, width, height] in pixels, not corners and not fractions"
-        return clip_box([x, y, x + w, y + h], width, height, hint)
-    except InvalidBox as fault:
-        report(f"{where}: bbox {box} {fault}")
+    if annotation.area == 0 and 0 in (w, h):  # shows nothing and says so, as two in COCO's own files
         return None
+    hint = "it must be [x, y, width, height] in pixels, not corners and not fractions"
+    return clip_box([x, y, x + w, y + h], image.width, image.height, f"{where}: bbox {box}", hint, report)

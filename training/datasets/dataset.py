@@ -21,10 +21,6 @@ class InvalidDataset(Exception):
     """The annotations cannot be trained on; the message names the file and the annotation."""
 
 
-class InvalidBox(Exception):
-    """A box has no size, or lies outside its picture."""
-
-
 class InvalidJoint(Exception):
     """A joint has a mark of its own, or lies outside its picture."""
 
@@ -120,13 +116,17 @@ def make_dataset(
     return Dataset(annotations_path, tuple(labels), tuple(label_ids), tuple(photos), skeleton)
 
 
-def clip_box(box_xyxy: Sequence[float], width: int, height: int, hint: str) -> list[float]:
-    """Returns the box within its picture; raises `InvalidBox` where it is none, or with `hint` where it is outside."""
+def clip_box(
+    box_xyxy: Sequence[float], width: int, height: int, what: str, hint: str, report: Report
+) -> list[float] | None:
+    """Returns the box within its picture; None where it is none, or outside, which is reported of `what`."""
     x0, y0, x1, y1 = box_xyxy
     if not np.isfinite(box_xyxy).all() or x1 <= x0 or y1 <= y0:
-        raise InvalidBox("has no positive width and height")
+        report(f"{what} has no positive width and height")
+        return None
     if x0 < -_SLACK or y0 < -_SLACK or x1 > width + _SLACK or y1 > height + _SLACK:
-        raise InvalidBox(f"reaches outside its {width}x{height} picture: {hint}")
+        report(f"{what} reaches outside its {width}x{height} picture: {hint}")
+        return None
     return [max(0.0, x0), max(0.0, y0), min(float(width), x1), min(float(height), y1)]
 
 

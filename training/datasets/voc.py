@@ -5,7 +5,6 @@ from pathlib import Path
 
 from training.datasets.dataset import (
     Dataset,
-    InvalidBox,
     InvalidDataset,
     Object,
     Photo,
@@ -83,11 +82,7 @@ def _read_object(
     except ValueError:
         report(f"{where}: has no numbers as bndbox/xmin, ymin, xmax and ymax")
         return None
-    try:
-        # VOC's pixels count from 1, and the last one belongs to the box
-        hint = "it must be in pixels, counted from 1"
-        box = clip_box([x_min - 1, y_min - 1, x_max, y_max], width, height, hint)
-    except InvalidBox as fault:
-        report(f"{where}: bndbox {[x_min, y_min, x_max, y_max]} {fault}")
-        return None
-    return Object(box, labels.index(name), element.findtext("difficult", "0").strip() == "1")
+    # VOC's pixels count from 1, and the last one belongs to the box
+    pixels, what = [x_min - 1, y_min - 1, x_max, y_max], f"{where}: bndbox {[x_min, y_min, x_max, y_max]}"
+    box = clip_box(pixels, width, height, what, "it must be in pixels, counted from 1", report)
+    return Object(box, labels.index(name), element.findtext("difficult", "0").strip() == "1") if box else None

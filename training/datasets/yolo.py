@@ -1,5 +1,6 @@
 """Reads YOLO's folders: `data.yaml` with the names, a text file for each photo (docs.ultralytics.com/datasets)."""
 
+import math
 from pathlib import Path
 
 import yaml
@@ -7,7 +8,6 @@ import yaml
 from model import image
 from training.datasets.dataset import (
     Dataset,
-    InvalidBox,
     InvalidDataset,
     Object,
     Photo,
@@ -25,7 +25,7 @@ def load_yolo(names_path: Path, images_folder: Path, report: Report = raise_faul
     A photo's boxes are in the file of its name with `.txt`, in the same folder, or where `labels` stands in the path
     for the last `images`; one without such a file shows no object. Raises `InvalidDataset` where there are no names.
     """
-    labels = _read_names(names_path)
+    labels, joint_values = _read_names(names_path)
     if not images_folder.is_dir():
         raise InvalidDataset(f"{images_folder}: no such folder of photos")
     photos: list[Photo] = []
@@ -35,12 +35,13 @@ def load_yolo(names_path: Path, images_folder: Path, report: Report = raise_faul
         except image.InvalidImage as error:
             report(f"{path}: {error}")
             continue
-        objects = _read_objects(_find_label_file(path), labels, header.width, header.height, report)
+        objects = _read_objects(_find_label_file(path), labels, joint_values, header.width, header.height, report)
         photos.append(make_photo(len(photos) + 1, path, header.width, header.height, objects))
     return make_dataset(names_path, labels, range(len(labels)), photos, report)
 
 
-def _read_names(path: Path) -> list[str]:
+def _read_names(path: Path) -> tuple[list[str], int]:
+    """Returns the classes' names, and how many numbers of joints follow each box, of a data set for pose."""
     try:
         content = yaml.safe_load(path.read_text())
     except yaml.YAMLError as error:
@@ -50,7 +51,10 @@ def _read_names(path: Path) -> list[str]:
         names = [names[index] for index in range(len(names))]
     if not isinstance(names, list) or not names or len(set(map(str, names))) < len(names):
         raise InvalidDataset(f"{path}: `names` is not a list of different classes, or a table of them from 0 on")
-    return [str(name) for name in names]
+    joints = content.get("kpt_shape", [0])
+    if not isinstance(joints, list) or not all(isinstance(each, int) and each >= 0 for each in joints):
+        raise InvalidDataset(f"{path}: `kpt_shape` is not [joints, numbers of each]")
+    return [str(name) for name in names], math.prod(joints)
 
 
 def _find_label_file(photo: Path) -> Path:
@@ -61,7 +65,9 @@ def _find_label_file(photo: Path) -> Path:
     return Path(*parts)
 
 
-def _read_objects(path: Path, labels: list[str], width: int, height: int, report: Report) -> list[Object]:
+def _read_objects(
+    path: Path, labels: list[str], joint_values: int, width: int, height: int, report: Report
+) -> list[Object]:
     if not path.is_file():
         return []
     objects = []
@@ -77,20 +83,19 @@ def _read_objects(path: Path, labels: list[str], width: int, height: int, report
         if label not in range(len(labels)):
             report(f"{where}: there is no class {label:g}: the names are 0 to {len(labels) - 1}")
             continue
-        if len(values) == 4:
-            x, y, w, h = values
+        if len(values) == 4 + joint_values:  # joints are not read
+            x, y, w, h = values[:4]
             fractions = [x - w / 2, y - h / 2, x + w / 2, y + h / 2]
-        elif len(values) >= 6 and len(values) % 2 == 0:  # a polygon, of a data set for segmentation
+        elif (
+            not joint_values and len(values) >= 6 and len(values) % 2 == 0
+        ):  # a polygon, of a data set for segmentation
             fractions = [min(values[::2]), min(values[1::2]), max(values[::2]), max(values[1::2])]
         else:
-            report(f"{where}: {line!r} is not `class x y width height`")
+            rest = f" and {joint_values} numbers, as `kpt_shape` says" if joint_values else ""
+            report(f"{where}: {line!r} is not `class x y width height`{rest}")
             continue
-        try:
-            pixels = [value * side for value, side in zip(fractions, (width, height) * 2, strict=True)]
-            hint = "it must be the centre's x and y, and width and height, as fractions from 0 to 1"
-            box = clip_box(pixels, width, height, hint)
-        except InvalidBox as fault:
-            report(f"{where}: box {values} {fault}")
-            continue
-        objects.append(Object(box, int(label)))
+        pixels = [value * side for value, side in zip(fractions, (width, height) * 2, strict=True)]
+        hint = "it must be the centre's x and y, and width and height, as fractions from 0 to 1"
+        if box := clip_box(pixels, width, height, f"{where}: box {values[:4]}", hint, report):
+            objects.append(Object(box, int(label)))
     return objects
