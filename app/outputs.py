@@ -3,7 +3,6 @@
 import csv
 import dataclasses
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TextIO
@@ -91,7 +90,7 @@ class Copies:
         if isinstance(looked.copy, bytes):
             part = path.with_name(f".{path.name}.part")
             part.write_bytes(looked.copy)
-            os.replace(part, path)  # noqa: PTH105
+            part.replace(path)
             return
         assert frame is not None
         if self._video is None:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from model.cells import boxes_at, divide, find_cells
-from model.gaussian import Radius, gaussian, gaussian_radius, ignore
+from model.gaussian import Radius, draw_gaussians, gaussian_radius, ignore
 from model.heads import STRIDE, HeadMaps
 from model.keypoints import KeypointTargets, decode_keypoints, encode_keypoints
 from model.peaks import drop_repeats, keep_peaks
@@ -77,27 +77,19 @@ def encode(
     size, offset, mask = torch.zeros(2, height, width), torch.zeros(2, height, width), torch.zeros(grid).bool()
     owner = torch.full(grid, -1)
     if len(boxes):
-        columns, rows = torch.arange(width), torch.arange(height)
-        gaussian_x = gaussian(columns - cells[:, :1], radius[:, None])  # (N, w)
-        gaussian_y = gaussian(rows - cells[:, 1:], radius[:, None])  # (N, h)
-        gaussians = gaussian_y[:, :, None] * gaussian_x[:, None, :]  # (N, h, w)
-        planes = labels[:, None].expand(-1, height * width)
-        heatmap.flatten(1).scatter_reduce_(0, planes, gaussians.flatten(1), "amax")
-
-        highest, nearest = gaussians.max(0)  # (h, w)
+        highest, nearest = draw_gaussians(heatmap, labels, cells, radius).max(0)  # (h, w)
         belongs = highest > 0
         share = torch.zeros(len(boxes)).index_add_(0, nearest.flatten(), highest.flatten())
         weight = highest / share[nearest].clamp(min=1e-6)
-        cell_corners = torch.stack([columns.expand(height, width), rows[:, None].expand(height, width)])
+        cell_corners = torch.stack(torch.meshgrid(torch.arange(width), torch.arange(height), indexing="xy"))
         size = sizes[nearest].permute(2, 0, 1) * belongs
         offset = (centres[nearest].permute(2, 0, 1) - cell_corners) * belongs
         mask[cells[:, 1].long(), cells[:, 0].long()] = True
         owner = nearest.masked_fill(~belongs, -1)
     for region, label in zip(regions, regions_labels.tolist(), strict=True):
         ignore(heatmap[label], region[None])
-    joint_count = keypoints.shape[1]
     unknown = torch.cat([regions, boxes[(keypoints[..., 2] < 0).any(1)]])
-    joints = encode_keypoints(keypoints, radius, owner, unknown, joint_count)
+    joints = encode_keypoints(keypoints, radius, owner, unknown)
     return Targets(heatmap, size, offset, mask, weight, joints)
 
 

@@ -50,8 +50,7 @@ def deform_conv(x: Tensor, weight: Tensor, offset: Tensor, bias: Tensor, mask: T
     places = torch.stack([(2 * columns + 1) / width, (2 * rows + 1) / height], dim=-1) - 1  # from -1 to 1 over the map
     samples = F.grid_sample(x, places.view(batch, size**2 * height, width, 2), align_corners=False)
     samples = samples.view(batch, channels, size**2, height, width) * mask[:, None]
-    y = torch.einsum("bcthw,oct->bohw", samples, weight.flatten(2)) + bias[:, None, None]
-    assert isinstance(y, Tensor)
+    y: Tensor = torch.einsum("bcthw,oct->bohw", samples, weight.flatten(2)) + bias[:, None, None]
     return y
 
 

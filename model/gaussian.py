@@ -40,6 +40,19 @@ def gaussian(distance: Tensor, radius: Tensor) -> Tensor:
     return torch.exp(-(distance**2) / (2 * sigma**2)) * (distance.abs() <= radius)
 
 
+def draw_gaussians(heatmap: Tensor, planes: Tensor, cells: Tensor, radius: Tensor) -> Tensor:
+    """Lays N Gaussians over planes (N,) of a heatmap (C, h, w), where they are higher; returns them: (N, h, w).
+
+    `cells` (N, 2), x and y, are their middles, `radius` (N,) how far they reach.
+    """
+    height, width = heatmap.shape[1:]
+    across = gaussian(torch.arange(width) - cells[:, :1], radius[:, None])  # (N, w)
+    down = gaussian(torch.arange(height) - cells[:, 1:], radius[:, None])  # (N, h)
+    gaussians = down[:, :, None] * across[:, None, :]
+    heatmap.flatten(1).scatter_reduce_(0, planes[:, None].expand(-1, height * width), gaussians.flatten(1), "amax")
+    return gaussians
+
+
 def ignore(plane: Tensor, boxes_xyxy: Tensor) -> None:
     """Marks the cells of one heatmap (h, w) that no Gaussian reaches, in boxes (M, 4), output pixels."""
     lows, highs = boxes_xyxy[:, :2].floor().long(), boxes_xyxy[:, 2:].ceil().long()

@@ -25,14 +25,13 @@ class DetectionGraph(nn.Module):
     keypoints (B, K, J, 3), float32, x and y in input pixels and a score.
     """
 
-    def __init__(self, network: CenterNet, limit: int = 100) -> None:
+    def __init__(self, network: CenterNet) -> None:
         super().__init__()
         self.network = network
-        self.limit = limit
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Finds the objects."""
-        return tuple(each for each in decode(self.network(images), self.limit, self.network.stride) if each is not None)
+        return tuple(each for each in decode(self.network(images), stride=self.network.stride) if each is not None)
 
 
 def build_onnx(network: CenterNet) -> onnx.ModelProto:

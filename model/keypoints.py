@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from model.cells import Cells, find_cells
-from model.gaussian import gaussian, ignore
+from model.gaussian import draw_gaussians, ignore
 from model.heads import KeypointMaps
 from model.peaks import keep_peaks
 
@@ -25,9 +25,7 @@ class KeypointTargets(NamedTuple):
     mask: Tensor  # (h, w), bool, true at joints' cells
 
 
-def encode_keypoints(
-    keypoints: Tensor, radius: Tensor, owner: Tensor, unknown_xyxy: Tensor, joint_count: int
-) -> KeypointTargets:
+def encode_keypoints(keypoints: Tensor, radius: Tensor, owner: Tensor, unknown_xyxy: Tensor) -> KeypointTargets:
     """Turns one image's joints into targets.
 
     Shapes: keypoints (N, J, 3), x and y in output pixels and a visibility: above 0 where the joint has a place; radius
@@ -36,33 +34,27 @@ def encode_keypoints(
     annotated: nothing is learned there where no joint reaches.
     """
     height, width = owner.shape
-    columns, rows = torch.arange(width), torch.arange(height)
+    if not len(keypoints):  # as one that no cell belongs to
+        keypoints = torch.zeros(1, *keypoints.shape[1:])
     cells = keypoints[..., :2].floor()  # (N, J, 2)
     inside = ((cells >= 0) & (cells < torch.tensor([width, height]))).all(-1)
     has_place = (keypoints[..., 2] > 0) & inside  # (N, J)
 
-    heatmap = torch.zeros(joint_count, height, width)
+    heatmap = torch.zeros(keypoints.shape[1], height, width)
     offset = torch.zeros(2, height, width)
     mask = torch.zeros(height, width, dtype=torch.bool)
     objects, joints = has_place.nonzero(as_tuple=True)
-    if len(objects):
-        at, within = cells[objects, joints], keypoints[objects, joints, :2] - cells[objects, joints]
-        spread = radius[objects, None]
-        gaussians = gaussian(rows - at[:, 1:], spread)[:, :, None] * gaussian(columns - at[:, :1], spread)[:, None, :]
-        planes = joints[:, None].expand(-1, height * width)
-        heatmap.flatten(1).scatter_reduce_(0, planes, gaussians.flatten(1), "amax")
-        x, y = at.long().unbind(1)
-        offset[:, y, x] = within.T
-        mask[y, x] = True
-    for joint in range(joint_count):
-        ignore(heatmap[joint], unknown_xyxy)
+    at = cells[objects, joints]
+    draw_gaussians(heatmap, joints, at, radius[objects])
+    x, y = at.long().unbind(1)
+    offset[:, y, x] = (keypoints[objects, joints, :2] - at).T
+    mask[y, x] = True
+    for plane in heatmap:
+        ignore(plane, unknown_xyxy)
 
-    if len(keypoints) == 0:
-        places = torch.zeros(2 * joint_count, height, width)
-        return KeypointTargets(places, torch.zeros(joint_count, height, width, dtype=torch.bool), heatmap, offset, mask)
     owned = owner.clamp(min=0)
     is_known = (has_place[owned] & (owner >= 0)[..., None]).permute(2, 0, 1)
-    corners = torch.stack([columns.expand(height, width), rows[:, None].expand(height, width)], dim=-1)
+    corners = torch.stack(torch.meshgrid(torch.arange(width), torch.arange(height), indexing="xy"), dim=-1)
     places = (keypoints[owned][..., :2] - corners[:, :, None]).flatten(2).permute(2, 0, 1)
     places = places * is_known.repeat_interleave(2, dim=0)
     return KeypointTargets(places, is_known, heatmap, offset, mask)

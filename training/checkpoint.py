@@ -1,7 +1,6 @@
 """Checkpoints: weights with the configuration and labels that made them, and what a resume needs."""
 
 import dataclasses
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -81,13 +80,3 @@ def build_network(config: Config, class_count: int, joint_count: int = 0) -> Cen
         config.stride,
         config.channel_dropout,
     )
-
-
-def git_commit() -> str:
-    """The commit of the working tree, '-dirty' if it has changes, 'unknown' outside a checkout."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-    try:
-        folder = Path(__file__).parent
-        return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"

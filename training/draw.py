@@ -4,9 +4,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from model.detector import Detections
-from model.draw import Colour, draw_boxes, draw_detections
-from model.skeleton import NO_JOINTS, Skeleton
+from model.draw import Colour, draw_boxes
 from training.datasets.dataset import Dataset, Photo
 from training.diagnosis import Outcome
 from training.loader import read_photo
@@ -20,17 +18,6 @@ NOT_COUNTED: Colour = (150, 150, 150)
 
 _GREY = 60
 _LEAST_TAGGED = 0.08  # of the photo's side: the tags of smaller boxes would hide more than they say
-
-
-def draw_predictions(
-    photo: Photo,
-    found: Detections,
-    labels: tuple[str, ...],
-    skeleton: Skeleton = NO_JOINTS,
-    threshold: float = 0.3,
-) -> NDArray[np.uint8]:
-    """The photo (h, w, 3), RGB, with what was found above `threshold`."""
-    return draw_detections(read_photo(photo), found.select(found.scores >= threshold), labels, skeleton)
 
 
 def draw_outcome(

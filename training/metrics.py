@@ -51,7 +51,7 @@ def measure(dataset: Dataset, detections: list[Detections]) -> Metrics:
     keypoints = measure_keypoints(dataset, detections) if dataset.skeleton.joints else None
     if not rows:
         return Metrics(0.0, 0.0, 0.0, None, None, None, dict.fromkeys(dataset.labels, (0.0, 0.0)), keypoints)
-    evaluation = COCOeval_faster(truth, truth.loadRes(rows), "bbox", print_function=_silent)
+    evaluation = COCOeval_faster(truth, truth.loadRes(rows), "bbox", print_function=lambda *_: None)
     evaluation.run()
     ap, ap50, ap75, small, medium, large = evaluation.stats[:6]
     precision = evaluation.eval["precision"][:, :, :, 0, -1]  # (IoU, recall, class): all areas, 100 a photo
@@ -70,7 +70,3 @@ def _mean(precision: NDArray[np.float64]) -> float:
 
 def _per_cent(value: float) -> float | None:
     return None if value < 0 else float(value) * 100  # COCO's own mark for "no such object" is -1
-
-
-def _silent(*_: object) -> None:
-    """COCOeval prints a table of its own; ours has the classes too."""

@@ -11,8 +11,9 @@ from torch import Tensor
 from model.heads import SIZE_UNIT, STRIDE
 from model.network import CenterNet
 from training.categories import COCO, COCO_PEOPLE, VOC, Categories
-from training.checkpoint import Checkpoint, git_commit
+from training.checkpoint import Checkpoint
 from training.config import make_config
+from training.environment import find_git_commit
 from training.pretrained import InvalidWeights, fit, read_weights
 
 _AUTHORS, _MMDETECTION = "its authors", "mmdetection"
@@ -64,7 +65,7 @@ def import_weights(path: Path, name: str, input_size: int) -> tuple[Checkpoint, 
     categories = official.categories
     run = {"name": name, "dataset": categories.dataset, "data_root": ".", "epochs": 1, "input_size": input_size}
     config = make_config(run | official.network_settings)
-    facts = (config, categories.labels, categories.ids, official.weights, 0, git_commit())
+    facts = (config, categories.labels, categories.ids, official.weights, 0, find_git_commit())
     return Checkpoint(*facts, skeleton=categories.skeleton), official
 
 

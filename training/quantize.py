@@ -13,11 +13,12 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper, numpy_helper
+from onnx.numpy_helper import to_array
 from onnxruntime.quantization import CalibrationMethod, QDQQuantizer, QuantType, TensorsData
 
 from model.session import open_session
 from training.stem import share_normalisation, take_bytes
-from training.trunk import find_exact_nodes, find_last_layers, prepare, read
+from training.trunk import find_exact_nodes, find_last_layers, prepare
 
 # what has an integer kernel on the CPU; activations among them: one that is not named keeps its input's whole range,
 # of which ReLU6 throws most away (measured: 4 AP50)
@@ -144,15 +145,15 @@ class Quantizer:
             is_quantized = node.name in self._convolutions and len(node.input) == 3 and node.input[1] in makers
             if not is_quantized:
                 continue
-            weight, weight_scale, _ = (read(constants[name]) for name in makers[node.input[1]].input)
+            weight, weight_scale, _ = (to_array(constants[name]) for name in makers[node.input[1]].input)
             stored, bias_scale = (constants[name] for name in makers[node.input[2]].input[:2])
-            whole = read(floats[self._convolutions[node.name].input[1]])  # (O, I / groups, k, k)
+            whole = to_array(floats[self._convolutions[node.name].input[1]])  # (O, I / groups, k, k)
             gain = (weight * weight_scale.reshape(-1, 1, 1, 1) - whole).sum((2, 3))  # (O, I / groups)
             mean = self._means[self._convolutions[node.name].input[0]]  # (I,)
             groups = len(mean) // gain.shape[1]
             of_group = np.repeat(mean.reshape(groups, -1), len(gain) // groups, axis=0)  # (O, I / groups)
-            shift = (gain * of_group).sum(1) / read(bias_scale)
-            bias = (read(stored) - np.round(shift)).astype(np.int32)
+            shift = (gain * of_group).sum(1) / to_array(bias_scale)
+            bias = (to_array(stored) - np.round(shift)).astype(np.int32)
             stored.CopyFrom(numpy_helper.from_array(bias, stored.name))
 
 
@@ -165,7 +166,7 @@ def _limit_weights(graph: onnx.GraphProto) -> dict[str, list[dict[str, Any]]]:
     constants = {each.name: each for each in graph.initializer}
     limits = {}
     for node in graph.node:
-        weight = read(constants[node.input[1]]) if node.op_type == "Conv" and node.input[1] in constants else None
+        weight = to_array(constants[node.input[1]]) if node.op_type == "Conv" and node.input[1] in constants else None
         if weight is None or weight.shape[1] == 1:
             continue
         row = weight.transpose(0, 2, 3, 1).reshape(len(weight), -1)  # (O, k * k * I), in the kernels' order

@@ -10,14 +10,16 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from model.detector import Detections
+from model.draw import draw_detections
 from training.charts import draw_precision, save_chart
 from training.config import Config
 from training.datasets.dataset import Dataset
-from training.draw import draw_predictions
 from training.environment import describe_environment
+from training.loader import read_photo
 from training.metrics import Metrics
 from training.report import Subject, read_findings, render_findings, render_report, replace_text
 
+_DRAWN_FROM = 0.3  # least score
 _PICTURES = 6  # validation photos drawn each epoch
 
 
@@ -65,7 +67,8 @@ class Record:
         self._writer.add_scalar("val/AP", metrics.ap, step)
         self._writer.add_scalar("val/AP50", metrics.ap50, step)
         for photo, found in zip(dataset.photos[:_PICTURES], detections, strict=False):
-            picture = draw_predictions(photo, found, dataset.labels, dataset.skeleton)
+            sure = found.select(found.scores >= _DRAWN_FROM)
+            picture = draw_detections(read_photo(photo), sure, dataset.labels, dataset.skeleton)
             self._writer.add_image(f"val/{photo.id}", picture, step, dataformats="HWC")
 
         row: dict[str, Any] = {

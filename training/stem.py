@@ -6,8 +6,9 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper, numpy_helper
+from onnx.numpy_helper import to_array
 
-from training.trunk import drop_unread, find_normalisation, read
+from training.trunk import drop_unread, find_normalisation
 
 
 def share_normalisation(graph: onnx.GraphProto) -> tuple[str, float, int] | None:
@@ -24,11 +25,11 @@ def share_normalisation(graph: onnx.GraphProto) -> tuple[str, float, int] | None
         return None
     [first] = readers
     subtract, divide = chain[2:]
-    mean, std = (read(constants[node.input[1]]).reshape(1, -1, 1, 1) for node in (subtract, divide))
+    mean, std = (to_array(constants[node.input[1]]).reshape(1, -1, 1, 1) for node in (subtract, divide))
     zero, shared = int(mean.mean().round()), float(std.mean())
     weight, bias = (constants[name] for name in first.input[1:])
-    values = read(weight)  # (O, 3, k, k)
-    _write(bias, read(bias) + (values * (zero - mean) / std).sum((1, 2, 3)))
+    values = to_array(weight)  # (O, 3, k, k)
+    _write(bias, to_array(bias) + (values * (zero - mean) / std).sum((1, 2, 3)))
     _write(weight, values * shared / std)
     _write(constants[subtract.input[1]], np.full_like(mean, zero))
     _write(constants[divide.input[1]], np.full_like(std, shared))
@@ -43,7 +44,7 @@ def _read_four_pixels(graph: onnx.GraphProto, first: NodeProto, weight: TensorPr
     without, ResNet's first layer is slower in int8 than in float32.
     """
     attributes = {each.name: helper.get_attribute_value(each) for each in first.attribute}
-    values = read(weight)
+    values = to_array(weight)
     outputs, channels, size, _ = values.shape
     pad = size // 2
     if size % 2 == 0 or attributes["strides"] != [2, 2] or attributes["pads"] != [pad] * 4:

@@ -7,10 +7,11 @@ from typing import Any, Literal
 
 from rich.console import Console
 
-from training.checkpoint import Checkpoint, git_commit, load_checkpoint
+from training.checkpoint import Checkpoint, load_checkpoint
 from training.config import MACHINE_SETTINGS, Config, InvalidConfig
 from training.datasets.dataset import Dataset
 from training.datasets.load import load_dataset
+from training.environment import find_git_commit
 from training.evaluate import detect_with_network
 from training.generate import generate_pictures
 from training.learner import Learner
@@ -45,7 +46,7 @@ def train(config: Config, resume: bool, console: Console, processes: Processes =
         console.print(f"resumed {last_path} at epoch {first_epoch + 1}, step {first_step}")
     elif last_path.exists():
         raise InvalidConfig(f"{last_path} exists: continue it with --resume, or give this run another --name")
-    commit = git_commit()
+    commit = find_git_commit()
 
     def checkpoint(epoch: int, step: int, metrics: Metrics | None = None) -> Checkpoint:
         progress = {"epoch": epoch, "step": step, "best_ap": best_ap, "best_epoch": best_epoch}

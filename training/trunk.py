@@ -3,11 +3,9 @@
 import tempfile
 from collections import defaultdict
 from pathlib import Path
-from typing import Any
 
 import onnx
-from numpy.typing import NDArray
-from onnx import NodeProto, TensorProto, numpy_helper
+from onnx import NodeProto
 from onnxruntime.quantization import quant_pre_process
 
 _LAYERS = ("Conv", "ConvTranspose", "DeformConv")
@@ -59,11 +57,6 @@ def find_normalisation(graph: onnx.GraphProto) -> list[NodeProto]:
         chain += readers
         name = readers[0].output[0]
     return chain
-
-
-def read(tensor: TensorProto) -> NDArray[Any]:
-    """The values of a constant."""
-    return numpy_helper.to_array(tensor)
 
 
 def drop_unread(graph: onnx.GraphProto) -> None:

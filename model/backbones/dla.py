@@ -84,11 +84,10 @@ class Tree(nn.Module):
             further = (*further, bottom)
         if self.is_deep:
             first = self.tree1(x)
-            merged = self.tree2(first, (*further, first))
+            merged: Tensor = self.tree2(first, (*further, first))
         else:
             first = self.tree1(x, self.project(bottom))
             merged = self.root(self.tree2(first, first), first, *further)
-        assert isinstance(merged, Tensor)
         return merged
 
 
@@ -105,9 +104,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, shortcut: Tensor) -> Tensor:
         """(B, in_channels, H, W) → (B, out_channels, H / stride, W / stride), which `shortcut` has too."""
-        y = self.relu(self.bn1(self.conv1(x)))
+        y: Tensor = self.relu(self.bn1(self.conv1(x)))
         y = self.relu(self.bn2(self.conv2(y)) + shortcut)
-        assert isinstance(y, Tensor)
         return y
 
 
@@ -122,8 +120,7 @@ class Root(nn.Module):
 
     def forward(self, *maps: Tensor) -> Tensor:
         """Maps (B, c, H, W), whose channels add up to `in_channels` → (B, out_channels, H, W)."""
-        y = self.relu(self.bn(self.conv(torch.cat(maps, 1))))
-        assert isinstance(y, Tensor)
+        y: Tensor = self.relu(self.bn(self.conv(torch.cat(maps, 1))))
         return y
 
 

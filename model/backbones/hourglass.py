@@ -71,8 +71,7 @@ class Halving(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Adds both."""
         low = self.low3(self.low2(self.low1(x)))
-        y = self.up1(x) + F.interpolate(low, scale_factor=2.0, mode="nearest")
-        assert isinstance(y, Tensor)
+        y: Tensor = self.up1(x) + F.interpolate(low, scale_factor=2.0, mode="nearest")
         return y
 
 

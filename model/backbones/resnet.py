@@ -21,9 +21,8 @@ class BasicBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_channels, H, W) → (B, width, H / stride, W / stride)."""
-        y = self.relu(self.bn1(self.conv1(x)))
+        y: Tensor = self.relu(self.bn1(self.conv1(x)))
         y = self.relu(self.bn2(self.conv2(y)) + self.downsample(x))
-        assert isinstance(y, Tensor)
         return y
 
 
@@ -46,10 +45,9 @@ class Bottleneck(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_channels, H, W) → (B, 4 * width, H / stride, W / stride)."""
-        y = self.relu(self.bn1(self.conv1(x)))
+        y: Tensor = self.relu(self.bn1(self.conv1(x)))
         y = self.relu(self.bn2(self.conv2(y)))
         y = self.relu(self.bn3(self.conv3(y)) + self.downsample(x))
-        assert isinstance(y, Tensor)
         return y
 
 

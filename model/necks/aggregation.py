@@ -37,8 +37,7 @@ class AggregationNeck(Neck):
         for level, aggregate in zip(reversed(range(len(finer))), self.dla_up.values(), strict=True):
             coarser = aggregate([finer[level], *coarser])
             deepest.insert(0, coarser[-1])
-        merged = self.ida_up(deepest)[-1]
-        assert isinstance(merged, Tensor)
+        merged: Tensor = self.ida_up(deepest)[-1]
         return merged
 
 
@@ -76,8 +75,7 @@ class DeformableConvBnRelu(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_channels, H, W) → (B, out_channels, H, W)."""
-        y = self.actf(self.conv(x))
-        assert isinstance(y, Tensor)
+        y: Tensor = self.actf(self.conv(x))
         return y
 
 

@@ -16,7 +16,6 @@ class Neck(nn.Module):
 
     def __init__(self, channels: Sequence[int], width: int) -> None:
         super().__init__()
-        self.channels = tuple(channels)
         self.width = width
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:

@@ -29,8 +29,7 @@ class TransposedNeck(Neck):
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         """Computes the map."""
-        merged = self.deconv_layers(maps[-1])
-        assert isinstance(merged, Tensor)
+        merged: Tensor = self.deconv_layers(maps[-1])
         return merged
 
     def _make_step(self, in_channels: int, out_channels: int) -> list[nn.Module]:

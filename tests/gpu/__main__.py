@@ -69,7 +69,8 @@ class Measured:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs all of it, and returns the exit status."""
     parser = argparse.ArgumentParser("tests.gpu", description=__doc__)
-    parser.add_argument("--model", type=Path, default=find_shipped_model("default-fp32"), help="default: the shipped one for GPUs")
+    shipped = find_shipped_model("default-fp32")
+    parser.add_argument("--model", type=Path, default=shipped, help="default: the one shipped for GPUs")
     parser.add_argument("--half", type=Path, metavar="FILE", help="the same model exported in half precision")
     parser.add_argument("--photos", type=Path, metavar="FOLDER", help="JPEGs; default: a drawn one, 900 x 600")
     parser.add_argument("--connections", default="64,128", help="clients at once, separated by commas")
