@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import uvloop
 
-from app.listener import listen, serve
+from app.connections.listener import listen, serve
 from app.logs import set_up_logging
 from app.models import open_detector
 from app.server import create_app
@@ -24,11 +24,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
     # what the other commands need is of no use to a server
     if arguments[:1] == ["detect"]:
-        from app import command
+        from app.files import command
 
         raise SystemExit(command.main(arguments[1:]))
     if arguments[:1] == ["bench"]:
-        from app import bench
+        from app.bench import bench
 
         raise SystemExit(bench.main(arguments[1:]))
     if arguments[:1] == ["bulk"]:
@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _run_bulk(arguments: Sequence[str]) -> int:
     try:
-        from app import bulk  # Ray is an extra
+        from app.cluster import bulk  # Ray is an extra
     except ModuleNotFoundError as error:
         if error.name not in ("ray", "pyarrow"):
             raise

@@ -4,7 +4,7 @@ import argparse
 
 
 def add_wanted(parser: argparse.ArgumentParser, setter: str) -> argparse._ArgumentGroup:
-    """Adds what `finder.choose` needs; `setter` is whose the defaults are."""
+    """Adds what `pipeline.choose` needs; `setter` is whose the defaults are."""
     what = parser.add_argument_group("what")
     what.add_argument("--threshold", type=ratio, help=f"least score, 0 to 1; default: {setter}")
     what.add_argument("--limit", type=count, help="most detections of a picture; default: as threshold")

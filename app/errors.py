@@ -19,7 +19,8 @@ from app.admission import Overloaded, Stopped
 from app.answers import Problem
 from app.batcher import InferenceFailed
 from app.body import BodyTooLarge, EmptyBody, InvalidJson, SlowBody
-from app.connection import HeadTooLarge, InvalidRequest, SlowHead, TooManyConnections
+from app.connections.connection import HeadTooLarge, InvalidRequest, SlowHead, TooManyConnections
+from app.connections.untaken import SlowReader
 from app.deadline import DeadlineExceeded
 from app.form import InvalidForm
 from app.keys import Unauthorized
@@ -28,9 +29,8 @@ from app.models import UnknownModel
 from app.pipeline import TooManyImages, UnknownLabel
 from app.rates import RateLimited
 from app.request_id import get_request_id
+from app.routes.tensors import InvalidTensor
 from app.served_model import NotReady
-from app.tensors import InvalidTensor
-from app.untaken import SlowReader
 from model.image import BrokenImage, TooManyPixels, UnknownFormat
 
 logger = logging.getLogger(__name__)

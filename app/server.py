@@ -8,19 +8,20 @@ from fastapi.routing import APIRoute
 from fastapi.telemetry import TelemetryConfig
 from starlette.middleware.cors import CORSMiddleware
 
-from app import __version__, deepstack, inference_protocol
-from app.admin import Admin, OwnAdmin, build_admin_router
+from app import __version__
 from app.answers import ModelDescription, ModelList, describe_model, list_models
 from app.body import BoundBodies
-from app.deepstack import build_deepstack_router
-from app.detection import build_detection_router
 from app.errors import answer_errors, document
-from app.health import build_health_router
-from app.inference_protocol import build_inference_router, build_probe_router
 from app.metrics import CountRequests
-from app.page import build_page_router
 from app.reloading import reloading
 from app.request_id import IdentifyRequests
+from app.routes import deepstack, inference_protocol
+from app.routes.admin import Admin, OwnAdmin, build_admin_router
+from app.routes.deepstack import build_deepstack_router
+from app.routes.detection import build_detection_router
+from app.routes.health import build_health_router
+from app.routes.inference_protocol import build_inference_router, build_probe_router
+from app.routes.page import build_page_router
 from app.service import Service, build_service
 from app.settings import Settings
 from app.shortcut import Shortcut

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Iterator
 
 import uvicorn
 
-from app.listener import configure
+from app.connections.listener import configure
 from app.server import create_app
 from app.settings import Settings
 from model.detector import Detector

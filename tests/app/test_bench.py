@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from app.__main__ import main
-from app.bench import Report
+from app.bench.bench import Report
 from tests.app.colours import PHOTO_PNG, encode, paint, save_rectangular_model
 
 

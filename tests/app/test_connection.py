@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from app.admission import Admission
-from app.connection import _ignore_offer
+from app.connections.connection import _ignore_offer
 from app.settings import Settings
 from model.detector import Detector
 from tests.app.client import Client
@@ -325,7 +325,7 @@ async def test_body_of_what_is_refused_may_come_in_parts(make_settings: Make, mo
 async def test_who_waits_to_be_heard_is_answered_at_a_stop(
     make_settings: Make, model_path: Path, monkeypatch: pytest.MonkeyPatch, has_room: bool
 ) -> None:
-    monkeypatch.setattr("app.door._MOST_HOLD_SECONDS", 3600)
+    monkeypatch.setattr("app.connections.door._MOST_HOLD_SECONDS", 3600)
     monkeypatch.setattr(Admission, "note_pace", lambda self, _: setattr(self, "_seconds_per_item", 3600))
     post = b"POST /detect?timeout=3600 HTTP/1.1\r\nHost: x\r\n" + BODIES[0]
     detector = HeldDetector(model_path)

@@ -20,7 +20,7 @@ from anyio.from_thread import start_blocking_portal
 from numpy.typing import NDArray
 from PIL import Image
 
-from app.command import in_order, run
+from app.files.command import in_order, run
 from app.settings import Settings
 from model.detector import Detections, Detector
 from tests.app.colours import (
@@ -478,7 +478,7 @@ def test_without_the_extra_it_works_in_process_and_says_what_url_needs() -> None
     put("a.png")
     script = (
         "import sys; sys.modules['httpx'] = sys.modules['tqdm'] = None\n"
-        "from app.command import main; sys.exit(main(sys.argv[1:]))"
+        "from app.files.command import main; sys.exit(main(sys.argv[1:]))"
     )
     for arguments, status, words in [
         (["a.png", "missing.png"], 2, "missing.png: there is no such file"),

@@ -162,10 +162,11 @@ def test_a_gpu_is_never_replaced_silently(model_path: Path) -> None:
     assert Detector(model_path, "cpu").provider == "cpu"
 
 
-OURS = """access accept admin admission answers arrangement batcher body client_socket connection deadline deepstack
-    detection disconnect door errors form health inference_protocol interruption keys listener logs memory
-    metrics models page parameters pipeline rates reloading request_id served_model server service settings
-    shortcut stages tensors tracing untaken"""
+OURS = """accept access admission answers arrangement batcher body connections connections.client_socket
+    connections.connection connections.door connections.listener connections.untaken deadline disconnect
+    errors form interruption keys logs memory metrics models parameters pipeline rates reloading request_id
+    routes routes.admin routes.deepstack routes.detection routes.health routes.inference_protocol
+    routes.page routes.tensors served_model server service settings shortcut stages tracing"""
 THEIRS = """PIL aiolimiter annotated_doc annotated_types anyio click cv2 dotenv fastapi httptools numpy onnxruntime
     prometheus_client pydantic pydantic_core pydantic_settings python_multipart pythonjsonlogger sniffio starlette
     typing_extensions typing_inspection uvicorn uvloop watchfiles yaml"""  # uvicorn takes dotenv and yaml along

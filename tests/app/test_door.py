@@ -3,7 +3,7 @@ import asyncio
 import pytest
 
 from app.admission import Overloaded
-from app.door import Door, read_plain_head
+from app.connections.door import Door, read_plain_head
 
 HEAD = b"POST /detect?limit=5 HTTP/1.1\r\nHost: x\r\nContent-Length:  12 \r\nConnection: Keep-Alive\r\n\r\n"
 

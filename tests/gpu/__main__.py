@@ -16,7 +16,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from app.arrangement import time_runs
-from app.bench import draw_photo
+from app.bench.bench import draw_photo
 from app.settings import find_shipped_model
 from model.detector import Detector
 from model.session import Gpu, Provider, ProviderUnavailable, count_cpus, open_session

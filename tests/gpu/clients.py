@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 
-from app.load import build_request, keep_busy
-from app.local_server import serving
+from app.bench.load import build_request, keep_busy
+from app.bench.local_server import serving
 
 
 def serve(flags: Sequence[str], photos: Sequence[bytes], connections: int, processes: int, seconds: float) -> float:

@@ -14,7 +14,7 @@ import httpx
 import numpy as np
 from PIL import Image
 
-from app.local_server import serving
+from app.bench.local_server import serving
 from tests.app.colours import PHOTO, save_model
 from tests.load.server import read_metrics
 

@@ -2,7 +2,7 @@
 
 from collections import Counter
 
-from app.local_server import read_samples
+from app.bench.local_server import read_samples
 
 
 def read_metrics(port: int) -> dict[str, float]:

@@ -10,9 +10,9 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from app.bench import draw_photo
-from app.load import Connection, Seen, build_request, keep_busy
-from app.local_server import serving
+from app.bench.bench import draw_photo
+from app.bench.load import Connection, Seen, build_request, keep_busy
+from app.bench.local_server import serving
 from tests.load.server import read_metrics
 
 _CLIENTS = 16

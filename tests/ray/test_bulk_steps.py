@@ -13,7 +13,7 @@ pytest.importorskip("ray")
 
 from pyarrow import fs  # beside Ray
 
-from app.bulk_steps import FindObjects, ReadPhotos
+from app.cluster.bulk_steps import FindObjects, ReadPhotos
 
 
 def test_photos_of_many_shapes_are_sorted_by_them_and_none_is_mixed_up(tmp_path: Path) -> None:

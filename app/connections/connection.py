@@ -9,13 +9,13 @@ from typing import Any
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from app.admission import Arrival, Overloaded
-from app.client_socket import ClientSocket
+from app.connections.client_socket import ClientSocket
+from app.connections.door import Door, PlainHead, read_plain_head
+from app.connections.untaken import SlowReader, UntakenAnswers
 from app.disconnect import HUNG_UP
-from app.door import Door, PlainHead, read_plain_head
 from app.metrics import Metrics
 from app.request_id import RAW_HEADER, identified
 from app.settings import Settings
-from app.untaken import SlowReader, UntakenAnswers
 
 _CLOSE = ((b"connection", b"close"),)
 _UPGRADE = re.compile(rb"\r\n([Uu][Pp][Gg][Rr][Aa][Dd][Ee])[ \t]*:")

@@ -12,10 +12,10 @@ import ray
 from ray.data import ActorPoolStrategy
 
 from app.arguments import add_wanted, count
-from app.bulk_steps import FindObjects, ReadPhotos
-from app.pictures import NoPictures
+from app.cluster.bulk_steps import FindObjects, ReadPhotos
+from app.cluster.places import Place, UnusablePlace, open_place, read_column
+from app.files.pictures import NoPictures
 from app.pipeline import Filter, UnknownLabel, choose
-from app.places import Place, UnusablePlace, open_place, read_column
 from app.settings import InvalidSettings, Settings, read_settings
 from model.detector import Detector
 from model.image import SUFFIXES

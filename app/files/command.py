@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from app import __version__
 from app.answers import Problem, Refused
 from app.arguments import add_wanted, count
-from app.finder import Finder, ask_server, run_model
-from app.outputs import Copies, Looked, Write, draw, name_copy, write_lines, write_table
-from app.pictures import (
+from app.files.finder import Finder, ask_server, run_model
+from app.files.outputs import Copies, Looked, Write, draw, name_copy, write_lines, write_table
+from app.files.pictures import (
     VIDEO_SUFFIXES,
     NoPictures,
     Picture,

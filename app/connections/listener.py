@@ -11,12 +11,12 @@ from typing import Any
 import uvicorn
 from fastapi import FastAPI
 
-from app.connection import Buffered, Connection
-from app.door import Door
+from app.connections.connection import Buffered, Connection
+from app.connections.door import Door
+from app.connections.untaken import UntakenAnswers
 from app.errors import respond
 from app.service import Service
 from app.settings import Settings
-from app.untaken import UntakenAnswers
 
 _READ_BYTES = 256 * 1024  # at a time
 _OTHER_FILES = 100  # beside connections, and those that wait to be refused

@@ -16,11 +16,11 @@ from PIL import Image
 from pydantic import BaseModel
 
 from app.arrangement import Arrangement, arrange
-from app.load import Seen, build_request, keep_busy
-from app.local_server import NotServing, read_samples, serving
+from app.bench.load import Seen, build_request, keep_busy
+from app.bench.local_server import NotServing, read_samples, serving
+from app.bench.operators import describe_operators, measure_operators
+from app.bench.parts import measure_limit, measure_parts, measure_squares
 from app.models import open_detector
-from app.operators import describe_operators, measure_operators
-from app.parts import measure_limit, measure_parts, measure_squares
 from app.settings import InvalidSettings, Settings, read_settings
 from model.detector import Detector
 from model.image import SUFFIXES, InvalidImage, quieten_decoders

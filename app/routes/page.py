@@ -25,7 +25,7 @@ _HEADERS = {
 def build_page_router() -> APIRouter:
     """Returns the routes `/` and `/page/<file>`, with the files in memory; no part of the API's documentation."""
     router = APIRouter(include_in_schema=False)
-    for file in (importlib.resources.files("app") / "page").iterdir():
+    for file in (importlib.resources.files("app.routes") / "page").iterdir():
         path = "/" if file.name == "index.html" else f"/page/{file.name}"
         send = _prepare(file.read_bytes(), _MEDIA_TYPES[file.name.rpartition(".")[2]])
         router.add_api_route(path, send, methods=["GET", "HEAD"])

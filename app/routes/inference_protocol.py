@@ -15,8 +15,8 @@ from app.body import read_body
 from app.deadline import build_timeout_reader
 from app.errors import document
 from app.pipeline import Found, admit, choose, expect, find_objects_in_each
+from app.routes.tensors import TensorDescription, describe_outputs, read_inference, write_inference
 from app.service import Service
-from app.tensors import TensorDescription, describe_outputs, read_inference, write_inference
 
 PATH = "/v2"
 _TAGS: list[str | Enum] = ["Open Inference Protocol"]

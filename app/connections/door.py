@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection
 from typing import Protocol
 
 from app.admission import Arrival, Overloaded
-from app.client_socket import CAN_WAIT
+from app.connections.client_socket import CAN_WAIT
 from app.request_id import RAW_HEADER
 
 Headers = tuple[tuple[bytes, bytes], ...]

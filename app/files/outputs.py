@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.answers import Answer, ModelDescription, Problem
-from app.pictures import Picture, Source
+from app.files.pictures import Picture, Source
 from model.detector import Detections
 from model.draw import draw_detections, draw_file
 

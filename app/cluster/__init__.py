@@ -1,0 +1,1 @@
+"""Many machines, by Ray: replicas, and photos in bulk."""

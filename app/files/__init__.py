@@ -1,0 +1,1 @@
+"""`centernet-detect`: photos, folders and videos without a server, or through one."""
