@@ -26,8 +26,13 @@ def conv_bn(x: Tensor, convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> Tensor:
         )
     else:
         y = F.conv2d(x, weight, bias, stride, convolution.padding, groups=convolution.groups)
-    y = norm(y) if norm.training else y
-    return y
+    return norm(y) if norm.training else y
+
+
+def make_conv_bn(in_channels: int, out_channels: int, kernel_size: int = 1, stride: int = 1) -> nn.Sequential:
+    """A convolution and its batch norm: (B, in_channels, H, W) → (B, out_channels, H / stride, W / stride)."""
+    convolution = nn.Conv2d(in_channels, out_channels, kernel_size, stride, kernel_size // 2, bias=False)
+    return nn.Sequential(convolution, nn.BatchNorm2d(out_channels))
 
 
 class _Depthwise(torch.autograd.Function):

@@ -140,7 +140,7 @@ def _profile(settings: Settings, photos: dict[str, bytes]) -> dict[str, float]:
 
 
 def _sum_samples(port: int) -> Mapping[str, float]:
-    """The same summed by name, and seconds by stage; 0 for what it does not say, as some systems tell no CPU."""
+    """Returns a server's samples summed by name, and seconds by stage; 0 for what some do not tell, as their CPU."""
     values: defaultdict[str, float] = defaultdict(float)
     for sample in read_samples(port):
         is_stage = sample.name == "centernet_stage_seconds_sum"

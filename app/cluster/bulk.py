@@ -13,7 +13,7 @@ from ray.data import ActorPoolStrategy
 
 from app.arguments import add_wanted, count
 from app.cluster.bulk_steps import FindObjects, ReadPhotos
-from app.cluster.places import Place, UnusablePlace, open_place, read_column
+from app.cluster.storage import Storage, UnusableStorage, open_storage, read_column
 from app.files.pictures import NoPictures
 from app.pipeline import Filter, UnknownLabel, choose
 from app.settings import InvalidSettings, Settings, read_settings
@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         model = settings.find_models()[0].absolute()
         detector = Detector(model, "cpu", 1)
         wanted = choose(settings, detector.metadata, parsed.threshold, parsed.limit, parsed.labels)
-        photos, found = open_place(parsed.photos), open_place(parsed.found)
+        photos, found = open_storage(parsed.photos), open_storage(parsed.found)
         names, missing = _find_missing(photos, found)
         print(f"{names} photos, {names - len(missing)} of them done", file=sys.stderr)
         if missing:
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _find_objects(parsed, settings, detector, wanted, photos, found, missing)
         problems = read_column(found, "problem")
     except (
-        *(InvalidSettings, InvalidModel, ProviderUnavailable, UnknownLabel, NoPictures, UnusablePlace),
+        *(InvalidSettings, InvalidModel, ProviderUnavailable, UnknownLabel, NoPictures, UnusableStorage),
         *(TooManyActors, OSError),
     ) as error:
         print(f"centernet-bulk: {error}", file=sys.stderr)
@@ -81,7 +81,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _find_missing(photos: Place, found: Place) -> tuple[int, pa.Array]:
+def _find_missing(photos: Storage, found: Storage) -> tuple[int, pa.Array]:
     """Returns how many photos there are, and the names of those without a row; raises `NoPictures`."""
     names = pa.array([photos.prefix + file.path for file in photos.list_files(SUFFIXES)], pa.string())
     if not len(names):
@@ -102,8 +102,8 @@ def _find_objects(
     settings: Settings,
     detector: Detector,
     wanted: Filter,
-    photos: Place,
-    found: Place,
+    photos: Storage,
+    found: Storage,
     missing: pa.Array,
 ) -> None:
     """Writes a row for each of `missing`; raises `TooManyActors`."""

@@ -80,7 +80,7 @@ class Connection(HttpToolsProtocol):
         self._untaken = untaken
         self._buffer = buffer
         self._socket: ClientSocket | None = None
-        self._surplus = False
+        self._is_surplus = False
         self._is_last = False  # is the next answer
         self._arrival: Arrival | None = None
         self._head_left: int | None = settings.max_header_bytes  # None where no head is awaited
@@ -94,7 +94,7 @@ class Connection(HttpToolsProtocol):
         """Begins to wait for the first request."""
         super().connection_made(transport)
         self._metrics.connections.inc()
-        self._surplus = len(self.connections) > self._settings.max_connections
+        self._is_surplus = len(self.connections) > self._settings.max_connections
         if len(self.connections) > 2 * self._settings.max_connections:  # too many to be told
             transport.abort()
             return
@@ -119,7 +119,7 @@ class Connection(HttpToolsProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         """Reads on: drops what was refused, asks at the door for what begins, and has the rest parsed."""
-        if self._surplus:  # only now: to close on what was not read would tear the answer from the client's hands
+        if self._is_surplus:  # only now: to close on what was not read would tear the answer from the client's hands
             self._refuse(TooManyConnections(1))
             return
         data = self._buffer[:nbytes]

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from model.backbones.backbone import Backbone
+from model.convolution import make_conv_bn
 
 _CHANNELS = (16, 32, 64, 128, 256, 512)
 
@@ -73,9 +74,7 @@ class Tree(nn.Module):
             self.root = Root(2 * out_channels + further_channels, out_channels)
             self.project: nn.Module = nn.Identity()
             if in_channels != out_channels:
-                self.project = nn.Sequential(
-                    nn.Conv2d(in_channels, out_channels, 1, bias=False), nn.BatchNorm2d(out_channels)
-                )
+                self.project = make_conv_bn(in_channels, out_channels)
 
     def forward(self, x: Tensor, further: tuple[Tensor, ...] = ()) -> Tensor:
         """Computes both subtrees and merges them with `further` maps."""
@@ -130,5 +129,4 @@ def dla34() -> Dla:
 
 
 def _conv_bn_relu(in_channels: int, out_channels: int, kernel_size: int, stride: int) -> nn.Sequential:
-    convolution = nn.Conv2d(in_channels, out_channels, kernel_size, stride, kernel_size // 2, bias=False)
-    return nn.Sequential(convolution, nn.BatchNorm2d(out_channels), nn.ReLU(inplace=True))
+    return nn.Sequential(*make_conv_bn(in_channels, out_channels, kernel_size, stride), nn.ReLU(inplace=True))

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.backbones.backbone import Backbone
+from model.convolution import make_conv_bn
 
 
 class Hourglass(Backbone):
@@ -27,8 +28,8 @@ class Hourglass(Backbone):
         self.kps = nn.ModuleList(Halving(widths, repeats) for _ in range(stacks))
         self.cnvs = nn.ModuleList(ConvBnRelu(width, out_width, 3) for _ in range(stacks))
         self.inters = nn.ModuleList(Residual(width, width) for _ in links)
-        self.inters_ = nn.ModuleList(_conv_bn(width, width) for _ in links)
-        self.cnvs_ = nn.ModuleList(_conv_bn(out_width, width) for _ in links)
+        self.inters_ = nn.ModuleList(make_conv_bn(width, width) for _ in links)
+        self.cnvs_ = nn.ModuleList(make_conv_bn(out_width, width) for _ in links)
 
     def stages(self) -> list[list[nn.Module]]:
         """What makes the stem and then each map, in order."""
@@ -85,7 +86,7 @@ class Residual(nn.Module):
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(out_channels)
         changes_shape = stride > 1 or in_channels != out_channels
-        self.skip = _conv_bn(in_channels, out_channels, stride) if changes_shape else nn.Sequential()
+        self.skip = make_conv_bn(in_channels, out_channels, stride=stride) if changes_shape else nn.Sequential()
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_channels, H, W) → (B, out_channels, H / stride, W / stride)."""
@@ -109,7 +110,3 @@ class ConvBnRelu(nn.Module):
 def hourglass104() -> Hourglass:
     """Hourglass-104: two hourglasses, 187.7 M parameters."""
     return Hourglass(2, (256, 256, 384, 384, 384, 512), (2, 2, 2, 2, 2, 4), out_width=256)
-
-
-def _conv_bn(in_channels: int, out_channels: int, stride: int = 1) -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), nn.BatchNorm2d(out_channels))

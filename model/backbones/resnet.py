@@ -3,6 +3,7 @@
 from torch import Tensor, nn
 
 from model.backbones.backbone import Backbone
+from model.convolution import make_conv_bn
 
 
 class BasicBlock(nn.Module):
@@ -113,4 +114,4 @@ def _layer(
 def _shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Module:
     if stride == 1 and in_channels == out_channels:
         return nn.Identity()
-    return nn.Sequential(nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), nn.BatchNorm2d(out_channels))
+    return make_conv_bn(in_channels, out_channels, stride=stride)

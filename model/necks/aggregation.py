@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from model.convolution import make_conv_bn
 from model.deformable import DeformableConv
 from model.necks.neck import Neck
 from model.necks.transposed import bilinear_kernel
@@ -88,6 +89,4 @@ def _enlarge(channels: int, factor: int) -> nn.ConvTranspose2d:
 def _lateral(in_channels: int, out_channels: int) -> nn.Module:
     if in_channels == out_channels:
         return nn.Identity()
-    return nn.Sequential(
-        nn.Conv2d(in_channels, out_channels, 1, bias=False), nn.BatchNorm2d(out_channels), nn.ReLU(inplace=True)
-    )
+    return nn.Sequential(*make_conv_bn(in_channels, out_channels), nn.ReLU(inplace=True))

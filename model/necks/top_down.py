@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from model.convolution import make_conv_bn
 from model.necks.neck import Neck
 
 
@@ -20,9 +21,9 @@ class TopDownNeck(Neck):
     def __init__(self, channels: Sequence[int], width: int) -> None:
         super().__init__(channels, width)
         widths = [width] + [2 * width] * (len(channels) - 1)
-        self.laterals = nn.ModuleList(_conv_bn(c, w, kernel_size=1) for c, w in zip(channels, widths, strict=True))
+        self.laterals = nn.ModuleList(make_conv_bn(c, w, kernel_size=1) for c, w in zip(channels, widths, strict=True))
         self.smooths = nn.ModuleList(
-            _conv_bn(w, finer, kernel_size=3) for w, finer in zip(widths, [width, *widths], strict=False)
+            make_conv_bn(w, finer, kernel_size=3) for w, finer in zip(widths, [width, *widths], strict=False)
         )
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
@@ -38,8 +39,3 @@ class TopDownNeck(Neck):
             merged = F.relu(self.smooths[level](F.relu(lateral)))
         assert merged is not None
         return merged
-
-
-def _conv_bn(in_channels: int, out_channels: int, kernel_size: int) -> nn.Sequential:
-    convolution = nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=False)
-    return nn.Sequential(convolution, nn.BatchNorm2d(out_channels))

@@ -13,12 +13,12 @@ from pyarrow import fs
 _AT_ONCE = 16  # requests to an object store
 
 
-class UnusablePlace(Exception):
+class UnusableStorage(Exception):
     """A folder cannot be used for what it was named for; the message says why."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Place:
+class Storage:
     """A folder; `prefix` before a file's path, as in s3://, makes a name that is good for others too."""
 
     filesystem: fs.FileSystem
@@ -40,33 +40,33 @@ class Place:
         )
 
 
-def open_place(name: str) -> Place:
-    """Opens a path, or a URI that pyarrow knows, such as s3://bucket/folder; raises `UnusablePlace`."""
+def open_storage(name: str) -> Storage:
+    """Opens a path, or a URI that pyarrow knows, such as s3://bucket/folder; raises `UnusableStorage`."""
     scheme, separator, _ = name.partition("://")
     try:
         filesystem, path = fs.FileSystem.from_uri(name if separator else str(Path(name).absolute()))
     except (pa.ArrowInvalid, OSError) as error:
-        raise UnusablePlace(f"{name}: {error}") from error
-    return Place(filesystem, path, "" if scheme == "file" or not separator else scheme + separator)
+        raise UnusableStorage(f"{name}: {error}") from error
+    return Storage(filesystem, path, "" if scheme == "file" or not separator else scheme + separator)
 
 
-def read_column(place: Place, column: str) -> pa.ChunkedArray:
+def read_column(storage: Storage, column: str) -> pa.ChunkedArray:
     """Returns one text column of all Parquet files; removes those that a kill has cut short, which hold nothing.
 
-    Raises `UnusablePlace` where a file has no such column.
+    Raises `UnusableStorage` where a file has no such column.
     """
 
     def read(file: fs.FileInfo) -> pa.ChunkedArray:
         try:
-            with place.filesystem.open_input_file(file.path) as stream, pq.ParquetFile(stream) as parquet:
+            with storage.filesystem.open_input_file(file.path) as stream, pq.ParquetFile(stream) as parquet:
                 if column not in parquet.schema_arrow.names:
-                    raise UnusablePlace(f"{file.path}: it has no column {column!r}: name a folder of its own")
+                    raise UnusableStorage(f"{file.path}: it has no column {column!r}: name a folder of its own")
                 return parquet.read(columns=[column]).column(column)
         except pa.ArrowInvalid:  # the footer, written last, is missing
             with contextlib.suppress(FileNotFoundError):
-                place.filesystem.delete_file(file.path)
+                storage.filesystem.delete_file(file.path)
             return pa.chunked_array([], pa.string())
 
     with ThreadPoolExecutor(_AT_ONCE) as pool:
-        columns = list(pool.map(read, place.list_files({".parquet"})))
+        columns = list(pool.map(read, storage.list_files({".parquet"})))
     return pa.chunked_array([chunk for each in columns for chunk in each.chunks], pa.string())
