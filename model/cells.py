@@ -51,6 +51,12 @@ def find_cells(in_each: Tensor, width: int) -> Cells:
     return Cells(pictures, *divide(in_each, width))
 
 
+def corners_of(grid: tuple[int, int]) -> Tensor:
+    """The corners of all cells of a grid (h, w): (h, w, 2), x and y in output pixels."""
+    height, width = grid
+    return torch.stack(torch.meshgrid(torch.arange(width), torch.arange(height), indexing="xy"), dim=-1)
+
+
 def boxes_at(cells: Cells, size: Tensor, offset: Tensor) -> Tensor:
     """The boxes, (..., 4), xyxy, that cells stand for by size and offset, (..., 2); all in output pixels."""
     centres = cells.corner + offset

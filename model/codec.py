@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from model.cells import boxes_at, divide, find_cells
+from model.cells import boxes_at, corners_of, divide, find_cells
 from model.gaussian import Radius, draw_gaussians, gaussian_radius, ignore
 from model.heads import STRIDE, HeadMaps
 from model.keypoints import KeypointTargets, decode_keypoints, encode_keypoints
@@ -81,9 +81,8 @@ def encode(
         belongs = highest > 0
         share = torch.zeros(len(boxes)).index_add_(0, nearest.flatten(), highest.flatten())
         weight = highest / share[nearest].clamp(min=1e-6)
-        cell_corners = torch.stack(torch.meshgrid(torch.arange(width), torch.arange(height), indexing="xy"))
         size = sizes[nearest].permute(2, 0, 1) * belongs
-        offset = (centres[nearest].permute(2, 0, 1) - cell_corners) * belongs
+        offset = (centres[nearest] - corners_of(grid)).permute(2, 0, 1) * belongs
         mask[cells[:, 1].long(), cells[:, 0].long()] = True
         owner = nearest.masked_fill(~belongs, -1)
     for region, label in zip(regions, regions_labels.tolist(), strict=True):

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from model.cells import Cells, find_cells
+from model.cells import Cells, corners_of, find_cells
 from model.gaussian import draw_gaussians, ignore
 from model.heads import KeypointMaps
 from model.peaks import keep_peaks
@@ -54,8 +54,7 @@ def encode_keypoints(keypoints: Tensor, radius: Tensor, owner: Tensor, unknown_x
 
     owned = owner.clamp(min=0)
     is_known = (has_place[owned] & (owner >= 0)[..., None]).permute(2, 0, 1)
-    corners = torch.stack(torch.meshgrid(torch.arange(width), torch.arange(height), indexing="xy"), dim=-1)
-    places = (keypoints[owned][..., :2] - corners[:, :, None]).flatten(2).permute(2, 0, 1)
+    places = (keypoints[owned][..., :2] - corners_of((height, width))[:, :, None]).flatten(2).permute(2, 0, 1)
     places = places * is_known.repeat_interleave(2, dim=0)
     return KeypointTargets(places, is_known, heatmap, offset, mask)
 

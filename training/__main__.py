@@ -24,15 +24,7 @@ from training.datasets.dataset import Dataset, InvalidDataset
 from training.datasets.load import load_dataset
 from training.dry_run import dry_run
 from training.environment import describe_environment
-from training.evaluate import (
-    TestTime,
-    detect_with_model,
-    detect_with_network,
-    match_labels,
-    print_metrics,
-    relabel,
-    write_metrics,
-)
+from training.evaluate import TestTime, detect_with_checkpoint, detect_with_model, print_metrics, write_metrics
 from training.export import ParityFailure, export
 from training.inspect import inspect_dataset
 from training.learner import NonFiniteLoss
@@ -143,11 +135,8 @@ def _evaluate(parsed: argparse.Namespace, console: Console) -> None:
         checkpoint = load_checkpoint(path)
         config = checkpoint.config
         dataset = _val_set(parsed, config)
-        indices = match_labels(checkpoint.labels, checkpoint.skeleton, dataset)
         network = checkpoint.build_network()
-        stride = network.backbone.coarsest_stride
-        found = detect_with_network(network, dataset, config.input_size, config.workers, console, test_time, stride)
-        found = [relabel(each, indices) for each in found]
+        found = detect_with_checkpoint(checkpoint, network, dataset, config.input_size, console, test_time)
         name, commit, device = config.name, checkpoint.git_commit, "cpu"
         rows = read_rows(path.parent)
         configuration, input_size = config.model_dump(mode="json") | {"test_time": test_time}, config.input_size

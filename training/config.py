@@ -199,12 +199,12 @@ class Config(BaseModel):
                 f"batch_size {self.batch_size} cannot be computed in {self.accumulate} equal parts:"
                 " make it a multiple of accumulate"
             )
-        if self.freeze_backbone_epochs and not self.pretrained:
-            raise ValueError("freeze_backbone_epochs would keep random weights: set pretrained, or leave it at 0")
-        if (self.frozen_stages or self.freeze_statistics) and not self.pretrained:
+        keeping = [
+            each for each in ("freeze_backbone_epochs", "frozen_stages", "freeze_statistics") if getattr(self, each)
+        ]
+        if keeping and not self.pretrained:
             raise ValueError(
-                "frozen_stages and freeze_statistics would keep random weights: set pretrained, or leave them at 0 and"
-                " false"
+                f"{' and '.join(keeping)} would keep random weights: set pretrained, or leave it at 0 or false"
             )
         if self.freeze_backbone_epochs >= self.epochs:
             raise ValueError(

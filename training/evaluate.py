@@ -19,7 +19,9 @@ from model.codec import decode
 from model.detector import Detections, Detector, move_to_photo
 from model.heads import HeadMaps, KeypointMaps
 from model.letterbox import place
+from model.network import CenterNet
 from model.skeleton import Skeleton
+from training.checkpoint import Checkpoint
 from training.datasets.dataset import Dataset, InvalidDataset
 from training.loader import evaluation_batches, prepare_photo
 from training.metrics import Metrics
@@ -141,18 +143,36 @@ def detect_with_model(detector: Detector, dataset: Dataset, console: Console) ->
 
     Raises `InvalidDataset` where the model knows a label that the data does not have, or other joints.
     """
-    indices = match_labels(detector.metadata.labels, detector.metadata.skeleton, dataset)
+    indices = _match_labels(detector.metadata.labels, detector.metadata.skeleton, dataset)
     results = []
     with progress_bar(console, f"evaluate {detector.metadata.name}", len(dataset.photos)) as advance:
         for photo in dataset.photos:
             canvas = prepare_photo(photo, detector.prepare)
             [found] = detector.infer([canvas.pixels])
-            results.append(relabel(move_to_photo(found, canvas.letterbox), indices))
+            results.append(_relabel(move_to_photo(found, canvas.letterbox), indices))
             advance(pictures=1)
     return results
 
 
-def match_labels(labels: Sequence[str], skeleton: Skeleton, dataset: Dataset) -> NDArray[np.int64]:
+def detect_with_checkpoint(
+    checkpoint: Checkpoint,
+    network: CenterNet,
+    dataset: Dataset,
+    size: int,
+    console: Console,
+    test_time: TestTime = TestTime(),
+) -> list[Detections]:
+    """As `detect_with_network` by a checkpoint's `network`, whose labels are the data's only by name.
+
+    Raises `InvalidDataset` where the checkpoint knows a label that the data does not have, or other joints.
+    """
+    indices = _match_labels(checkpoint.labels, checkpoint.skeleton, dataset)
+    stride, workers = network.backbone.coarsest_stride, checkpoint.config.workers
+    found = detect_with_network(network, dataset, size, workers, console, test_time, stride)
+    return [_relabel(each, indices) for each in found]
+
+
+def _match_labels(labels: Sequence[str], skeleton: Skeleton, dataset: Dataset) -> NDArray[np.int64]:
     """The data's index of each of a model's labels, by name: (C,).
 
     Raises `InvalidDataset` where the model knows a label that the data does not have, or other joints.
@@ -165,8 +185,8 @@ def match_labels(labels: Sequence[str], skeleton: Skeleton, dataset: Dataset) ->
     return np.array([dataset.labels.index(label) for label in labels], np.int64)
 
 
-def relabel(found: Detections, indices: NDArray[np.int64]) -> Detections:
-    """What was found, with the data's indices of the labels, as `match_labels` has them."""
+def _relabel(found: Detections, indices: NDArray[np.int64]) -> Detections:
+    """What was found, with the data's indices of the labels, as `_match_labels` has them."""
     return dataclasses.replace(found, labels=indices[found.labels])
 
 

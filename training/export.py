@@ -15,10 +15,10 @@ from model.metadata import Metadata
 from model.network import CenterNet
 from training.calibration import Evidence, fit_scaling, measure_gain
 from training.checkpoint import Checkpoint
-from training.config import Config, make_config
+from training.config import make_config
 from training.datasets.dataset import Dataset
 from training.diagnosis import diagnose
-from training.evaluate import detect_with_model, detect_with_network, match_labels, print_metrics, relabel
+from training.evaluate import detect_with_checkpoint, detect_with_model, print_metrics
 from training.metrics import Metrics, measure
 from training.overlap import box_iou
 from training.precision import Lowering, lower
@@ -55,7 +55,7 @@ def export(
     if input_size:
         config = make_config(config.model_dump() | {"input_size": input_size})
     size = config.input_size
-    _calibrate(network, checkpoint, dataset, config, console)
+    _calibrate(network, checkpoint, dataset, size, console)
     metadata = Metadata(
         name=path.stem,
         labels=checkpoint.labels,
@@ -103,11 +103,9 @@ def export(
     return metrics
 
 
-def _calibrate(network: CenterNet, checkpoint: Checkpoint, dataset: Dataset, config: Config, console: Console) -> None:
+def _calibrate(network: CenterNet, checkpoint: Checkpoint, dataset: Dataset, size: int, console: Console) -> None:
     """Scales the network's scores so that they say how often they are right on `dataset`."""
-    indices = match_labels(checkpoint.labels, checkpoint.skeleton, dataset)
-    found = detect_with_network(network, dataset, config.input_size, config.workers, console)
-    evidence = Evidence.collect(dataset, [relabel(each, indices) for each in found])
+    evidence = Evidence.collect(dataset, detect_with_checkpoint(checkpoint, network, dataset, size, console))
     scaling = fit_scaling(evidence)
     if scaling is None:
         console.print("scores are not calibrated: the validation photos show too few hits and false alarms")

@@ -2,7 +2,8 @@
 
 import numpy as np
 import onnx
-from onnx import NodeProto, TensorProto, helper, numpy_helper
+from onnx import NodeProto, TensorProto, helper
+from onnx.numpy_helper import from_array, to_array
 
 from training.trunk import drop_unread, find_exact_nodes, find_normalisation, prepare
 
@@ -31,8 +32,8 @@ def halve(proto: onnx.ModelProto) -> onnx.ModelProto:
         if (name, to_half) not in converted:
             converted[name, to_half] = other = f"{name}_{'half' if to_half else 'single'}"
             if name in constants:
-                values = numpy_helper.to_array(constants[name]).clip(-_LARGEST, _LARGEST).astype(np.float16)
-                graph.initializer.append(numpy_helper.from_array(values, other))
+                values = to_array(constants[name]).clip(-_LARGEST, _LARGEST).astype(np.float16)
+                graph.initializer.append(from_array(values, other))
             else:
                 kind = TensorProto.FLOAT16 if to_half else TensorProto.FLOAT
                 nodes.append(helper.make_node("Cast", [name], [other], f"{other}_cast", to=kind))

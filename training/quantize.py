@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import NodeProto, TensorProto, helper, numpy_helper
-from onnx.numpy_helper import to_array
+from onnx import NodeProto, TensorProto, helper
+from onnx.numpy_helper import from_array, to_array
 from onnxruntime.quantization import CalibrationMethod, QDQQuantizer, QuantType, TensorsData
 
 from model.session import open_session
@@ -122,7 +122,7 @@ class Quantizer:
         graph = model.graph
         names = sorted({name for node in self._nodes for name in (*node.input, *node.output)} - self._no_maps)
         inputs = sorted({node.input[0] for node in self._convolutions.values()})
-        graph.initializer.append(numpy_helper.from_array(np.array([0, 2, 3]), "all_but_channels"))
+        graph.initializer.append(from_array(np.array([0, 2, 3]), "all_but_channels"))
         for name in names:
             graph.node.append(helper.make_node("ReduceMin", [name], [f"{name}_lowest"], keepdims=0))
             graph.node.append(helper.make_node("ReduceMax", [name], [f"{name}_highest"], keepdims=0))
@@ -154,7 +154,7 @@ class Quantizer:
             of_group = np.repeat(mean.reshape(groups, -1), len(gain) // groups, axis=0)  # (O, I / groups)
             shift = (gain * of_group).sum(1) / to_array(bias_scale)
             bias = (to_array(stored) - np.round(shift)).astype(np.int32)
-            stored.CopyFrom(numpy_helper.from_array(bias, stored.name))
+            stored.CopyFrom(from_array(bias, stored.name))
 
 
 def _limit_weights(graph: onnx.GraphProto) -> dict[str, list[dict[str, Any]]]:

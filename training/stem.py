@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import NodeProto, TensorProto, helper, numpy_helper
-from onnx.numpy_helper import to_array
+from onnx import NodeProto, TensorProto, helper
+from onnx.numpy_helper import from_array, to_array
 
 from training.trunk import drop_unread, find_normalisation
 
@@ -63,7 +63,7 @@ def _read_four_pixels(graph: onnx.GraphProto, first: NodeProto, weight: TensorPr
     fours = f"{first.input[0]}_fours"
     place = list(graph.node).index(first)
     graph.node.insert(place, helper.make_node("SpaceToDepth", [first.input[0]], [fours], fours, blocksize=2))
-    graph.initializer.append(numpy_helper.from_array(whole, f"{weight.name}_fours"))
+    graph.initializer.append(from_array(whole, f"{weight.name}_fours"))
     first.input[:2] = [fours, f"{weight.name}_fours"]
 
 
@@ -84,4 +84,4 @@ def take_bytes(graph: onnx.GraphProto, pixels: str) -> None:
 
 
 def _write(tensor: TensorProto, values: NDArray[Any]) -> None:
-    tensor.CopyFrom(numpy_helper.from_array(values.astype(np.float32), tensor.name))
+    tensor.CopyFrom(from_array(values.astype(np.float32), tensor.name))

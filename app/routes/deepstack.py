@@ -14,7 +14,7 @@ from app.body import EmptyBody, read_parts
 from app.deadline import answered_within, build_timeout_reader
 from app.errors import document
 from app.form import InvalidForm, Part, find_text
-from app.pipeline import Filter, Found, admit, find_objects
+from app.pipeline import Found, admit, choose, find_objects
 from app.service import Service
 
 PATH = "/v1/"
@@ -90,10 +90,11 @@ def build_deepstack_router(service: Service) -> APIRouter:
             parts = await read_parts(request, settings.max_image_bytes, settings.body_timeout_seconds)
             await service.access.admit(request, parts)
             model = service.models.get(name)
-            data, threshold = _find_image(parts), _find_threshold(parts, model.threshold)
+            data, threshold = _find_image(parts), _find_threshold(parts)
+            wanted = choose(settings, model.detector.metadata, threshold, limit)
             read = time.perf_counter()
             with admit(service, model, request, timeout_seconds) as submit:
-                found = await find_objects(service, model, submit, data, Filter(threshold, limit))
+                found = await find_objects(service, model, submit, data, wanted)
         computed = time.perf_counter()
         content = _encode(found, model.detector.metadata.labels, computed - started)
 
@@ -149,10 +150,10 @@ def _find_image(parts: Sequence[Part]) -> bytes:
     return images[0]
 
 
-def _find_threshold(parts: Sequence[Part], default: float) -> float:
+def _find_threshold(parts: Sequence[Part]) -> float | None:
     text = find_text(parts, "min_confidence")
     if text is None:
-        return default
+        return None
     try:
         threshold = float(text)
     except ValueError:
