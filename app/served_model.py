@@ -11,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app import __version__
-from app.arrangement import Arrangement, arrange, batch_sizes
+from app.arrangement import arrange, batch_sizes
 from app.batcher import Batcher, InferenceFailed
 from app.metrics import Metrics
+from app.schemas import Arrangement
 from app.settings import Settings
 from model.canvas import Canvas
 from model.detector import Detections, Detector
@@ -55,7 +56,7 @@ class ServedModel:
         self.detector = detector
         self.name = detector.metadata.name
         self.threshold = settings.find_threshold(detector.metadata)  # where a request does not say
-        self.prepares_first = self._is_padded = detector.provider != "cpu"
+        self.prepares_first = self._is_on_gpu = detector.provider != "cpu"
         self.arrangement: Arrangement | None = None  # until it is warm
         self._settings = settings
         self._metrics = metrics
@@ -63,7 +64,6 @@ class ServedModel:
         self._batch_size = metrics.batch_size.labels(self.name)
         self.batcher: Batcher[Picture | Prepared, Computed] = Batcher(
             self._compute,
-            1,
             settings.max_queue,
             settings.inference_timeout_seconds,
             metrics.abandoned.labels(self.name).inc,
@@ -72,20 +72,15 @@ class ServedModel:
         )
 
     def warm_up(self) -> None:
-        """Arranges how it is run, and computes each batch size and shape that the provider prepares for; once."""
+        """Arranges how it is run, and computes each batch size that a GPU prepares for; once."""
         if self.arrangement:
             return
         started = time.perf_counter()
         arrangement = arrange(self.detector, self._blank, self._settings)
-        self.batcher.instances, self.batcher.max_batch = arrangement.instances, arrangement.max_batch
-        if self._is_padded:
-            for shape in self.detector.shapes:
-                for size in batch_sizes(arrangement.max_batch):
-                    self.detector.infer([np.zeros((*shape, 3), np.uint8)] * size)
-        else:
-            self.detector.infer([self._blank])
+        for size in batch_sizes(arrangement.max_batch) if self._is_on_gpu else [1]:
+            self.detector.infer([self._blank] * size)
         self.arrangement = arrangement
-        self.prepares_first = self._is_padded or arrangement.threads > 1
+        self.prepares_first = self._is_on_gpu or arrangement.threads > 1
         self.describe()
         logger.info("%s: warmed up in %.1f s: %s", self.name, time.perf_counter() - started, arrangement)
 
@@ -112,7 +107,8 @@ class ServedModel:
         """Warms the model up, then serves what has queued and what comes, until the batcher is closed."""
         try:
             await asyncio.to_thread(self.warm_up)
-            await self.batcher.run()
+            assert self.arrangement is not None
+            await self.batcher.run(self.arrangement.instances, self.arrangement.max_batch)
         except Exception:
             logger.exception("%s cannot be run", self.name)
         finally:
@@ -163,12 +159,7 @@ class ServedModel:
         assert self.arrangement is not None
         for size in collections.Counter(canvas.shape for canvas in canvases).values():
             self._batch_size.observe(size)
-        threads = None if is_alone else self.arrangement.session_threads
-        if not self._is_padded:
-            return self.detector.infer(canvases, threads)
-        # other sizes than those that CUDA has prepared are slow at first
-        size = min(each for each in batch_sizes(self.arrangement.max_batch) if each >= len(canvases))
-        return self.detector.infer([*canvases, *[canvases[-1]] * (size - len(canvases))], threads)[: len(canvases)]
+        return self.detector.infer(canvases, None if is_alone else self.arrangement.session_threads)
 
 
 def _find_shape(item: Picture | Prepared) -> tuple[int, ...] | None:

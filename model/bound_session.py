@@ -1,12 +1,11 @@
-"""A session whose batches go through memory that stays in place: for GPUs. Free of torch."""
+"""A model whose batches go through memory that stays in place: for GPUs. Free of torch."""
 
+import contextlib
 import ctypes
-import itertools
 import math
-import sys
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -17,74 +16,98 @@ from numpy.typing import NDArray
 _TYPES = {"tensor(float)": np.float32, "tensor(int64)": np.int64}
 _PORTABLE = 1  # CU_MEMHOSTALLOC_PORTABLE: page-locked for whatever context copies it
 
+Canvases = Sequence[NDArray[np.uint8]]
+Shape = tuple[int, ...]
 
-class BoundSession(ort.InferenceSession):  # type: ignore[misc]  # ONNX Runtime has no types
-    """Uploads canvases as bytes, out of page-locked memory, and computes all batches of a shape in the same memory.
 
-    `device` is "cuda", or "cpu" to try it out. Where `captures` is set, the first run of a shape records a CUDA graph,
-    which later ones start as one. ONNX Runtime keeps the graphs of each thread for itself, and lets only one thread run
-    such a session: all of its runs are then those of a thread of its own.
+class BoundSession:
+    """Computes each shape of batch by a session of its own; its size is filled up to a power of two.
+
+    ONNX Runtime's convolutions keep what cuDNN has planned for the last shape alone, so that shapes in turn are slow;
+    and shapes that are known leave nothing for the CPU to compute, which CUDA graphs need. Canvases are uploaded as
+    bytes, out of page-locked memory.
+
+    `open_for` opens the session for a shape (B, H, W, 3), and `device` is "cuda", or "cpu" to try it out. Where
+    `captures` is set, the first run of a shape records a CUDA graph, which later ones start as one. No other thread may
+    use CUDA meanwhile: all of such sessions are opened and run by one.
     """
 
-    def __init__(self, path: Any, options: ort.SessionOptions, device: str, captures: bool, **rest: Any) -> None:
-        super().__init__(path, options, **rest)
-        self._device = device
-        self._shapes = itertools.count(1)  # 0 is ONNX Runtime's own
-        self._own = _Own()
-        self._captures = captures
-        self._runner = ThreadPoolExecutor(1, "cuda-graphs") if captures else None
+    _capturing = ThreadPoolExecutor(1, "cuda-graphs")  # its thread begins with the first work
 
-    def infer(self, names: Sequence[str], canvases: Sequence[NDArray[np.uint8]]) -> list[NDArray[Any]]:
+    def __init__(self, open_for: Callable[[Shape], ort.InferenceSession], device: str, captures: bool) -> None:
+        self._open_for = open_for
+        self._device = device
+        self._captures = captures
+        self._lock = threading.Lock()
+        self._of_shape: dict[Shape, _Sized] = {}
+
+    def infer(self, names: Sequence[str], canvases: Canvases) -> list[NDArray[Any]]:
         """Runs canvases of one shape as a batch, and returns the outputs of these names."""
-        if self._runner:
-            return self._runner.submit(self._infer, names, canvases).result()
+        if self._captures:
+            return self._capturing.submit(self._infer, names, canvases).result()
         return self._infer(names, canvases)
 
-    def _infer(self, names: Sequence[str], canvases: Sequence[NDArray[np.uint8]]) -> list[NDArray[Any]]:
-        buffers = self._own.buffers
-        shape = (len(canvases), *canvases[0].shape)
-        if shape not in buffers:
-            buffers[shape] = _Buffers(self, shape, self._device, next(self._shapes) if self._captures else None)
-        return buffers[shape].run(names, canvases)
+    def _infer(self, names: Sequence[str], canvases: Canvases) -> list[NDArray[Any]]:
+        shape = (1 << (len(canvases) - 1).bit_length(), *canvases[0].shape)
+        with self._lock:
+            if shape not in self._of_shape:
+                self._of_shape[shape] = _Sized(self._open_for(shape), shape, self._device)
+        return self._of_shape[shape].run(names, canvases)
 
 
-class _Own(threading.local):
-    """Each thread's buffers, by shape: several threads may run at once."""
+class _Sized:
+    """A session for batches of one shape, and memory for as many of them as there are at once."""
 
-    def __init__(self) -> None:
-        self.buffers: dict[tuple[int, ...], _Buffers] = {}
+    def __init__(self, session: ort.InferenceSession, shape: Shape, device: str) -> None:
+        self._session = session
+        self._shape = shape
+        self._device = device
+        self._free: list[_Buffers] = []
+
+    def run(self, names: Sequence[str], canvases: Canvases) -> list[NDArray[Any]]:
+        with self._lend() as buffers:
+            return buffers.run(self._session, names, canvases)
+
+    @contextlib.contextmanager
+    def _lend(self) -> Iterator["_Buffers"]:
+        try:
+            buffers = self._free.pop()
+        except IndexError:
+            buffers = _Buffers(self._session, self._shape, self._device)
+        try:
+            yield buffers
+        finally:
+            self._free.append(buffers)
 
 
 class _Buffers:
-    """What one thread computes batches of one shape with."""
+    """What a batch is computed in."""
 
-    def __init__(self, session: BoundSession, shape: tuple[int, ...], device: str, graph: int | None) -> None:
+    def __init__(self, session: ort.InferenceSession, shape: Shape, device: str) -> None:
         def allocate(shape: Sequence[int], kind: type) -> Any:
             return ort.OrtValue.ortvalue_from_shape_and_type(shape, kind, device, 0)
 
-        self._run = session.run_with_iobinding
         self._binding = session.io_binding()
         self._images = allocate(shape, np.uint8)
+        self._images.update_inplace(np.zeros(shape, np.uint8))  # by it the thread is CUDA's, as page-locking needs
         self._binding.bind_ortvalue_input("images", self._images)
         self._outputs = {
             each.name: allocate([shape[0], *each.shape[1:]], _TYPES[each.type]) for each in session.get_outputs()
         }
         for name, value in self._outputs.items():
             self._binding.bind_ortvalue_output(name, value)
-        self._options = ort.RunOptions()
-        if graph is not None:
-            self._options.add_run_config_entry("gpu_graph_id", str(graph))
         self._canvases = np.empty(shape, np.uint8) if device == "cpu" else allocate_page_locked(shape)
 
-    def run(self, names: Sequence[str], canvases: Sequence[NDArray[np.uint8]]) -> list[NDArray[Any]]:
-        np.stack(canvases, out=self._canvases)
+    def run(self, session: ort.InferenceSession, names: Sequence[str], canvases: Canvases) -> list[NDArray[Any]]:
+        count = len(canvases)
+        np.stack(canvases, out=self._canvases[:count])  # the rest is of former batches, and its outputs are not read
         self._images.update_inplace(self._canvases)
-        self._run(self._binding, self._options)
+        session.run_with_iobinding(self._binding)
         self._binding.synchronize_outputs()
-        return [np.array(self._outputs[name].numpy()) for name in names]  # a copy: the next run writes there
+        return [self._outputs[name].numpy()[:count].copy() for name in names]  # the next run writes there
 
 
-def allocate_page_locked(shape: tuple[int, ...]) -> NDArray[np.uint8]:
+def allocate_page_locked(shape: Shape) -> NDArray[np.uint8]:
     """Returns memory that a GPU reads by itself, where CUDA's driver gives some; out of any other it is copied twice.
 
     By the driver, which is there where a GPU is: ONNX Runtime gives Python no such memory. The calling thread must have
@@ -104,6 +127,6 @@ def allocate_page_locked(shape: tuple[int, ...]) -> NDArray[np.uint8]:
 def find_driver() -> ctypes.CDLL | None:
     """Returns CUDA's driver; None where there is none, and so no GPU of NVIDIA's that could be used."""
     try:
-        return ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+        return ctypes.CDLL("libcuda.so.1")
     except OSError:
         return None

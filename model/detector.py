@@ -1,9 +1,10 @@
 """Runs an exported model over photos: the one way from bytes to boxes. Free of torch."""
 
 import dataclasses
+import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnxruntime as ort
@@ -12,13 +13,16 @@ from numpy.typing import NDArray
 from model import image
 from model.bound_session import BoundSession
 from model.canvas import Canvas, prepare
+from model.gpu import Gpu, Provider, ProviderUnavailable, open_on_gpu
 from model.letterbox import Letterbox
 from model.metadata import InvalidModel, Metadata
-from model.session import Gpu, Provider, find_provider, open_session
+from model.session import open_session
 from model.shapes import list_shapes
 
 _OUTPUTS = {"boxes": "tensor(float)", "scores": "tensor(float)", "labels": "tensor(int64)"}
 _KEYPOINTS = {"keypoints": "tensor(float)"}  # as well, where the metadata names joints
+
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,20 +44,24 @@ class Detections:
 
 
 class Detector:
-    """An exported model in an ONNX Runtime session.
+    """An exported model in an ONNX Runtime session on the provider asked for; "auto" is CUDA if it works, or the CPU.
 
     `metadata` is what the file says of itself, `provider` ("cpu", "cuda" or "tensorrt") where it really runs, `shapes`
     what it is given photos in, the smallest first, and `most_detections` how many rows it gives for one photo; `path`
-    is its file. Raises `InvalidModel`, naming the file, and `ProviderUnavailable`.
+    is its file. A GPU is given all photos in one shape: batches fill, and it needs a session for each size of them.
+    `threads` are the CPU's, default all. Raises `InvalidModel`, naming the file, and `ProviderUnavailable`.
     """
 
     def __init__(
         self, path: Path, provider: Provider = "auto", threads: int | None = None, gpu: Gpu | None = None
     ) -> None:
+        gpu = gpu or Gpu()
+        gpu.check(provider)
         self.path = path
-        self._session = session = open_session(path, provider, threads, gpu)
-        self._smaller: dict[int, ort.InferenceSession] = {}
-        self.provider = find_provider(session)
+        self.provider: Literal["cpu", "cuda", "tensorrt"] = "cpu"
+        self._session: ort.InferenceSession | BoundSession = open_session(path, threads)
+        self._smaller: dict[int, ort.InferenceSession | BoundSession] = {}
+        session = self._session
         try:
             self.metadata = Metadata.from_properties(session.get_modelmeta().custom_metadata_map)
             self.shapes = list_shapes(self.metadata.input_height, self.metadata.input_width, self.metadata.size_step)
@@ -61,6 +69,17 @@ class Detector:
             self._outputs = list(_agreed_outputs(self.metadata))
         except InvalidModel as error:
             raise InvalidModel(f"{path}: {error}") from error
+        if provider == "cpu":
+            return
+        wanted: Literal["cuda", "tensorrt"] = "tensorrt" if provider == "tensorrt" else "cuda"
+        blank = np.zeros((*self.shapes[-1], 3), np.uint8)
+        try:
+            self._session = open_on_gpu(path, wanted, session, blank, threads, gpu)
+            self.provider, self.shapes = wanted, self.shapes[-1:]
+        except ProviderUnavailable as error:
+            if provider != "auto":
+                raise
+            logger.log(logging.WARNING if gpu.cuda_graphs else logging.INFO, "running on the CPU: %s", error)
 
     def prepare(self, picture: bytes | NDArray[np.uint8], max_pixels: int = image.MAX_PIXELS) -> Canvas:
         """Letterboxes one image file, or RGB pixels (h, w, 3); raises `InvalidImage`."""
@@ -71,17 +90,18 @@ class Detector:
 
         On a GPU the threads make no difference, and batches side by side share its session.
         """
-        self._smaller[threads] = open_session(self.path, "cpu", threads) if self.provider == "cpu" else self._session
+        self._smaller[threads] = open_session(self.path, threads) if self.provider == "cpu" else self._session
 
     def give_back(self, canvas: NDArray[np.uint8], threads: int | None) -> None:
         """Keeps what `infer` needs with all `threads` or with so many, and gives back what `open_with` took for others.
 
-        Runs one canvas to give back the memory that larger batches have needed on the CPU; ORT would keep it.
+        On the CPU alone. Runs one canvas to give back the memory that larger batches have needed; ORT would keep it.
         """
         self._smaller = {threads: self._smaller[threads]} if threads else {}
         options = ort.RunOptions()
         options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
         for session in (self._session, *self._smaller.values()):
+            assert isinstance(session, ort.InferenceSession)
             session.run(self._outputs, {"images": canvas[None]}, options)
 
     def infer(self, canvases: Sequence[NDArray[np.uint8]], threads: int | None = None) -> list[Detections]:
@@ -116,7 +136,9 @@ def move_to_photo(found: Detections, placed: Letterbox) -> Detections:
     return dataclasses.replace(found, boxes_xyxy=placed.to_photo(found.boxes_xyxy), keypoints=keypoints)
 
 
-def _run(session: ort.InferenceSession, names: Sequence[str], canvases: Sequence[NDArray[np.uint8]]) -> Any:
+def _run(
+    session: ort.InferenceSession | BoundSession, names: Sequence[str], canvases: Sequence[NDArray[np.uint8]]
+) -> Any:
     if isinstance(session, BoundSession):
         return session.infer(names, canvases)
     return session.run(names, {"images": np.stack(canvases)})

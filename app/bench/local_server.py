@@ -12,6 +12,8 @@ from typing import IO
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
+_MOST_SECONDS = 600  # to be ready: TensorRT builds its engines
+
 
 class NotServing(Exception):
     """The server did not start; its log says why."""
@@ -32,16 +34,19 @@ def serving(flags: Sequence[str], log: IO[bytes] | None = None) -> Iterator[int]
             raise NotServing("the server did not start")
         try:
             port = int(line.rsplit(":", 1)[1])
-            while not _is_ready(port):
+            until = time.monotonic() + _MOST_SECONDS
+            while not _answers(port, "/health/ready"):
+                if not _answers(port, "/health/live") or time.monotonic() > until:
+                    raise NotServing("the server does not become ready")
                 time.sleep(0.05)  # asked oftener, it is later ready
             yield port
         finally:
             server.terminate()
 
 
-def _is_ready(port: int) -> bool:
+def _answers(port: int, path: str) -> bool:
     try:
-        urllib.request.urlopen(f"http://127.0.0.1:{port}/health/ready").close()
+        urllib.request.urlopen(f"http://127.0.0.1:{port}{path}").close()
     except urllib.error.HTTPError:
         return False
     return True

@@ -11,16 +11,16 @@ import pyarrow.compute as pc
 import ray
 from ray.data import ActorPoolStrategy
 
-from app.arguments import add_wanted, count
+from app.arguments import add_wanted, count, read_given
 from app.cluster.bulk_steps import FindObjects, ReadPhotos
 from app.cluster.storage import Storage, UnusableStorage, open_storage, read_column
 from app.files.pictures import NoPictures
-from app.pipeline import Filter, UnknownLabel, choose
-from app.settings import InvalidSettings, Settings, read_settings
+from app.pipeline import Filter, UnknownLabel, build_filter
+from app.settings import InvalidSettings, Settings
 from model.detector import Detector
+from model.gpu import ProviderUnavailable
 from model.image import SUFFIXES
 from model.metadata import InvalidModel
-from model.session import ProviderUnavailable
 
 _TASKS = 1000  # as many as this, or a few times more, spread the work well
 _FEWEST_PHOTOS_PER_TASK, _MOST_PHOTOS_PER_TASK = 8, 256  # the most are 80 MB of pixels at 320 x 320
@@ -36,11 +36,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed = _parse(arguments)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray reports home unless told not to
     try:
-        flags = {"--model": parsed.model, "--provider": parsed.provider}
-        settings = read_settings([f"{flag}={value}" for flag, value in flags.items() if value is not None])
+        settings = read_given(parsed, "model", "provider")
         model = settings.find_models()[0].absolute()
         detector = Detector(model, "cpu", 1)
-        wanted = choose(settings, detector.metadata, parsed.threshold, parsed.limit, parsed.labels)
+        wanted = build_filter(settings, detector.metadata, parsed.threshold, parsed.limit, parsed.labels)
         photos, found = open_storage(parsed.photos), open_storage(parsed.found)
         names, missing = _find_missing(photos, found)
         print(f"{names} photos, {names - len(missing)} of them done", file=sys.stderr)
@@ -109,20 +108,15 @@ def _find_objects(
     """Writes a row for each of `missing`; raises `TooManyActors`."""
     size = min(_MOST_PHOTOS_PER_TASK, max(_FEWEST_PHOTOS_PER_TASK, len(missing) // _TASKS))
     parts = [pa.table({"file": missing[at : at + size]}) for at in range(0, len(missing), size)]
-    reader = ReadPhotos(
-        photos.filesystem,
-        photos.prefix,
-        detector.shapes,
-        settings.max_image_bytes,
-        settings.max_pixels,
-    )
+    shapes = detector.shapes[-1:] if parsed.gpus else detector.shapes  # as `Detector` has it
+    reader = ReadPhotos(photos.filesystem, photos.prefix, shapes, settings.max_image_bytes, settings.max_pixels)
     (
         ray.data.from_arrow(parts)
         # in tasks beside GPUs; Ray does it in the actors where there are none
         .map_batches(reader, batch_format="numpy", num_cpus=1)
         .map_batches(
             FindObjects,
-            fn_constructor_args=(detector.path, settings.provider, parsed.cpus, wanted),
+            fn_constructor_args=(detector.path, settings.provider, parsed.cpus, wanted, shapes),
             batch_format="numpy",
             batch_size=settings.max_batch or _MAX_BATCH,
             compute=ActorPoolStrategy(size=_count_actors(parsed)),

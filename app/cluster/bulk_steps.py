@@ -11,15 +11,15 @@ from numpy.typing import NDArray
 from pyarrow import fs
 
 from app.answers import describe_detections
-from app.body import BodyTooLarge, EmptyBody
+from app.body import BodyTooLarge, EmptyBody, check_file_size
 from app.errors import KINDS
 from app.pipeline import Filter
 from model.canvas import prepare
 from model.detector import Detections, Detector, move_to_photo
+from model.gpu import Provider
 from model.image import InvalidImage, quieten_decoders
 from model.letterbox import Letterbox, place
 from model.metadata import Metadata
-from model.session import Provider
 from model.shapes import Shape
 
 Batch = dict[str, NDArray[Any]]
@@ -67,27 +67,24 @@ class ReadPhotos:
 
     def _read(self, file: str) -> bytes:
         with self.filesystem.open_input_file(file.removeprefix(self.prefix)) as stream:
-            size = stream.size()
-            if size > self.max_bytes:
-                raise BodyTooLarge(f"the file is longer than {self.max_bytes} bytes")
-            if not size:
-                raise EmptyBody("the file is empty")
+            check_file_size(stream.size(), self.max_bytes)
             data: bytes = stream.read()
             return data
 
 
 class FindObjects:
-    """Holds a session, and makes rows as `make_schema` has them of what `ReadPhotos` gives."""
+    """Holds a session, and makes rows as `make_schema` has them of what `ReadPhotos` gives in the same `shapes`."""
 
-    def __init__(self, model: Path, provider: Provider, threads: int, wanted: Filter) -> None:
+    def __init__(self, model: Path, provider: Provider, threads: int, wanted: Filter, shapes: Sequence[Shape]) -> None:
         self._detector = Detector(model, provider, threads)
         self._wanted = wanted
+        self._shapes = shapes
         self._schema = make_schema(self._detector.metadata)
 
     def __call__(self, batch: Batch) -> pa.Table:
         """Computes one batch; a photo with a problem costs nothing."""
         placed = [
-            None if problem else place(width, height, self._detector.shapes)
+            None if problem else place(width, height, self._shapes)
             for width, height, problem in zip(batch["width"], batch["height"], batch["problem"], strict=True)
         ]
         canvases = [

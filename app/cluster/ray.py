@@ -13,11 +13,11 @@ from ray import serve
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.answers import ModelList
 from app.logs import set_up_logging
 from app.models import open_detector
 from app.request_id import HEADER
 from app.routes.admin import OwnAdmin
+from app.schemas import ModelList
 from app.server import create_app
 from app.service import Service
 from app.settings import InvalidSettings, Settings, read_settings

@@ -9,13 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 import pytest
 
+from app.settings import find_shipped_model
 from model import bound_session
-from model.bound_session import BoundSession, allocate_page_locked
-from model.session import Gpu, Provider, ProviderUnavailable, choose_cuda, choose_tensorrt, open_session
-from tests.app.colours import BLUE, GREEN, HEIGHT, RED, WIDTH, paint
+from model.bound_session import BoundSession, Shape, allocate_page_locked
+from model.detector import Detector
+from model.gpu import Gpu, Provider, ProviderUnavailable, choose_cuda, choose_tensorrt, fix_shape
+from model.session import build_options, open_session
+from tests.app.colours import BLUE, GREEN, HEIGHT, RED, WIDTH, paint, save_rectangular_model
 
 NAMES = ["boxes", "scores", "labels"]
 CANVASES = [
@@ -24,8 +28,19 @@ CANVASES = [
 ]
 
 
-def open_bound(path: Path, captures: bool = False) -> BoundSession:
-    return BoundSession(path, ort.SessionOptions(), "cpu", captures, providers=["CPUExecutionProvider"])
+def open_bound(path: Path, captures: bool = False, opened: list[Shape] | None = None) -> BoundSession:
+    model = open_session(path)
+
+    def open_for(shape: Shape) -> ort.InferenceSession:
+        if opened is not None:
+            opened.append(shape)
+        options = build_options(1)
+        fix_shape(options, model, shape)
+        session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        assert tuple(session.get_inputs()[0].shape) == shape
+        return session
+
+    return BoundSession(open_for, "cpu", captures)
 
 
 @pytest.mark.parametrize("captures", [False, True])
@@ -37,6 +52,39 @@ def test_batches_of_all_sizes_are_computed_as_by_a_plain_session(model_path: Pat
     for batch, outputs in zip(batches, found, strict=True):
         for output, expected in zip(outputs, plain.run(NAMES, {"images": np.stack(batch)}), strict=True):
             np.testing.assert_array_equal(output, expected)
+
+
+def test_each_shape_has_a_session_and_sizes_are_filled_up_to_powers_of_two(tmp_path: Path) -> None:
+    opened: list[Shape] = []
+    bound = open_bound(save_rectangular_model(tmp_path / "rectangles.onnx"), opened=opened)
+    for size in (3, 1, 4, 2, 5):
+        assert [len(each) for each in bound.infer(NAMES, [np.zeros((64, 96, 3), np.uint8)] * size)] == [size] * 3
+    bound.infer(NAMES, [np.zeros((96, 96, 3), np.uint8)])
+    assert opened == [(4, 64, 96, 3), (1, 64, 96, 3), (2, 64, 96, 3), (8, 64, 96, 3), (1, 96, 96, 3)]
+
+
+@pytest.mark.parametrize("name", ["default-fp32", "default"])
+def test_a_shipped_model_of_one_shape_computes_no_shape(name: str, tmp_path: Path) -> None:
+    path = find_shipped_model(name)
+    kinds = []
+    for shape in (None, (2, 320, 320, 3)):
+        options = build_options(1)
+        options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+        if shape:
+            fix_shape(options, open_session(path), shape)
+        ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        kinds.append({node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node})
+    # what a CPU computes of shapes would be copied to the GPU, and CUDA graphs refused
+    assert [kind & {"Shape", "Range", "Expand"} for kind in kinds] == [{"Shape", "Range", "Expand"}, set()]
+
+
+def test_what_a_model_is_on_a_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    path = save_rectangular_model(tmp_path / "rectangles.onnx")
+    monkeypatch.setattr("model.detector.open_on_gpu", lambda *_: open_bound(path))
+    on_cpu, on_gpu = Detector(path, "cpu"), Detector(path, "cuda")
+    assert (on_gpu.provider, on_gpu.shapes) == ("cuda", on_cpu.shapes[-1:])
+    wide = on_gpu.prepare(paint(192, 128, (RED, (0, 0, 192, 128))))
+    assert [each.labels.tolist() for each in on_gpu.infer([wide.pixels] * 3)] == [[0]] * 3
 
 
 def test_threads_do_not_share_memory(model_path: Path) -> None:
@@ -109,24 +157,22 @@ def test_without_a_driver_or_its_memory_any_will_do(monkeypatch: pytest.MonkeyPa
         assert (canvases.shape, canvases.dtype) == ((2, 4, 6, 3), np.uint8)
 
 
-def test_one_engine_of_tensorrt_serves_all_batches_where_the_sides_are_known(tmp_path: Path) -> None:
-    name, options = choose_tensorrt(Gpu(engine_cache=tmp_path, half=True), ["batch", 320, 416, 3])
+def test_engines_of_tensorrt_are_kept_where_it_is_said(tmp_path: Path) -> None:
+    name, options = choose_tensorrt(Gpu(engine_cache=tmp_path, half=True))
     assert name == "TensorrtExecutionProvider"
     assert options == {
+        "trt_op_types_to_exclude": "Cast,Transpose",
         "trt_fp16_enable": "1",
         "trt_engine_cache_enable": "1",
         "trt_engine_cache_path": str(tmp_path),
         "trt_timing_cache_enable": "1",
         "trt_timing_cache_path": str(tmp_path),
-        "trt_profile_min_shapes": "images:1x320x416x3",
-        "trt_profile_opt_shapes": "images:32x320x416x3",
-        "trt_profile_max_shapes": "images:64x320x416x3",
     }
-    assert choose_tensorrt(Gpu(), ["batch", "height", "width", 3])[1] == {"trt_fp16_enable": "0"}
+    assert choose_tensorrt(Gpu())[1] == {"trt_op_types_to_exclude": "Cast,Transpose", "trt_fp16_enable": "0"}
 
 
 def test_options_are_those_that_the_libraries_know(tmp_path: Path) -> None:
-    everything = [choose_cuda(Gpu(cuda_graphs=True)), choose_tensorrt(Gpu(engine_cache=tmp_path), ["n", 320, 320, 3])]
+    everything = [choose_cuda(Gpu(cuda_graphs=True)), choose_tensorrt(Gpu(engine_cache=tmp_path))]
     for library, (_, options) in zip(("cuda", "tensorrt"), everything, strict=True):
         path = Path(ort.__file__).parent / "capi" / f"libonnxruntime_providers_{library}.so"
         if not path.exists():
@@ -142,4 +188,4 @@ def test_options_are_those_that_the_libraries_know(tmp_path: Path) -> None:
 )
 def test_what_the_provider_does_not_have_is_not_ignored(model_path: Path, provider: Provider, gpu: Gpu) -> None:
     with pytest.raises(ProviderUnavailable, match=f"provider is {provider}"):
-        open_session(model_path, provider, 1, gpu)
+        Detector(model_path, provider, 1, gpu)

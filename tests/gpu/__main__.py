@@ -19,7 +19,8 @@ from app.arrangement import time_runs
 from app.bench.bench import draw_photo
 from app.settings import find_shipped_model
 from model.detector import Detector
-from model.session import Gpu, Provider, ProviderUnavailable, count_cpus, open_session
+from model.gpu import Gpu, Provider, ProviderUnavailable, choose_cuda
+from model.session import count_cpus
 from tests.gpu.agreement import agree, detect_each
 from tests.gpu.clients import serve
 
@@ -27,6 +28,7 @@ NO_GPU = 77  # as automake has it for a test that is skipped
 BAR = 0.9  # of the bare session's images/s, by the server
 LEAST_AGREEMENT = 0.98
 SIZES = (1, 2, 4, 8, 16, 32, 64)
+BARE = {"cpu": ["CPUExecutionProvider"], "cuda": [choose_cuda(Gpu())]}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed = parser.parse_args(arguments)
     if parsed.provider == "cuda":
         try:
-            open_session(parsed.model, "cuda", 1)
+            Detector(parsed.model, "cuda", 1)
         except ProviderUnavailable as error:
             print(f"no GPU: {error}", file=sys.stderr)
             return NO_GPU
@@ -130,8 +132,8 @@ def check(way: Way, model: Path, photos: Sequence[bytes], found: Measured) -> No
     for size in SIZES:
         batch = [canvases[turn % len(canvases)] for turn in range(size)]
         found.bound[size] = size / time_runs(lambda _, batch=batch: detector.infer(batch), 1.0)
-    if not way.gpu.cuda_graphs:  # these need bound memory
-        found.bare = measure_bare(open_session(way.path, way.provider, gpu=way.gpu), canvases)
+    if way.provider in BARE and not way.gpu.cuda_graphs:  # these need bound memory
+        found.bare = measure_bare(ort.InferenceSession(way.path, providers=BARE[way.provider]), canvases)
 
 
 def measure_bare(session: ort.InferenceSession, canvases: Sequence[NDArray[np.uint8]]) -> dict[int, float]:

@@ -8,7 +8,7 @@ import pytest
 
 from app.settings import find_shipped_model
 from model.detector import Detector
-from model.session import Gpu, ProviderUnavailable, open_session
+from model.gpu import Gpu, ProviderUnavailable
 from tests.app.colours import PHOTO, PHOTO_PNG, save_model
 from tests.gpu.__main__ import NO_GPU, main
 from tests.gpu.agreement import agree, detect_each
@@ -22,7 +22,7 @@ def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def has_gpu(model_path: Path) -> bool:
     try:
-        open_session(model_path, "cuda", 1)
+        Detector(model_path, "cuda", 1)
     except ProviderUnavailable:
         return False
     return True

@@ -26,7 +26,7 @@ def test_photos_of_many_shapes_are_sorted_by_them_and_none_is_mixed_up(tmp_path:
     files = np.array([str(tmp_path / name) for name in (*sizes, "f.png")], object)
     batch = read_photos({"file": files})
     assert [Path(file).name for file in batch["file"]] == ["f.png", "b.png", "e.png", "a.png", "d.png", "c.png"]
-    rows = FindObjects(detector.path, "cpu", 1, Filter(0.5, 10))(batch).to_pylist()
+    rows = FindObjects(detector.path, "cpu", 1, Filter(0.5, 10), detector.shapes)(batch).to_pylist()
     assert [row["file"] for row in rows] == batch["file"].tolist()
     assert (rows[0]["problem"], rows[0]["detections"]) == ("unknown-format", None)
     for row in rows[1:]:
