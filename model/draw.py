@@ -93,10 +93,8 @@ def draw_file(
     if kind == "jpeg" and max(header.width, header.height) > _LONGEST_JPEG:
         raise image.TooManyPixels(f"no side of a JPEG has more than {_LONGEST_JPEG} pixels: ask for a PNG")
     photo = image.decode(data, header)
-    picture = cv2.cvtColor(draw_detections(photo, found, labels, skeleton), cv2.COLOR_RGB2BGR)
-    done, file = cv2.imencode(f".{kind}", picture, [cv2.IMWRITE_JPEG_QUALITY, 90] if kind == "jpeg" else [])
-    assert done
-    return file.tobytes()
+    picture = draw_detections(photo, found, labels, skeleton)
+    return image.encode(picture, kind, [cv2.IMWRITE_JPEG_QUALITY, 90] if kind == "jpeg" else [])
 
 
 def _draw_joints(
@@ -130,11 +128,9 @@ def _write(text: str, font: Any, letter: int, colour: Colour) -> NDArray[np.uint
     """Returns a tag (h, w, 3) with `text`, all of it: on the photo itself OpenCV would wrap it at the edge."""
     _, _, width, _ = cv2.getTextSize((2**15, 2**15), text, (0, 0), font, letter, _WEIGHT)
     margin = max(2, letter // 3)
-    tag = np.full((round(letter * 1.4), width + 2 * margin, 3), colour, np.uint8)
-    wide = np.full((tag.shape[0], tag.shape[1] + letter, 3), colour, np.uint8)
+    wide = np.full((round(letter * 1.4), width + 2 * margin + letter, 3), colour, np.uint8)
     cv2.putText(wide, text, (margin, round(letter * 1.02)), _contrast(colour), font, letter, _WEIGHT)
-    tag[:] = wide[:, : tag.shape[1]]
-    return tag
+    return wide[:, :-letter]
 
 
 def _find_spot(

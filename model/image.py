@@ -4,18 +4,22 @@ import dataclasses
 import io
 import re
 import warnings
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
 
 MAX_PIXELS = 50_000_000  # the largest phone photos; 150 MB once decoded
 MOST_PIXELS = 178_956_970  # that can be allowed: Pillow opens nothing larger
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF")
-SUFFIXES = {".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif"}  # of their files
+# not AVIF: what is coded in it may be 16384 x 16384 whatever the header says, and its decoders cannot be bounded
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
+SUFFIXES = {".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}  # of their files
 MAX_SCANS = 64  # of a JPEG; progressive ones have about ten
 _ORIENTATION_TAG = 0x0112
+_TILE_TAGS = (0x0142, 0x0143)  # width and length (TIFF 6.0, section 15)
 _SCAN_MARKER = 0xDAFF  # little-endian
 _JPEG_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")  # but for those within the pixels (ITU-T T.81, B.1.1)
 
@@ -76,6 +80,8 @@ def read_header(data: bytes, max_pixels: int = MAX_PIXELS) -> Header:
         check_pixels(width, height, max_pixels)
         if image.format in ("JPEG", "MPO"):
             _check_scans(data)
+        if isinstance(image, TiffImageFile):  # whose tiles are decoded whole
+            check_pixels(*_read_tile(image), max_pixels)
         orientation = _read_orientation(image, data)
     if orientation >= 5:
         width, height = height, width
@@ -109,12 +115,21 @@ def decode(data: bytes, header: Header, least_width: int = 0, least_height: int 
         image = _decode_with_pillow(data)
     if (image.shape[1], image.shape[0]) != reduced:
         image = _reduce(image, reduction)
+    elif reduction > 1 and full != reduced:
+        image = _stretch(image, full[0] / reduction, full[1] / reduction)
     return _turn_upright(image, header.orientation)
 
 
 def shrink(photo: NDArray[np.uint8], least_width: int, least_height: int) -> NDArray[np.uint8]:
     """Halves RGB pixels (h, w, 3) as `decode` halves a file's: the same is found in both."""
     return _reduce(photo, _choose_reduction(photo.shape[1], photo.shape[0], least_width, least_height))
+
+
+def encode(pixels: NDArray[np.uint8], kind: str, parameters: Sequence[int] = ()) -> bytes:
+    """Writes RGB pixels (h, w, 3) as a file of that `kind`, as "jpeg", by OpenCV's `parameters`."""
+    done, file = cv2.imencode(f".{kind}", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), parameters)
+    assert done
+    return file.tobytes()
 
 
 def _choose_reduction(width: int, height: int, least_width: int, least_height: int) -> int:
@@ -128,6 +143,16 @@ def _reduce(photo: NDArray[np.uint8], reduction: int) -> NDArray[np.uint8]:
         return photo
     size = (-(-photo.shape[1] // reduction), -(-photo.shape[0] // reduction))
     return np.asarray(cv2.resize(photo, size, interpolation=cv2.INTER_AREA), np.uint8)
+
+
+def _stretch(reduced: NDArray[np.uint8], width: float, height: float) -> NDArray[np.uint8]:
+    """Has the photo, `width` x `height` of the pixels, fill all of them: libjpeg rounds its sides up."""
+    scale_x, scale_y = reduced.shape[1] / width, reduced.shape[0] / height
+    if scale_x == scale_y == 1:
+        return reduced
+    matrix = np.array([[scale_x, 0, (scale_x - 1) / 2], [0, scale_y, (scale_y - 1) / 2]])  # of the pixels' middles
+    size = (reduced.shape[1], reduced.shape[0])
+    return np.asarray(cv2.warpAffine(reduced, matrix, size, borderMode=cv2.BORDER_REPLICATE), np.uint8)
 
 
 def _check_scans(data: bytes) -> None:
@@ -145,6 +170,14 @@ def _check_scans(data: bytes) -> None:
             if scans > MAX_SCANS:
                 raise BrokenImage(f"the JPEG has more than the {MAX_SCANS} scans allowed: it would take too long")
         at += int.from_bytes(data[at : at + 2], "big")
+
+
+def _read_tile(image: TiffImageFile) -> tuple[int, int]:
+    """Returns the width and height of a TIFF's tiles; 0 where it has none."""
+    width, height = (image.tag_v2.get(tag, 0) for tag in _TILE_TAGS)
+    if not (isinstance(width, int) and isinstance(height, int)):
+        raise BrokenImage("the TIFF's tiles have no size")
+    return width, height
 
 
 def _read_orientation(image: Image.Image, data: bytes) -> int:

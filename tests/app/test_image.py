@@ -1,4 +1,5 @@
 import io
+import struct
 import subprocess
 import sys
 
@@ -45,7 +46,6 @@ def read(data: bytes) -> np.ndarray:
         ("WEBP", {"lossless": True}, 0),
         ("TIFF", {}, 0),
         ("TIFF", {"compression": "tiff_lzw"}, 0),
-        ("AVIF", {"quality": 95, "subsampling": "4:4:4"}, 40),
     ],
 )
 def test_photo_comes_upright(orientation: int, kind: str, options: dict[str, object], error: int) -> None:
@@ -126,6 +126,23 @@ def test_jpeg_and_png_shrink_alike() -> None:
     assert np.abs(png - jpeg).max() <= 4
 
 
+@pytest.mark.parametrize("orientation", [1, 6])
+@pytest.mark.parametrize("size", [(1281, 961), (2561, 1921), (640, 427), (1280, 960)])
+def test_what_is_shrunk_stays_in_its_place(size: tuple[int, int], orientation: int) -> None:
+    edges = [round(0.93 * length) for length in size]
+    photo = paint(*size, ((255, 255, 255), (edges[0], 0, *size)), ((255, 255, 255), (0, edges[1], *size)))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encode(photo, "JPEG", quality=95, exif=exif)
+    header = read_header(data)
+    shrunk = decode(data, header, *((240, 320) if orientation == 6 else (320, 240)))
+    upright = shrunk if orientation == 1 else np.rot90(shrunk)  # 6 is turned clockwise
+    for axis, (length, edge) in enumerate(zip(size, edges, strict=True)):
+        row = np.take(upright.mean(2), 2, axis=axis).astype(float)
+        row = (row - row[:9].mean()) / (row[-3:].mean() - row[:9].mean())  # the share of each pixel that is white
+        assert (1 - row).sum() / len(row) == pytest.approx(edge / length, abs=0.15 / len(row))
+
+
 def test_turned_photo_is_shrunk_by_its_upright_size() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -141,9 +158,10 @@ def test_what_is_no_image_is_unknown(data: bytes) -> None:
         read_header(data)
 
 
-def test_format_outside_the_list_is_unknown() -> None:
+@pytest.mark.parametrize("kind", ["PPM", "AVIF"])
+def test_format_outside_the_list_is_unknown(kind: str) -> None:
     with pytest.raises(UnknownFormat):
-        read_header(encode(QUADRANTS, "PPM"))
+        read_header(encode(QUADRANTS, kind))
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF"])
@@ -165,6 +183,20 @@ def test_garbage_behind_the_image_is_ignored() -> None:
 def test_garbled_exif_is_ignored() -> None:
     data = encode(QUADRANTS, "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff")
     assert read_header(data).orientation == 1
+
+
+def test_tiles_are_counted_before_decoding() -> None:
+    def write(tile: int, kind: int = 4, offsets: int = 324) -> bytes:  # 4 is a number of four bytes
+        sizes = [(256, 4, 64), (257, 4, 64), (258, 4, 8), (259, 4, 1), (262, 4, 1)]
+        tiles = [(322, kind, tile), (323, kind, tile), (offsets, 4, 8), (325, 4, 4096)]
+        entries = b"".join(struct.pack("<HHII", tag, kind, 1, value) for tag, kind, value in sizes + tiles)
+        return struct.pack("<2sHIH", b"II", 42, 8, 9) + entries + bytes(4)
+
+    assert read_header(write(64), 4096).width == read_header(write(4096)).width == 64
+    with pytest.raises(TooManyPixels, match="8192 x 8192"):
+        read_header(write(8192))
+    with pytest.raises(BrokenImage, match="tiles have no size"):
+        read_header(write(0x42800000, kind=11, offsets=273))  # a float; strips beside it
 
 
 def test_pixels_are_counted_before_decoding() -> None:

@@ -37,7 +37,6 @@ _FORMATS: list[tuple[str, str, dict[str, object]]] = [
     ("P", "GIF", {}),
     ("RGB", "TIFF", {"compression": "tiff_lzw"}),
     ("RGB", "TIFF", {"compression": "jpeg"}),
-    ("RGB", "AVIF", {}),
     ("RGB", "MPO", {}),
 ]
 Request = tuple[str, bytes, dict[str, str]]  # path, body, headers
