@@ -99,7 +99,7 @@ class CenterNet(Heads):
         return stride // 2 if self.backbone.takes_odd and self.neck.takes_odd else stride
 
     def forward(self, images: Tensor) -> HeadMaps:
-        """Computes the head maps."""
+        """Images (B, H, W, 3), uint8 → maps (B, channels, H / stride, W / stride); `earlier` ones in training alone."""
         x = images.permute(0, 3, 1, 2).float()  # NHWC bytes are channels_last already: no copy
         x = (x - self.mean) / self.std
         maps = self.backbone(x)

@@ -10,9 +10,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from model.canvas import Canvas
 from model.letterbox import PADDING, place
 from training.config import Config
-from training.datasets.dataset import ABSENT, HIDDEN
+from training.datasets.dataset import ABSENT, HIDDEN, Objects
 from training.overlap import box_coverage
 
 _MIN_SIDE = 2.0  # pixels: less of an object than this cannot be told from noise
@@ -31,16 +32,23 @@ class Example(NamedTuple):
     """A picture and the objects in it."""
 
     pixels: NDArray[np.uint8]  # (h, w, 3), RGB
-    boxes_xyxy: NDArray[np.float32]  # (N, 4), pixels
-    labels: NDArray[np.int64]  # (N,)
-    is_ignored: NDArray[np.bool_]  # (N,), what is neither an object to learn nor none
-    keypoints: NDArray[np.float32]  # (N, J, 3), x and y in pixels and a visibility
+    objects: Objects  # in these pixels
     mirrored: tuple[int, ...] = ()  # (J,), the joint that takes each one's place in a mirrored picture
 
 
 def random_view(example: Example, size: int, config: Config, random: np.random.Generator) -> Example:
     """One random view of `example`, as a (size, size, 3) picture with the boxes that remain."""
     return _view(example, size, (size, size), config.scale_range, config, random)
+
+
+def plain_view(canvas: Canvas, objects: Objects, mirrored: tuple[int, ...]) -> Example:
+    """A photo as it is evaluated, with its `objects` moved from the photo's pixels to the canvas's."""
+    placed = canvas.letterbox
+    scale_x, scale_y = placed.width / placed.photo_width, placed.height / placed.photo_height
+    matrix = np.array([[scale_x, 0, placed.left], [0, scale_y, placed.top]])
+    view = Example(canvas.pixels, objects, mirrored)
+    height, width = placed.shape
+    return view._replace(objects=_clip(_warp(view, matrix), np.array([0, 0, width, height])))
 
 
 def random_mosaic(examples: Sequence[Example], size: int, config: Config, random: np.random.Generator) -> Example:
@@ -60,10 +68,10 @@ def random_mosaic(examples: Sequence[Example], size: int, config: Config, random
     for example, (x0, y0, x1, y1) in zip(examples, corners, strict=True):
         tile = _view(example, size, (x1 - x0, y1 - y0), config.mosaic_scale_range, config, random)
         pixels[y0:y1, x0:x1] = tile.pixels
-        corner = np.array([x0, y0, x0, y0], np.float32)
-        keypoints = tile.keypoints + np.array([x0, y0, 0], np.float32)
-        tiles.append(tile._replace(boxes_xyxy=tile.boxes_xyxy + corner, keypoints=keypoints))
-    return _compose(pixels, tiles)
+        boxes = tile.objects.boxes_xyxy + np.array([x0, y0, x0, y0], np.float32)
+        keypoints = tile.objects.keypoints + np.array([x0, y0, 0], np.float32)
+        tiles.append(tile.objects._replace(boxes_xyxy=boxes, keypoints=keypoints))
+    return Example(pixels, Objects.concatenate(tiles), examples[0].mirrored)
 
 
 def paste(view: Example, donor: Example, label: int, random: np.random.Generator) -> Example:
@@ -73,10 +81,10 @@ def paste(view: Example, donor: Example, label: int, random: np.random.Generator
     dropped. Without such an object, `view` itself. Rare classes so meet many surroundings (copy-paste, arXiv
     2012.07177; by boxes with soft edges, for want of masks: arXiv 1708.01642).
     """
-    candidates = np.flatnonzero((donor.labels == label) & ~donor.is_ignored)
+    candidates = np.flatnonzero((donor.objects.labels == label) & ~donor.objects.is_ignored)
     if not candidates.size:
         return view
-    box = donor.boxes_xyxy[random.choice(candidates)]
+    box = donor.objects.boxes_xyxy[random.choice(candidates)]
     height, width = view.pixels.shape[:2]
     margin = (box[2:] - box[:2]) * _PASTED_MARGIN
     whole = np.concatenate([box[:2] - margin, box[2:] + margin]).round()
@@ -89,55 +97,28 @@ def paste(view: Example, donor: Example, label: int, random: np.random.Generator
     pixels = view.pixels.copy()
     pixels[y0:y1, x0:x1] = alpha * donor.pixels[y0:y1, x0:x1] + (1 - alpha) * pixels[y0:y1, x0:x1]
 
-    under = _keep(view, 1 - box_coverage(view.boxes_xyxy, region[None])[:, 0] >= _MIN_VISIBLE)
+    under = view.objects.select(1 - box_coverage(view.objects.boxes_xyxy, region[None])[:, 0] >= _MIN_VISIBLE)
     is_hidden = _are_inside(under.keypoints, region)
     under.keypoints[is_hidden, 2] = np.minimum(under.keypoints[is_hidden, 2], HIDDEN)
-    clipped, kept = _clip_boxes(donor.boxes_xyxy, donor.is_ignored, region)
-    over = _keep(donor, kept)._replace(boxes_xyxy=clipped, keypoints=_clip_keypoints(donor.keypoints[kept], region))
-    return _compose(pixels, [under, over])
+    over = _clip(donor.objects, region)
+    return Example(pixels, Objects.concatenate([under, over]), view.mirrored)
 
 
-def _compose(pixels: NDArray[np.uint8], parts: Sequence[Example]) -> Example:
-    """The objects of several, which are in `pixels` already."""
-    return Example(
-        pixels,
-        np.concatenate([part.boxes_xyxy for part in parts]),
-        np.concatenate([part.labels for part in parts]),
-        np.concatenate([part.is_ignored for part in parts]),
-        np.concatenate([part.keypoints for part in parts]),
-        parts[0].mirrored,
-    )
+def _clip(objects: Objects, region: NDArray[Any]) -> Objects:
+    """Those that still show something in `region` (4,), xyxy; their joints outside it have no place any more.
 
-
-def _keep(example: Example, kept: NDArray[np.bool_]) -> Example:
-    """The objects that are `kept` (N,)."""
-    return example._replace(
-        boxes_xyxy=example.boxes_xyxy[kept],
-        labels=example.labels[kept],
-        is_ignored=example.is_ignored[kept],
-        keypoints=example.keypoints[kept],
-    )
-
-
-def _clip_boxes(
-    boxes_xyxy: NDArray[Any], is_ignored: NDArray[np.bool_], region: NDArray[Any]
-) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """Boxes (N, 4) clipped to `region` (4,), xyxy, and which of them still show something: those alone, and (N,).
-
-    Of what is ignored any part does, since it is no background.
+    Of what is ignored any part shows something, since it is no background.
     """
-    clipped = boxes_xyxy.clip(region[[0, 1, 0, 1]], region[[2, 3, 2, 3]])
-    sides = clipped[:, 2:] - clipped[:, :2]
-    visible = sides.prod(1) / (boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]).prod(1)
-    kept = (sides.min(1) >= _MIN_SIDE) & (visible >= _MIN_VISIBLE) | is_ignored & (sides.min(1) > 0)
-    return clipped[kept].astype(np.float32), kept
-
-
-def _clip_keypoints(keypoints: NDArray[Any], region: NDArray[Any]) -> NDArray[np.float32]:
-    """Joints (N, J, 3) of which those outside `region` (4,), xyxy, have no place any more."""
-    cut = np.minimum(keypoints[..., 2], ABSENT)  # what is unknown stays so
-    visibility = np.where(_are_inside(keypoints, region), keypoints[..., 2], cut)
-    return np.concatenate([keypoints[..., :2], visibility[..., None]], axis=-1).astype(np.float32)
+    boxes = objects.boxes_xyxy.clip(region[[0, 1, 0, 1]], region[[2, 3, 2, 3]])
+    sides = boxes[:, 2:] - boxes[:, :2]
+    visible = sides.prod(1) / (objects.boxes_xyxy[:, 2:] - objects.boxes_xyxy[:, :2]).prod(1)
+    kept = (sides.min(1) >= _MIN_SIDE) & (visible >= _MIN_VISIBLE) | objects.is_ignored & (sides.min(1) > 0)
+    visibility = objects.keypoints[..., 2]
+    cut = np.minimum(visibility, ABSENT)  # what is unknown stays so
+    seen = np.where(_are_inside(objects.keypoints, region), visibility, cut)
+    keypoints = np.concatenate([objects.keypoints[..., :2], seen[..., None]], axis=-1)
+    left = objects._replace(boxes_xyxy=boxes.astype(np.float32), keypoints=keypoints.astype(np.float32))
+    return left.select(kept)
 
 
 def _are_inside(keypoints: NDArray[Any], region: NDArray[Any]) -> NDArray[np.bool_]:
@@ -168,10 +149,8 @@ def _view(
         borderValue=(PADDING,) * 3,
     )
     pixels = cv2.transform(pixels, _random_colors(config, random))
-    boxes, kept = _warp_boxes(example.boxes_xyxy, example.is_ignored, matrix, canvas)
-    keypoints = _warp_keypoints(example.keypoints[kept], matrix, canvas, example.mirrored)
-    objects = (boxes, example.labels[kept], example.is_ignored[kept], keypoints)
-    return Example(np.asarray(pixels, np.uint8), *objects, example.mirrored)
+    objects = _clip(_warp(example, matrix), np.array([0, 0, *canvas]))
+    return Example(np.asarray(pixels, np.uint8), objects, example.mirrored)
 
 
 def _random_warp(
@@ -197,25 +176,16 @@ def _random_warp(
     return np.array([[scale_x, 0, left], [0, scale_y, top]])
 
 
-def _warp_boxes(
-    boxes_xyxy: NDArray[np.float32], is_ignored: NDArray[np.bool_], matrix: NDArray[np.float64], canvas: tuple[int, int]
-) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """Boxes (N, 4) after the warp, clipped, and which of them still show an object."""
-    xs = boxes_xyxy[:, 0::2] * matrix[0, 0] + matrix[0, 2]
-    ys = boxes_xyxy[:, 1::2] * matrix[1, 1] + matrix[1, 2]
-    boxes = np.stack([xs.min(1), ys.min(1), xs.max(1), ys.max(1)], axis=1)
-    return _clip_boxes(boxes, is_ignored, np.array([0, 0, *canvas]))
-
-
-def _warp_keypoints(
-    keypoints: NDArray[np.float32], matrix: NDArray[np.float64], canvas: tuple[int, int], mirrored: tuple[int, ...]
-) -> NDArray[np.float32]:
-    """Joints (N, J, 3) after the warp; those that the crop leaves out have no place any more."""
-    if matrix[0, 0] < 0 and keypoints.size:
-        keypoints = keypoints[:, list(mirrored)]
-    x = keypoints[..., 0] * matrix[0, 0] + matrix[0, 2]
-    y = keypoints[..., 1] * matrix[1, 1] + matrix[1, 2]
-    return _clip_keypoints(np.stack([x, y, keypoints[..., 2]], axis=-1), np.array([0, 0, *canvas]))
+def _warp(example: Example, matrix: NDArray[np.float64]) -> Objects:
+    """The objects after the warp by a 2x3 matrix, as far as they reach; coordinates are in double precision."""
+    objects, keypoints = example.objects, example.objects.keypoints
+    scale, shift = matrix[[0, 1], [0, 1]], matrix[:, 2]
+    corners = objects.boxes_xyxy.reshape(-1, 2, 2) * scale + shift
+    boxes = np.hstack([corners.min(1), corners.max(1)])
+    if scale[0] < 0 and keypoints.size:
+        keypoints = keypoints[:, list(example.mirrored)]
+    places = keypoints[..., :2] * scale + shift
+    return objects._replace(boxes_xyxy=boxes, keypoints=np.concatenate([places, keypoints[..., 2:]], axis=-1))
 
 
 def _random_colors(config: Config, random: np.random.Generator) -> NDArray[np.float64]:

@@ -1,7 +1,6 @@
 """What a recipe costs on this machine: `python -m training bench`."""
 
 import functools
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
@@ -13,11 +12,11 @@ from rich.table import Table
 from training.config import Config, make_config
 from training.datasets.dataset import Dataset
 from training.environment import describe_environment
+from training.files import write_json
 from training.learner import Learner
-from training.loader import steps_per_epoch, training_batches
+from training.loader import training_batches
 from training.processes import ALONE
-from training.speed import Speed, describe_memory, measure_speed, peak_memory, time_calls
-from training.train import load_data
+from training.speed import Speed, describe_memory, measure_speed, peak_memory, prepare_learner, prepare_run, time_calls
 
 _ROUNDS = 3
 _AS_SET = "as it is set"
@@ -31,20 +30,16 @@ def bench(
     For each other settings of `against` the step alone is measured too, in turn with the first. Each measurement
     takes about `seconds`. Writes all of it as JSON to `path`. Raises what a run raises at its start.
     """
-    config = config.model_copy(update={"first_train_size": 0})
+    plain = config.model_dump() | {"first_train_size": 0}
     others = {
-        ", ".join(f"{name} = {value}" for name, value in other.items()): make_config(config.model_dump() | dict(other))
+        ", ".join(f"{name} = {value}" for name, value in other.items()): make_config(plain | dict(other))
         for other in against
     }
-    train_set, _ = load_data(config, ALONE, console)
-    learner = _begin(config, train_set)
-    console.print(_describe(config, learner), soft_wrap=True)
-    speed = measure_speed(train_set, config, learner, seconds, _ROUNDS)
+    learner, train_set = prepare_run(config, ALONE, console)
+    console.print(_describe(learner), soft_wrap=True)
+    speed = measure_speed(learner, train_set, seconds, _ROUNDS)
     memory = peak_memory(learner.device)
-    table = Table("", "pictures/s", "s a step")
-    for title, pictures in speed.pictures().items():
-        table.add_row(title, f"{pictures:.1f}", f"{config.batch_size / pictures:.3f}")
-    console.print(table)
+    speed.print(console)
     limit = "loader" if speed.loader > speed.step else "step"
     console.print(f"both together reach {speed.of_slower:.1%} of the {limit} alone, which limits")
     console.print(f"memory: {describe_memory(learner.device)}")
@@ -52,20 +47,15 @@ def bench(
     if steps:
         console.print(_tabulate(steps))
     if path:
-        path.write_text(json.dumps(_gather(config, learner, speed, memory, steps), indent=2) + "\n")
+        write_json(path, _gather(learner, speed, memory, steps))
         console.print(f"wrote {path}")
-
-
-def _begin(config: Config, dataset: Dataset) -> Learner:
-    joints, quiet = dataset.skeleton.joints, Console(quiet=True)
-    learner = Learner(config, dataset.labels, joints, steps_per_epoch(dataset, config), ALONE, quiet)
-    learner.begin_epoch(config.freeze_backbone_epochs)
-    return learner
 
 
 def _compare(learner: Learner, others: Mapping[str, Config], dataset: Dataset, seconds: float) -> dict[str, float]:
     """Pictures a second of the step alone, by what is set otherwise; in rounds, as a machine's speed changes."""
-    learners = {_AS_SET: learner, **{title: _begin(config, dataset) for title, config in others.items()}}
+    quiet = Console(quiet=True)
+    learners = {_AS_SET: learner}
+    learners |= {title: prepare_learner(config, dataset, ALONE, quiet) for title, config in others.items()}
     works, counts, found = {}, {}, dict[str, list[float]]()
     for title, each in learners.items():
         parts = next(training_batches(dataset, each.config, 0, 0, each.device))
@@ -79,7 +69,8 @@ def _compare(learner: Learner, others: Mapping[str, Config], dataset: Dataset, s
     return {title: median(speeds) for title, speeds in found.items()}
 
 
-def _describe(config: Config, learner: Learner) -> str:
+def _describe(learner: Learner) -> str:
+    config = learner.config
     size, threads = config.picture_size(0), torch.get_num_threads()
     return (
         f"{config.backbone} at {size} px, batches of {config.batch_size}, {learner.precision} on {learner.device},"
@@ -94,12 +85,10 @@ def _tabulate(steps: Mapping[str, float]) -> Table:
     return table
 
 
-def _gather(
-    config: Config, learner: Learner, speed: Speed, memory: float | None, steps: Mapping[str, float]
-) -> dict[str, object]:
+def _gather(learner: Learner, speed: Speed, memory: float | None, steps: Mapping[str, float]) -> dict[str, object]:
     return {
         "environment": describe_environment(str(learner.device)),
-        "settings": config.model_dump(mode="json"),
+        "settings": learner.config.model_dump(mode="json"),
         "pictures_per_second": speed.pictures(),
         "both_of_the_slower": speed.of_slower,
         "peak_memory_bytes": memory,

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from model.detector import Detections
 from model.network import CenterNet
 from training.datasets.dataset import Dataset
-from training.diagnosis import NOT_COUNTED, calibrate, match
+from training.diagnosis import NOT_COUNTED, match, measure_calibration
 
 _LEAST_SCORE = 0.05  # of what is learned from: below it there are a hundred false alarms for every hit
 _LEAST_HITS = 10
@@ -47,7 +47,7 @@ class Scaling(NamedTuple):
     intercept: float
 
     def scale(self, scores: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Scores (N,) → scores (N,)."""
+        """Scores (N,) as a network finds them → calibrated ones (N,), in the same order."""
         logits = self.slope * _logits(scores) + self.intercept
         return np.asarray(1 / (1 + np.exp(-logits)), np.float32)
 
@@ -96,8 +96,8 @@ def measure_gain(evidence: Evidence) -> tuple[float, float] | None:
     if scalings[0] is None or scalings[1] is None:
         return None
     scaled = [scaling.scale(half.scores) for scaling, half in zip(scalings, halves, strict=True) if scaling]
-    before = calibrate(evidence.scores, evidence.is_hit).error
-    after = calibrate(np.concatenate(scaled), np.concatenate([half.is_hit for half in halves])).error
+    before = measure_calibration(evidence.scores, evidence.is_hit).error
+    after = measure_calibration(np.concatenate(scaled), np.concatenate([half.is_hit for half in halves])).error
     return None if before is None or after is None else (before, after)
 
 

@@ -150,7 +150,8 @@ def draw_trade_off(points: Sequence[Point], others: Sequence[Point]) -> Figure:
 
 
 def save_chart(figure: Figure, path: Path) -> None:
-    """Writes a chart that stands alone, in the format of the suffix."""
+    """Writes a chart that stands alone, in the format of the suffix, and makes the folder where there is none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     with matplotlib.rc_context(_STYLE):
         figure.savefig(path, dpi=120)
 

@@ -52,7 +52,7 @@ class Checkpoint:
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
-    """Reads a checkpoint; raises `InvalidCheckpoint`."""
+    """Reads a checkpoint onto the CPU; raises `InvalidCheckpoint` where the file is none of this release."""
     if not path.is_file():
         raise InvalidCheckpoint(f"{path}: no such checkpoint")
     try:
@@ -71,12 +71,12 @@ def build_network(config: Config, class_count: int, joint_count: int = 0) -> Cen
     return CenterNet(
         config.backbone,
         class_count,
-        config.neck_width,
-        config.head_width,
-        config.neck,
-        joint_count,
-        config.mean,
-        config.std,
-        config.stride,
-        config.channel_dropout,
+        neck_width=config.neck_width,
+        head_width=config.head_width,
+        neck=config.neck,
+        joint_count=joint_count,
+        mean=config.mean,
+        std=config.std,
+        stride=config.stride,
+        channel_dropout=config.channel_dropout,
     )

@@ -22,7 +22,7 @@ class Collisions:
 
     @property
     def is_crowded(self) -> NDArray[np.bool_]:
-        """Whether it does either."""
+        """Which objects share a cell with another, or lie in one beside: (N,)."""
         return self.collides | self.is_beside
 
 

@@ -1,7 +1,6 @@
 """Exported models side by side: what each finds, and how long one thread takes for a photo."""
 
 import dataclasses
-import json
 import statistics
 import time
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from training.charts import Point, draw_trade_off, save_chart
 from training.datasets.dataset import Dataset, Photo
 from training.environment import name_processor
 from training.evaluate import detect_with_model
+from training.files import write_json
 from training.metrics import measure
 
 _TIMED_PHOTOS = 100
@@ -50,7 +50,7 @@ def compare(
     if report:
         content = {"photos": len(dataset.photos), "processor": name_processor()}
         rows = [dataclasses.asdict(point) for point in points]
-        report.write_text(json.dumps(content | {"models": rows}, indent=2) + "\n")
+        write_json(report, content | {"models": rows})
         console.print(f"wrote {report}")
 
 

@@ -133,8 +133,8 @@ class Config(BaseModel):
     workers: int | None = Field(
         None,
         ge=0,
-        description="processes that decode and augment, for each one that trains; unless set 2 for a GPU, and none for "
-        "a CPU, whose cores they would take from the step",
+        description="processes that decode and augment, for each one that trains; unless set, for a GPU its share of "
+        "the machine's usable CPUs, 16 at most, and none for a CPU, whose cores they would take from the step",
     )
     save_every: int = Field(200, ge=1, description="steps between two writes of the last checkpoint")
 
@@ -244,6 +244,7 @@ class Config(BaseModel):
             "mosaic": 0.0,
             "copy_paste": 0.0,
             "repeat_threshold": 0.0,
+            "channel_dropout": 0.0,
             "first_train_size": 0,
             "train_size": 0,
         }

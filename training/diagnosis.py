@@ -113,7 +113,7 @@ class Diagnosis:
 
 
 def diagnose(dataset: Dataset, detections: list[Detections]) -> Diagnosis:
-    """Looks at `detections`, one for each photo of `dataset` in its order."""
+    """Matches `detections`, one for each photo of `dataset` in its order, with its objects, and sums them up."""
     matches = [match(photo, found) for photo, found in zip(dataset.photos, detections, strict=True)]
     scores = np.concatenate([found.scores for found in detections])
     labels = np.concatenate([found.labels for found in detections])
@@ -137,12 +137,12 @@ def diagnose(dataset: Dataset, detections: list[Detections]) -> Diagnosis:
         curve = trace_precision(scores[own], is_hit[own], int(objects[index])) if objects[index] else None
         classes.append(ClassFigures(label, int(objects[index]), hits, alarms, curve))
     return Diagnosis(
-        sweep,
-        round(float(threshold), 2),
-        tuple(classes),
-        calibrate(scores, is_hit),
-        confuse(dataset, outcomes),
-        outcomes,
+        sweep=sweep,
+        threshold=round(float(threshold), 2),
+        classes=tuple(classes),
+        calibration=measure_calibration(scores, is_hit),
+        confusion=count_confusions(dataset, outcomes),
+        outcomes=outcomes,
     )
 
 
@@ -160,7 +160,7 @@ def match(photo: Photo, found: Detections) -> NDArray[np.int64]:
     return matches
 
 
-def confuse(dataset: Dataset, outcomes: tuple[Outcome, ...]) -> NDArray[np.int64]:
+def count_confusions(dataset: Dataset, outcomes: tuple[Outcome, ...]) -> NDArray[np.int64]:
     """Counts the objects of each class (rows) by what they were found as (columns): (C + 1, C + 1).
 
     Hits are the diagonal. Then each false alarm, by falling score, takes the missed object that it overlaps most, of
@@ -188,15 +188,22 @@ def trace_precision(scores: NDArray[np.float32], is_hit: NDArray[np.bool_], obje
 
     Their mean is COCO's AP at this IoU.
     """
-    hits = is_hit[np.argsort(-scores, kind="stable")].cumsum()
-    recall, precision = hits / objects, hits / np.arange(1, len(hits) + 1)
-    falling = np.append(np.maximum.accumulate(precision[::-1])[::-1], 0.0)
-    curve: NDArray[np.float64] = falling[np.searchsorted(recall, _RECALLS)]
+    recall, precision = precision_by_recall(scores, is_hit, objects)
+    curve: NDArray[np.float64] = np.append(precision, 0.0)[np.searchsorted(recall, _RECALLS)]
     return curve
 
 
-def calibrate(scores: NDArray[np.float32], is_hit: NDArray[np.bool_]) -> Calibration:
-    """Compares scores with how often they are right: (N,), (N,)."""
+def precision_by_recall(
+    scores: NDArray[np.float32], is_hit: NDArray[np.bool_], objects: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Recall with each further detection by falling score, and the best precision there or further on: (N,), (N,)."""
+    hits = is_hit[np.argsort(-scores, kind="stable")].cumsum()
+    precision = hits / np.arange(1, len(hits) + 1)
+    return hits / objects, np.maximum.accumulate(precision[::-1])[::-1]
+
+
+def measure_calibration(scores: NDArray[np.float32], is_hit: NDArray[np.bool_]) -> Calibration:
+    """Compares scores (N,) with how often they are right, from `is_hit` (N,), in bins of a tenth."""
     asked = scores >= np.float32(CALIBRATED_FROM)
     size = len(_CALIBRATION_EDGES) - 1
     bins = (np.digitize(scores[asked], _CALIBRATION_EDGES.astype(np.float32)) - 1).clip(max=size - 1)

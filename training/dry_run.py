@@ -2,18 +2,15 @@
 
 from pathlib import Path
 
-import cv2
 from rich.console import Console
 
+from model.image import encode
 from training.config import Config
 from training.datasets.dataset import Dataset
 from training.inspect import draw_views
-from training.learner import Learner
-from training.loader import steps_per_epoch
 from training.models import count_parameters
 from training.processes import ALONE, Processes
-from training.speed import describe_memory, measure_speed
-from training.train import load_data
+from training.speed import describe_memory, measure_speed, prepare_run
 
 _SECONDS = 10.0  # each of the three measurements takes about that long
 
@@ -23,23 +20,16 @@ def dry_run(config: Config, console: Console, processes: Processes = ALONE) -> N
 
     Writes `dry-run.jpg` into the run's folder, and no checkpoint. Raises what a run would raise at its start.
     """
-    config = config.for_overfitting() if config.overfit else config
-    config = config.model_copy(update={"first_train_size": 0})  # the largest pictures from the first epoch on
-    train_set, _ = load_data(config, processes, console)
-    processes.check_shares(config)
-    steps = steps_per_epoch(train_set, config)
-    learner = Learner(config, train_set.labels, train_set.skeleton.joints, steps, processes, console)
-    learner.begin_epoch(config.freeze_backbone_epochs)
+    learner, train_set = prepare_run(config, processes, console)
     console.print(learner.describe_steps(), soft_wrap=True)
     learned = sum(p.numel() for p in learner.network.parameters() if p.requires_grad)
     console.print(f"{count_parameters(learner.network):,} parameters, {learned:,} of them learn")
     if processes.is_first:
-        path = _draw(train_set, config)
+        path = _draw(train_set, learner.config)
         console.print(f"{path}: the first views, and the heatmaps to learn from them", soft_wrap=True)
 
-    speed = measure_speed(train_set, config, learner, _SECONDS, processes=processes)
-    for title, pictures in speed.pictures().items():
-        console.print(f"{title:14} {pictures:8.1f} pictures/s, {config.batch_size / pictures:.3f} s a step")
+    speed = measure_speed(learner, train_set, _SECONDS)
+    speed.print(console)
     if not learner.workers:
         share = speed.loader / (speed.loader + speed.step)
         console.print(f"without workers loader and step take turns: {share:.0%} of the time is the loader's")
@@ -47,6 +37,7 @@ def dry_run(config: Config, console: Console, processes: Processes = ALONE) -> N
         console.print(f"the loader limits: more than {learner.workers} workers, or smaller photos, would be faster")
     else:
         console.print("the step limits: a loader with more workers would not be faster")
+    steps = learner.steps_per_epoch
     console.print(f"an epoch of {steps} steps: about {speed.both * steps / 60:.1f} minutes, validation aside")
     console.print(f"memory: {describe_memory(learner.device)}")
 
@@ -54,5 +45,5 @@ def dry_run(config: Config, console: Console, processes: Processes = ALONE) -> N
 def _draw(dataset: Dataset, config: Config) -> Path:
     path = config.run_folder / "dry-run.jpg"
     path.parent.mkdir(parents=True, exist_ok=True)
-    cv2.imwrite(str(path), cv2.cvtColor(draw_views(dataset, config), cv2.COLOR_RGB2BGR))
+    path.write_bytes(encode(draw_views(dataset, config), "jpeg"))
     return path

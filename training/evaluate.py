@@ -1,46 +1,27 @@
 """Detections over a data set, by a network or by an exported model."""
 
 import dataclasses
-import json
 from collections.abc import Sequence
-from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.table import Table
-from torch import Tensor, nn
+from torch import nn
 
+from model import codec
 from model.backbones.backbone import Backbone
-from model.cells import WholeMap
-from model.codec import decode
 from model.detector import Detections, Detector, move_to_photo
-from model.heads import HeadMaps, KeypointMaps
 from model.letterbox import place
 from model.network import CenterNet
 from model.skeleton import Skeleton
 from training.checkpoint import Checkpoint
 from training.datasets.dataset import Dataset, InvalidDataset
 from training.loader import evaluation_batches, prepare_photo
-from training.metrics import Metrics
 from training.progress import progress_bar
+from training.test_time import AS_SERVED, TestTime, average_mirrored, soft_nms
 
 _BATCH = 16
-_SUBPIXELS = 64  # OpenCV's soft-NMS takes whole numbers
-_LEAST_SCORE = 0.001
-
-
-@dataclasses.dataclass(frozen=True)
-class TestTime:
-    """What may be done for a better figure at many times the cost; the paper's "flip" and "multi-scale" (section 6)."""
-
-    __test__ = False  # for pytest, which takes it for a test
-
-    flip: bool = False  # the mean with the mirrored picture, of heatmap and size
-    scales: tuple[float, ...] = (1.0,)  # of the input's size; what several find is merged by soft-NMS
-    soft_nms: bool = False  # even for one scale
 
 
 def detect_with_network(
@@ -49,7 +30,7 @@ def detect_with_network(
     size: int,
     workers: int | None,
     console: Console,
-    test_time: TestTime = TestTime(),  # it is frozen
+    test_time: TestTime = AS_SERVED,
     coarsest_stride: int = Backbone.coarsest_stride,
 ) -> list[Detections]:
     """Finds the objects of every photo by a `CenterNet` or an average of one, at `size` pixels in fp32.
@@ -63,36 +44,6 @@ def detect_with_network(
     return [soft_nms(of_photo) for of_photo in zip(*found, strict=True)]
 
 
-def soft_nms(several: Sequence[Detections]) -> Detections:
-    """Merges what was found in one photo: of boxes of one class, each lowers the scores of those that it overlaps.
-
-    Source: arXiv 1704.04503, Gaussian with sigma 0.5.
-    """
-    every = _concatenate(several)
-    merged = []
-    for label in np.unique(every.labels):
-        rows = np.flatnonzero(every.labels == label)
-        corners = (every.boxes_xyxy[rows] * _SUBPIXELS).round().astype(int)
-        rectangles = np.hstack([corners[:, :2], corners[:, 2:] - corners[:, :2]]).tolist()
-        scores = every.scores[rows].tolist()
-        lowered, kept = cv2.dnn.softNMSBoxes(rectangles, scores, _LEAST_SCORE, _LEAST_SCORE, 0, 0.5)
-        chosen = every.select(rows[np.asarray(kept, np.int64).reshape(-1)])
-        merged.append(dataclasses.replace(chosen, scores=np.asarray(lowered, np.float32).reshape(-1)))
-    whole = _concatenate(merged)
-    best = whole.scores.argsort()[::-1][: max(len(found.scores) for found in several)]
-    return whole.select(best)
-
-
-def _concatenate(several: Sequence[Detections]) -> Detections:
-    keypoints = [found.keypoints for found in several if found.keypoints is not None]
-    return Detections(
-        np.concatenate([found.boxes_xyxy for found in several]),
-        np.concatenate([found.scores for found in several]),
-        np.concatenate([found.labels for found in several]),
-        np.concatenate(keypoints) if keypoints else None,
-    )
-
-
 @torch.inference_mode()
 def _detect_at(
     network: nn.Module, dataset: Dataset, size: int, workers: int | None, console: Console, flip: bool
@@ -104,38 +55,24 @@ def _detect_at(
     results = []
     with progress_bar(console, "evaluate", len(dataset.photos)) as advance:
         for images in evaluation_batches(dataset, size, _BATCH, workers, device):
-            images = images.to(device)
-            maps = _average_mirrored(network, images, mirrored) if flip else network(images)
-            detections = decode(maps, stride=size // maps.heatmap.shape[2])
-            outputs = [each.cpu().numpy() for each in detections if each is not None]
+            images = images.to(device, non_blocking=True)
+            maps = average_mirrored(network, images, mirrored) if flip else network(images)
+            batch = split_batch(codec.decode(maps, stride=size // maps.heatmap.shape[2]))
             # photos come last, so that none is taken from the iterator when the batch is at its end
-            for *rows, photo in zip(*outputs, photos, strict=False):
-                found = Detections(*rows)
+            for found, photo in zip(batch, photos, strict=False):
                 results.append(move_to_photo(found, place(photo.width, photo.height, [(size, size)])))
                 advance(pictures=1)
     return results
 
 
-def _average_mirrored(network: nn.Module, images: Tensor, mirrored: Sequence[int]) -> HeadMaps:
-    one, other = network(images), network(images.flip(2))
-    heatmap = _average_logits(one.heatmap, other.heatmap.flip(3))
-    size = WholeMap((one.size.whole() + other.size.whole().flip(3)) / 2)
-    keypoints = None
-    if one.keypoints is not None:
-        order = list(mirrored)
-        there = other.keypoints.places.whole().flip(3).unflatten(1, (-1, 2))[:, order]
-        # a joint as far left of its cell's right edge as it is right of the left one here
-        there = torch.stack([1 - there[:, :, 0], there[:, :, 1]], dim=2).flatten(1, 2)
-        keypoints = KeypointMaps(
-            WholeMap((one.keypoints.places.whole() + there) / 2),
-            _average_logits(one.keypoints.heatmap, other.keypoints.heatmap.flip(3)[:, order]),
-            one.keypoints.offset,
-        )
-    return HeadMaps(heatmap, size, one.offset, keypoints)
-
-
-def _average_logits(one: Tensor, other: Tensor) -> Tensor:
-    return torch.logit((one.sigmoid() + other.sigmoid()) / 2, eps=1e-6)
+def split_batch(found: codec.Detections) -> list[Detections]:
+    """The best K peaks of B pictures, tensors of any device → B detections of K objects, arrays, in input pixels."""
+    boxes, scores, labels = (each.cpu().numpy() for each in (found.boxes, found.scores, found.labels))
+    keypoints = [None] * len(boxes) if found.keypoints is None else found.keypoints.cpu().numpy()
+    return [
+        Detections(boxes_xyxy=boxes[row], scores=scores[row], labels=labels[row], keypoints=keypoints[row])
+        for row in range(len(boxes))
+    ]
 
 
 def detect_with_model(detector: Detector, dataset: Dataset, console: Console) -> list[Detections]:
@@ -160,7 +97,7 @@ def detect_with_checkpoint(
     dataset: Dataset,
     size: int,
     console: Console,
-    test_time: TestTime = TestTime(),
+    test_time: TestTime = AS_SERVED,
 ) -> list[Detections]:
     """As `detect_with_network` by a checkpoint's `network`, whose labels are the data's only by name.
 
@@ -188,23 +125,3 @@ def _match_labels(labels: Sequence[str], skeleton: Skeleton, dataset: Dataset) -
 def _relabel(found: Detections, indices: NDArray[np.int64]) -> Detections:
     """What was found, with the data's indices of the labels, as `_match_labels` has them."""
     return dataclasses.replace(found, labels=indices[found.labels])
-
-
-def print_metrics(metrics: Metrics, console: Console) -> None:
-    """A table of the whole and of every class."""
-    table = Table("", "AP", "AP50", "AP75", "small", "medium", "large")
-    sizes = (metrics.ap_small, metrics.ap_medium, metrics.ap_large)
-    figures = [f"{v:.1f}" for v in (metrics.ap, metrics.ap50, metrics.ap75)]
-    table.add_row("all", *figures, *("-" if v is None else f"{v:.1f}" for v in sizes), end_section=True)
-    for label, (ap, ap50) in metrics.by_class.items():
-        table.add_row(label, f"{ap:.1f}", f"{ap50:.1f}")
-    console.print(table)
-    if metrics.keypoints:
-        joints = metrics.keypoints
-        console.print(f"keypoints: AP {joints.ap:.1f}, AP50 {joints.ap50:.1f}, AP75 {joints.ap75:.1f}")
-
-
-def write_metrics(metrics: Metrics, path: Path) -> None:
-    """The same as JSON."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(dataclasses.asdict(metrics), indent=2) + "\n")

@@ -18,7 +18,8 @@ from training.checkpoint import Checkpoint
 from training.config import make_config
 from training.datasets.dataset import Dataset
 from training.diagnosis import diagnose
-from training.evaluate import detect_with_checkpoint, detect_with_model, print_metrics
+from training.evaluate import detect_with_checkpoint, detect_with_model, split_batch
+from training.files import write_json
 from training.metrics import Metrics, measure
 from training.overlap import box_iou
 from training.precision import Lowering, lower
@@ -88,7 +89,7 @@ def export(
             metadata = dataclasses.replace(metadata, precision=lowering.precision)
             lowered.comparison.print(console)
             if report:
-                lowered.comparison.write(report)
+                write_json(report, dataclasses.asdict(lowered.comparison))
                 console.print(f"wrote {report}")
         threshold = diagnose(dataset, found).threshold
         keypoint_ap = round(metrics.keypoints.ap, 2) if metrics.keypoints else None
@@ -98,7 +99,7 @@ def export(
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-    print_metrics(metrics, console)
+    metrics.print(console)
     console.print(f"wrote {path}, {path.stat().st_size / 1e6:.1f} MB")
     return metrics
 
@@ -127,8 +128,7 @@ def check_parity(network: CenterNet, detector: Detector, dataset: Dataset) -> in
     compared = tied = 0
     for photo in photos:
         canvas = detector.prepare(photo.path.read_bytes()).pixels
-        outputs = decode(network(torch.from_numpy(canvas[None])), stride=network.stride)
-        expected = Detections(*(each[0].numpy() for each in outputs if each is not None))
+        [expected] = split_batch(decode(network(torch.from_numpy(canvas[None])), stride=network.stride))
         [found] = detector.infer([canvas])
         for one, other, verb in ((expected, found, "misses"), (found, expected, "invents")):
             lonely = _without_partner(one, other)

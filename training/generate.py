@@ -7,6 +7,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from training.files import write_text
+
 LABELS = ("circle", "square", "triangle")
 _SIZE = 160  # pixels, both sides
 
@@ -38,7 +40,7 @@ def generate_pictures(folder: Path, count: int, seed: int) -> None:
                 )
         categories = [{"id": index, "name": name} for index, name in enumerate(LABELS, start=1)]
         content = {"images": images, "annotations": annotations, "categories": categories}
-        (folder / f"{split}.json").write_text(json.dumps(content))
+        write_text(folder / f"{split}.json", json.dumps(content))
 
 
 def _draw_picture(random: np.random.Generator) -> tuple[NDArray[np.uint8], list[tuple[int, list[float]]]]:

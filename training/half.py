@@ -5,7 +5,7 @@ import onnx
 from onnx import NodeProto, TensorProto, helper
 from onnx.numpy_helper import from_array, to_array
 
-from training.trunk import drop_unread, find_exact_nodes, find_normalisation, prepare
+from training.trunk import drop_unread, find_exact_nodes, find_normalisation, fold_constants
 
 _FLOAT_INPUTS = {"Resize": (1, 2)}  # by ONNX's own rules: region and scales
 _LARGEST = float(np.finfo(np.float16).max)
@@ -17,7 +17,7 @@ def halve(proto: onnx.ModelProto) -> onnx.ModelProto:
     What is behind the trunk is in single precision too: half's logits would tie, and its box of 300 pixels has steps of
     a quarter. Not by ONNX Runtime's own converter: that rounds to half between nodes that are to stay in single.
     """
-    halved = prepare(proto)
+    halved = fold_constants(proto)
     graph = halved.graph
     exact = {node.name for node in [*find_normalisation(graph), *find_exact_nodes(graph)]}
     # a place in a map of 128 cells has steps of a sixteenth in half precision

@@ -16,6 +16,7 @@ from model.canvas import prepare
 from model.detector import Detections
 from model.draw import choose_colour, draw_boxes, draw_detections
 from model.gaussian import IGNORED
+from model.image import encode
 from training.collisions import COARSE_STRIDE, find_collisions
 from training.config import Config
 from training.datasets.dataset import Dataset
@@ -41,12 +42,12 @@ def inspect_dataset(dataset: Dataset, faults: Sequence[str], config: Config, fol
     console.print(_tabulate_collisions(dataset))
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "views.jpg"
-    cv2.imwrite(str(path), cv2.cvtColor(draw_views(dataset, config), cv2.COLOR_RGB2BGR))
+    path.write_bytes(encode(draw_views(dataset, config), "jpeg"))
     console.print(f"{path}: what the network would see, and the heatmaps that it would learn", soft_wrap=True)
     crowded = draw_crowds(dataset, config.input_size)
     if crowded is not None:
         path = folder / "crowds.jpg"
-        cv2.imwrite(str(path), cv2.cvtColor(crowded, cv2.COLOR_RGB2BGR))
+        path.write_bytes(encode(crowded, "jpeg"))
         console.print(f"{path}: the photos with most objects in a cell with, or beside another", soft_wrap=True)
 
 
@@ -59,9 +60,9 @@ def draw_views(dataset: Dataset, config: Config) -> NDArray[np.uint8]:
     cells = []
     for position in range(min(_VIEWS, len(views))):
         view, targets = views.view(position)
-        objects = ~view.is_ignored
-        joints = view.keypoints[objects].clip(max=1)  # as sure as they are there
-        boxes = Detections(view.boxes_xyxy[objects], np.ones(objects.sum(), np.float32), view.labels[objects], joints)
+        objects = view.objects.select(~view.objects.is_ignored)
+        joints = objects.keypoints.clip(max=1)  # as sure as they are there
+        boxes = Detections(objects.boxes_xyxy, np.ones(len(objects.labels), np.float32), objects.labels, joints)
         heatmap = torch.cat([targets.heatmap, targets.keypoints.heatmap]).numpy()
         glow = np.repeat((heatmap.max(0).clip(min=0) * 255).astype(np.uint8)[:, :, None], 3, axis=2)
         glow[(heatmap == IGNORED).any(0) & (heatmap.max(0) <= 0)] = 110

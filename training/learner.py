@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from training.checkpoint import build_network
 from training.config import Config
-from training.loader import Part, choose_workers
+from training.datasets.dataset import Dataset
+from training.loader import Part, choose_workers, steps_per_epoch
 from training.losses import Counts, count_targets, detection_losses
 from training.optimizer import build_average, build_optimizer, freeze, learning_rate_curve, set_training_mode
 from training.pretrained import load_pretrained
@@ -22,7 +23,7 @@ class NonFiniteLoss(Exception):
 
 
 class Step(NamedTuple):
-    """What one step found over the whole batch; scalars."""
+    """What one step found over the whole batch; tensors are scalars."""
 
     losses: dict[str, Tensor]  # weighted, by term
     gradient_norm: Tensor  # before clipping
@@ -49,16 +50,16 @@ class Learner:
     def __init__(
         self,
         config: Config,
-        labels: Sequence[str],
-        joints: Sequence[str],
-        steps_per_epoch: int,
+        dataset: Dataset,
         processes: Processes,
         console: Console,
     ) -> None:
-        self.config, self.steps_per_epoch, self.processes = config, steps_per_epoch, processes
+        self.config, self.processes = config, processes
+        self.steps_per_epoch = steps_per_epoch(dataset, config)
+        labels, joints = dataset.labels, dataset.skeleton.joints
         self.device = processes.choose_device(config.device)
         self.precision = choose_precision(config.precision, self.device)
-        self.workers = choose_workers(config.workers, self.device)
+        self.workers = choose_workers(config.workers, self.device, processes)
         torch.manual_seed(config.seed)
         self.network = build_network(config, len(labels), len(joints))
         if config.pretrained:
@@ -69,7 +70,8 @@ class Learner:
         self.average = build_average(self.network, config.ema_decay)
         processes.share_statistics(self.network, self.device)
         self.optimizer = build_optimizer(self.network, config)
-        self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, learning_rate_curve(config, steps_per_epoch))
+        curve = learning_rate_curve(config, self.steps_per_epoch)
+        self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, curve)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
 
     def begin_epoch(self, epoch: int) -> None:
@@ -123,11 +125,11 @@ class Learner:
         return f"batches of {config.batch_size}{shares}{parts} on {self.device.type} in {self.precision}, {rate}"
 
     def state_dict(self) -> dict[str, Any]:
-        """All that changes, to go on from."""
+        """What changes from step to step: network, average, optimiser, schedule and loss scale, by name."""
         return {name: part.state_dict() for name, part in self._parts().items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on from there."""
+        """Takes over what `state_dict` of a learner alike has returned."""
         for name, part in self._parts().items():
             if state[name]:  # the scaler has none where it does not scale
                 part.load_state_dict(state[name])

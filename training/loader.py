@@ -14,12 +14,15 @@ from model.canvas import Canvas, prepare
 from model.codec import Targets, encode
 from model.gaussian import Radius, gaussian_radius, published_radius
 from model.letterbox import place
-from training.augment import Example, paste, random_mosaic, random_view
+from model.session import count_cpus
+from training.augment import Example, paste, plain_view, random_mosaic, random_view
 from training.config import Config
 from training.datasets.dataset import Dataset, InvalidDataset, Photo
 from training.processes import ALONE, Processes
 
 Part = tuple[Tensor, Targets]  # of a batch
+
+_MOST_WORKERS = 16  # unless set: each keeps two batches in shared memory, with COCO's targets 0.1 GB for 16 pictures
 
 RADII: dict[str, Radius] = {"cornernet": gaussian_radius, "published": published_radius}
 
@@ -49,7 +52,29 @@ class TrainingViews(torch.utils.data.Dataset[tuple[NDArray[np.uint8], Targets]])
         return view.pixels, targets
 
     def view(self, position: int) -> tuple[Example, Targets]:
-        """Returns the epoch's view number `position`, and what it should teach."""
+        """Returns the epoch's view number `position`, `size` pixels squared, and what it should teach."""
+        if self.config.overfit:
+            photo = self.dataset.photos[self.order[position]]
+            mirrored = self.dataset.skeleton.mirrored
+            view = plain_view(letterbox_photo(photo, self.size), photo.objects, mirrored)
+        else:
+            view = self._draw_view(position)
+        cells = self.size // self.config.stride
+        boxes, labels, is_ignored, keypoints = map(torch.from_numpy, view.objects)
+        targets = encode(
+            boxes,
+            labels,
+            is_ignored,
+            keypoints,
+            class_count=len(self.dataset.labels),
+            grid=(cells, cells),
+            radius_iou=self.config.radius_iou,
+            radius_of=RADII[self.config.radius],
+            stride=self.config.stride,
+        )
+        return view, targets
+
+    def _draw_view(self, position: int) -> Example:
         random = np.random.default_rng((self.config.seed, self.epoch, position))
         is_plain = self.config.sees_photos_as_they_are(self.epoch)
         photo = self._read(self.order[position])
@@ -63,19 +88,7 @@ class TrainingViews(torch.utils.data.Dataset[tuple[NDArray[np.uint8], Targets]])
             photos = np.flatnonzero(self.dataset.shown_classes[:, label])
             donor = random_view(self._read(random.choice(photos)), self.size, self.config, random)
             view = paste(view, donor, label, random)
-        cells = self.size // self.config.stride
-        targets = encode(
-            torch.from_numpy(view.boxes_xyxy),
-            torch.from_numpy(view.labels),
-            torch.from_numpy(view.is_ignored),
-            torch.from_numpy(view.keypoints),
-            len(self.dataset.labels),
-            (cells, cells),
-            self.config.radius_iou,
-            RADII[self.config.radius],
-            self.config.stride,
-        )
-        return view, targets
+        return view
 
     def _read(self, number: int) -> Example:
         """The photo, no larger than the largest view of it needs, and its objects in the pixels that are left."""
@@ -84,9 +97,9 @@ class TrainingViews(torch.utils.data.Dataset[tuple[NDArray[np.uint8], Targets]])
         largest = self.config.largest_scale
         pixels = read_photo(photo, round(fitted.width * largest), round(fitted.height * largest))
         scale = np.array([pixels.shape[1] / photo.width, pixels.shape[0] / photo.height, 1], np.float32)
-        boxes = photo.boxes_xyxy * scale[[0, 1, 0, 1]]
-        objects = (boxes, photo.labels, photo.is_ignored, photo.keypoints * scale)
-        return Example(pixels, *objects, self.dataset.skeleton.mirrored)
+        boxes, keypoints = photo.boxes_xyxy * scale[[0, 1, 0, 1]], photo.keypoints * scale
+        objects = photo.objects._replace(boxes_xyxy=boxes, keypoints=keypoints)
+        return Example(pixels, objects, self.dataset.skeleton.mirrored)
 
 
 def repeat_factors(dataset: Dataset, threshold: float) -> NDArray[np.float64]:
@@ -120,21 +133,24 @@ def training_batches(
     loader = DataLoader(
         TrainingViews(dataset, config, epoch),
         batch_sampler=positions.tolist(),
-        num_workers=choose_workers(config.workers, device),
+        num_workers=choose_workers(config.workers, device, processes),
         pin_memory=device.type == "cuda",
         worker_init_fn=_start_worker,
     )
     return zip(*[iter(loader)] * config.accumulate, strict=True)
 
 
-def choose_workers(wanted: int | None, device: torch.device) -> int:
-    """Returns how many processes load for one that computes: what is wanted, or for None 2 for a GPU, none on a CPU.
+def choose_workers(wanted: int | None, device: torch.device, processes: Processes = ALONE) -> int:
+    """Returns how many processes load for one that computes: what is wanted, or for None what `device` goes well with.
 
-    There the threads of a step wait for the one whose core a worker has taken; docs/training.md says what it costs.
+    A GPU is fed by this process's share of the machine's usable CPUs, up to `_MOST_WORKERS`. On a CPU nobody loads
+    beside the step, whose threads wait for the one whose core a worker has taken; docs/training.md says what it costs.
     """
-    if wanted is None:
-        return 2 if device.type == "cuda" else 0
-    return wanted
+    if wanted is not None:
+        return wanted
+    if device.type != "cuda":
+        return 0
+    return min(_MOST_WORKERS, max(1, count_cpus() // processes.local_count))
 
 
 def steps_per_epoch(dataset: Dataset, config: Config) -> int:
@@ -158,8 +174,7 @@ class LetterboxedPhotos(torch.utils.data.Dataset[NDArray[np.uint8]]):
         return len(self.dataset.photos)
 
     def __getitem__(self, index: int) -> NDArray[np.uint8]:
-        canvas = prepare_photo(self.dataset.photos[index], lambda data: prepare(data, [(self.size, self.size)]))
-        return canvas.pixels
+        return letterbox_photo(self.dataset.photos[index], self.size).pixels
 
 
 def evaluation_batches(
@@ -171,9 +186,15 @@ def evaluation_batches(
             LetterboxedPhotos(dataset, size),
             batch_size,
             num_workers=choose_workers(workers, device),
+            pin_memory=device.type == "cuda",
             worker_init_fn=_start_worker,
         )
     )
+
+
+def letterbox_photo(photo: Photo, size: int) -> Canvas:
+    """The photo as the network is evaluated on it, `size` pixels squared; raises `InvalidDataset`."""
+    return prepare_photo(photo, lambda data: prepare(data, [(size, size)]))
 
 
 def prepare_photo(photo: Photo, prepare: Callable[[bytes], Canvas]) -> Canvas:

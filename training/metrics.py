@@ -5,6 +5,8 @@ import dataclasses
 import numpy as np
 from faster_coco_eval import COCO, COCOeval_faster
 from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
 
 from model.detector import Detections
 from training.coco_content import to_coco
@@ -34,6 +36,19 @@ class Metrics:
         boxes = f"AP {self.ap:.2f}, AP50 {self.ap50:.2f}"
         return f"{boxes}, keypoint AP {self.keypoints.ap:.2f}" if self.keypoints else boxes
 
+    def print(self, console: Console) -> None:
+        """Prints a table of the whole and of every class."""
+        table = Table("", "AP", "AP50", "AP75", "small", "medium", "large")
+        sizes = (self.ap_small, self.ap_medium, self.ap_large)
+        figures = [f"{v:.1f}" for v in (self.ap, self.ap50, self.ap75)]
+        table.add_row("all", *figures, *("-" if v is None else f"{v:.1f}" for v in sizes), end_section=True)
+        for label, (ap, ap50) in self.by_class.items():
+            table.add_row(label, f"{ap:.1f}", f"{ap50:.1f}")
+        console.print(table)
+        if self.keypoints:
+            joints = self.keypoints
+            console.print(f"keypoints: AP {joints.ap:.1f}, AP50 {joints.ap50:.1f}, AP75 {joints.ap75:.1f}")
+
 
 def measure(dataset: Dataset, detections: list[Detections]) -> Metrics:
     """Scores `detections`, one for each photo of `dataset` in its order, at most 100 a photo as COCO counts."""
@@ -50,7 +65,8 @@ def measure(dataset: Dataset, detections: list[Detections]) -> Metrics:
     ]
     keypoints = measure_keypoints(dataset, detections) if dataset.skeleton.joints else None
     if not rows:
-        return Metrics(0.0, 0.0, 0.0, None, None, None, dict.fromkeys(dataset.labels, (0.0, 0.0)), keypoints)
+        nothing = dict.fromkeys(dataset.labels, (0.0, 0.0))
+        return Metrics(0.0, 0.0, 0.0, None, None, None, by_class=nothing, keypoints=keypoints)
     evaluation = COCOeval_faster(truth, truth.loadRes(rows), "bbox", print_function=lambda *_: None)
     evaluation.run()
     ap, ap50, ap75, small, medium, large = evaluation.stats[:6]
@@ -60,8 +76,16 @@ def measure(dataset: Dataset, detections: list[Detections]) -> Metrics:
         for index, label in enumerate(dataset.labels)
         if (precision[0, :, index] >= 0).any()
     }
-    by_size = (_per_cent(small), _per_cent(medium), _per_cent(large))
-    return Metrics(float(ap) * 100, float(ap50) * 100, float(ap75) * 100, *by_size, by_class, keypoints)
+    return Metrics(
+        ap=float(ap) * 100,
+        ap50=float(ap50) * 100,
+        ap75=float(ap75) * 100,
+        ap_small=_per_cent(small),
+        ap_medium=_per_cent(medium),
+        ap_large=_per_cent(large),
+        by_class=by_class,
+        keypoints=keypoints,
+    )
 
 
 def _mean(precision: NDArray[np.float64]) -> float:

@@ -57,7 +57,7 @@ def print_models(size: int, class_count: int, console: Console) -> None:
 
 
 def build(backbone: str, neck: str, head_width: int, class_count: int) -> CenterNet:
-    """Returns a detector without values."""
+    """Returns a detector in inference mode on the meta device, whose tensors have shapes and no values."""
     with torch.device("meta"):
         return CenterNet(backbone, class_count, head_width=head_width, neck=neck).eval()
 
@@ -71,7 +71,7 @@ def count_macs(network: CenterNet, size: int) -> int:
 
 
 def count_parameters(module: nn.Module) -> int:
-    """Returns how many numbers are trained."""
+    """Returns how many numbers its parameters hold, those that rest included; a norm's statistics are none."""
     return sum(parameter.numel() for parameter in module.parameters())
 
 

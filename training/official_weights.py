@@ -14,7 +14,7 @@ from training.categories import COCO, COCO_PEOPLE, VOC, Categories
 from training.checkpoint import Checkpoint
 from training.config import make_config
 from training.environment import find_git_commit
-from training.pretrained import InvalidWeights, fit, read_weights
+from training.pretrained import InvalidWeights, check_fit, read_weights
 
 _AUTHORS, _MMDETECTION = "its authors", "mmdetection"
 _CATEGORIES = {(len(each.labels), len(each.skeleton.joints)): each for each in (COCO, VOC, COCO_PEOPLE)}
@@ -65,8 +65,16 @@ def import_weights(path: Path, name: str, input_size: int) -> tuple[Checkpoint, 
     categories = official.categories
     run = {"name": name, "dataset": categories.dataset, "data_root": ".", "epochs": 1, "input_size": input_size}
     config = make_config(run | official.network_settings)
-    facts = (config, categories.labels, categories.ids, official.weights, 0, find_git_commit())
-    return Checkpoint(*facts, skeleton=categories.skeleton), official
+    checkpoint = Checkpoint(
+        config=config,
+        labels=categories.labels,
+        label_ids=categories.ids,
+        weights=official.weights,
+        epoch=0,
+        git_commit=find_git_commit(),
+        skeleton=categories.skeleton,
+    )
+    return checkpoint, official
 
 
 def read_official_weights(path: Path) -> OfficialWeights:
@@ -90,7 +98,14 @@ def read_official_weights(path: Path) -> OfficialWeights:
             f" VOC without any, and people with {len(COCO_PEOPLE.skeleton.joints)}"
         )
     with torch.device("meta"):
-        network = CenterNet(layout.backbone, class_count, neck_width, head_width, layout.neck, joint_count)
+        network = CenterNet(
+            layout.backbone,
+            class_count,
+            neck_width=neck_width,
+            head_width=head_width,
+            neck=layout.neck,
+            joint_count=joint_count,
+        )
     settings: dict[str, Any] = {
         "backbone": layout.backbone,
         "neck": layout.neck,
@@ -116,7 +131,7 @@ def _translate(network: CenterNet, layout: Layout, weights: Mapping[str, Tensor]
         biases = {name_of(key): value for key, value in own.items() if key.endswith(".bias")}
         zeros = {key: torch.zeros(value.shape) for key, value in biases.items() if key.endswith(".conv.bias")}
         theirs = zeros | theirs
-    theirs = fit({name_of(key): value for key, value in own.items()}, theirs, path)
+    theirs = check_fit({name_of(key): value for key, value in own.items()}, theirs, path)
     ours = {key: theirs[name_of(key)].to(value.dtype) for key, value in own.items()}
     for key in ours:
         if key.endswith(("size_head.2.weight", "size_head.2.bias", "keypoint_head.2.weight", "keypoint_head.2.bias")):

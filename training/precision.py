@@ -1,7 +1,6 @@
 """Models of lower precision: made, measured beside the float32 one, and refused where they lose too much."""
 
 import dataclasses
-import json
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -71,7 +70,7 @@ class Comparison:
     float_layers: tuple[str, ...]  # besides the heatmaps' last ones; by their names in the graph
 
     def print(self, console: Console) -> None:
-        """Prints a table."""
+        """Prints the figures of both side by side, and what stays in float32."""
         table = Table("", "AP", "AP50", "keypoint AP50", "ms a photo", "MB", caption=f"one thread of {self.processor}")
         for each in (self.before, self.after):
             joints = "-" if each.keypoint_ap50 is None else f"{each.keypoint_ap50:.2f}"
@@ -80,11 +79,6 @@ class Comparison:
         console.print(table)
         kept = ", ".join(self.float_layers) or "none but the heatmaps' last"
         console.print(f"{self.speedup:.2f} times as fast; layers kept in float32: {kept}", soft_wrap=True)
-
-    def write(self, path: Path) -> None:
-        """The same as JSON."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +99,7 @@ def lower(
     Raises `PrecisionLoss` where each graph that was tried loses more than it may.
     """
     metadata = dataclasses.replace(detector.metadata, precision=lowering.precision)
-    trial_set = _choose(lowering.train_set, _TRIAL_PHOTOS, 1)
+    trial_set = _sample_photos(lowering.train_set, _TRIAL_PHOTOS, 1)
     least_loss = np.inf
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "lowered.onnx")
@@ -115,7 +109,7 @@ def lower(
             candidate = Detector(path, "cpu")
             if lowering.precision == "int8":  # only here is there anything to choose
                 before_trial = before_trial or measure(trial_set, detect_with_model(detector, trial_set, console))
-                loss = _lose(before_trial, measure(trial_set, detect_with_model(candidate, trial_set, console)))
+                loss = _measure_loss(before_trial, measure(trial_set, detect_with_model(candidate, trial_set, console)))
                 console.print(
                     f"{loss:.2f} AP50 lost on {len(trial_set.photos)} training photos with {len(float_layers)} layers"
                     " more in float32 than the heatmaps' last",
@@ -126,7 +120,7 @@ def lower(
                     continue
             found = detect_with_model(candidate, dataset, console)
             after = measure(dataset, found)
-            loss = _lose(before, after)
+            loss = _measure_loss(before, after)
             if loss > lowering.max_ap50_loss:
                 least_loss = min(least_loss, loss)
                 continue
@@ -145,7 +139,7 @@ def _try_in_turn(
     if lowering.precision == "fp16":
         yield halve(proto), ()
         return
-    photos = _choose(lowering.train_set, _CALIBRATION_PHOTOS, 0).photos
+    photos = _sample_photos(lowering.train_set, _CALIBRATION_PHOTOS, 0).photos
     quantizer = Quantizer(proto, [detector.prepare(photo.path.read_bytes()).pixels for photo in photos])
     yield quantizer.build(), ()
     ranked = quantizer.rank_layers()
@@ -155,12 +149,13 @@ def _try_in_turn(
         count *= 2
 
 
-def _choose(dataset: Dataset, count: int, seed: int) -> Dataset:
+def _sample_photos(dataset: Dataset, count: int, seed: int) -> Dataset:
+    """The data set with `count` of its photos, or all where there are fewer, in an order drawn from `seed`."""
     order = np.random.default_rng(seed).permutation(len(dataset.photos))[:count]
     return dataclasses.replace(dataset, photos=tuple(dataset.photos[index] for index in order))
 
 
-def _lose(before: Metrics, after: Metrics) -> float:
+def _measure_loss(before: Metrics, after: Metrics) -> float:
     """Points of AP50, of boxes or joints, whichever lose more."""
     lost = before.ap50 - after.ap50
     if before.keypoints and after.keypoints:
@@ -181,12 +176,12 @@ def _compare(
     milliseconds = time_in_turn(timed, dataset.photos[:_TIMED_PHOTOS])
     before_figures, after_figures = (
         Figures(
-            precision,
-            round(metrics.ap, 2),
-            round(metrics.ap50, 2),
-            round(metrics.keypoints.ap50, 2) if metrics.keypoints else None,
-            round(taken, 2),
-            round(path.stat().st_size / 1e6, 2),
+            precision=precision,
+            ap=round(metrics.ap, 2),
+            ap50=round(metrics.ap50, 2),
+            keypoint_ap50=round(metrics.keypoints.ap50, 2) if metrics.keypoints else None,
+            milliseconds=round(taken, 2),
+            megabytes=round(path.stat().st_size / 1e6, 2),
         )
         for precision, metrics, taken, path in (
             ("fp32", before, milliseconds[0], detector.path),
@@ -194,13 +189,13 @@ def _compare(
         )
     )
     return Comparison(
-        detector.metadata.name,
-        len(dataset.photos),
-        name_processor(),
-        before_figures,
-        after_figures,
-        round(_lose(before, after), 2),
-        lowering.max_ap50_loss,
-        round(milliseconds[0] / milliseconds[1], 2),
-        float_layers,
+        model=detector.metadata.name,
+        photos=len(dataset.photos),
+        processor=name_processor(),
+        before=before_figures,
+        after=after_figures,
+        ap50_loss=round(_measure_loss(before, after), 2),
+        max_ap50_loss=lowering.max_ap50_loss,
+        speedup=round(milliseconds[0] / milliseconds[1], 2),
+        float_layers=float_layers,
     )

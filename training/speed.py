@@ -8,12 +8,14 @@ import time
 from collections.abc import Callable, Iterator
 
 import torch
+from rich.console import Console
 
 from training.config import Config
 from training.datasets.dataset import Dataset
 from training.learner import Learner
 from training.loader import Part, training_batches
-from training.processes import ALONE, Processes
+from training.processes import Processes
+from training.train import load_data
 
 _MOST_STEPS = 50
 
@@ -37,29 +39,47 @@ class Speed:
         parts = {"loader alone": self.loader, "step alone": self.step, "both together": self.both}
         return {title: self.batch_size / seconds for title, seconds in parts.items()}
 
+    def print(self, console: Console) -> None:
+        """Prints pictures a second and seconds a step, a line for each part."""
+        for title, pictures in self.pictures().items():
+            console.print(f"{title:14} {pictures:8.1f} pictures/s, {self.batch_size / pictures:.3f} s a step")
 
-def measure_speed(
-    dataset: Dataset,
-    config: Config,
-    learner: Learner,
-    seconds: float,
-    rounds: int = 1,
-    processes: Processes = ALONE,
-) -> Speed:
+
+def prepare_run(config: Config, processes: Processes, console: Console) -> tuple[Learner, Dataset]:
+    """The learner and the photos to train on as a run of `config` has them in its slowest epochs.
+
+    Pictures are of the largest size from the first epoch on. Raises what a run raises at its start.
+    """
+    config = config.for_overfitting() if config.overfit else config
+    config = config.model_copy(update={"first_train_size": 0})
+    train_set, _ = load_data(config, processes, console)
+    processes.check_shares(config)
+    return prepare_learner(config, train_set, processes, console), train_set
+
+
+def prepare_learner(config: Config, dataset: Dataset, processes: Processes, console: Console) -> Learner:
+    """A learner in the first epoch whose backbone is no longer frozen: none has slower steps."""
+    learner = Learner(config, dataset, processes, console)
+    learner.begin_epoch(config.freeze_backbone_epochs)
+    return learner
+
+
+def measure_speed(learner: Learner, dataset: Dataset, seconds: float, rounds: int = 1) -> Speed:
     """Takes about `seconds` for each of the three in turn, so often, at least two steps; the median of the rounds."""
-    batches = _endless_batches(dataset, config, learner, processes)
+    batches = _endless_batches(learner, dataset)
     parts = next(batches)
     first = time_calls(lambda: learner.step(parts))  # slower than the rest: memory is taken, kernels are chosen
     count = max(2, min(_MOST_STEPS, int(seconds / rounds / first)))
-    count = processes.tell(count)  # a step is taken by all or by none
+    count = learner.processes.tell(count)  # a step is taken by all or by none
+    waiting = -(-2 * learner.workers // learner.config.accumulate)  # each worker makes two parts while none is taken
     found: dict[str, list[float]] = {"step": [], "loader": [], "both": []}
     for _ in range(rounds):
         found["step"].append(time_calls(lambda: learner.step(parts), count))
-        for _ in range(-(-2 * learner.workers // config.accumulate)):  # each worker has made two parts in the meantime
+        for _ in range(waiting):
             next(batches)
         found["loader"].append(time_calls(lambda: next(batches), count))
         found["both"].append(time_calls(lambda: learner.step(next(batches)), count))
-    return Speed(config.batch_size, **{part: statistics.median(each) for part, each in found.items()})
+    return Speed(learner.config.batch_size, **{part: statistics.median(each) for part, each in found.items()})
 
 
 def time_calls(work: Callable[[], object], count: int = 1) -> float:
@@ -83,15 +103,13 @@ def peak_memory(device: torch.device) -> float | None:
 
 
 def describe_memory(device: torch.device) -> str:
-    """The same in words."""
+    """`peak_memory` in words, in GB."""
     most = peak_memory(device)
     if most is None:
         return "not measured on Windows"
     return f"at most {most / 1e9:.2f} GB{' of the GPU' if device.type == 'cuda' else ', workers aside'}"
 
 
-def _endless_batches(
-    dataset: Dataset, config: Config, learner: Learner, processes: Processes
-) -> Iterator[tuple[Part, ...]]:
+def _endless_batches(learner: Learner, dataset: Dataset) -> Iterator[tuple[Part, ...]]:
     for epoch in itertools.count():
-        yield from training_batches(dataset, config, epoch, 0, learner.device, processes)
+        yield from training_batches(dataset, learner.config, epoch, 0, learner.device, learner.processes)

@@ -11,7 +11,7 @@ from onnxruntime.quantization import quant_pre_process
 _LAYERS = ("Conv", "ConvTranspose", "DeformConv")
 
 
-def prepare(proto: onnx.ModelProto) -> onnx.ModelProto:
+def fold_constants(proto: onnx.ModelProto) -> onnx.ModelProto:
     """The same graph with its constants folded, batch norms into convolutions too, and shapes inferred."""
     with tempfile.TemporaryDirectory() as folder:
         given, prepared = Path(folder, "given.onnx"), Path(folder, "prepared.onnx")

@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from model.detector import Detections
 from training.datasets.dataset import Dataset
+from training.diagnosis import precision_by_recall
 from training.overlap import box_iou
 
 _LEAST_OVERLAP = 0.5
@@ -31,7 +32,7 @@ def measure_as_voc(dataset: Dataset, detections: list[Detections]) -> VocMetrics
         if curve := _trace(dataset, detections, label):
             recall, precision = curve
             eleven.append(np.mean([precision[recall >= at].max(initial=0) for at in _RECALLS]))
-            area.append(_area(recall, precision))
+            area.append((np.diff(recall, prepend=0) * precision).sum())
     return VocMetrics(float(np.mean(eleven)) * 100, float(np.mean(area)) * 100)
 
 
@@ -52,8 +53,7 @@ def _trace(
                 is_hit.append(outcome)
     if object_count == 0:
         return None
-    hits = np.array(is_hit, np.float64)[np.argsort(-np.array(scores), kind="stable")].cumsum()
-    return hits / object_count, hits / np.arange(1, len(hits) + 1)
+    return precision_by_recall(np.array(scores, np.float32), np.array(is_hit, np.bool_), object_count)
 
 
 def _judge(found: Detections, boxes_xyxy: NDArray[np.float32], is_ignored: NDArray[np.bool_]) -> list[bool | None]:
@@ -72,8 +72,3 @@ def _judge(found: Detections, boxes_xyxy: NDArray[np.float32], is_ignored: NDArr
             outcomes[row] = None if is_ignored[best] else not taken[best]
             taken[best] = True
     return outcomes
-
-
-def _area(recall: NDArray[np.float64], precision: NDArray[np.float64]) -> float:
-    falling = np.maximum.accumulate(precision[::-1])[::-1]
-    return float((np.diff(recall, prepend=0) * falling).sum())

@@ -26,5 +26,5 @@ class Backbone(nn.Module):
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """Computes the maps."""
+        """Pictures (B, 3, H, W) → maps (B, channels[i], H / strides[i], W / strides[i]), in order."""
         raise NotImplementedError

@@ -32,7 +32,7 @@ class Dla(Backbone):
         return [stem, [self.level2], [self.level3], [self.level4], [self.level5]]
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """Computes the four maps."""
+        """Pictures (B, 3, H, W) → four maps (B, channels[i], H / strides[i], W / strides[i]), finest first."""
         x = self.level1(self.level0(self.base_layer(x)))
         maps = []
         for level in (self.level2, self.level3, self.level4, self.level5):
@@ -77,7 +77,10 @@ class Tree(nn.Module):
                 self.project = make_conv_bn(in_channels, out_channels)
 
     def forward(self, x: Tensor, further: tuple[Tensor, ...] = ()) -> Tensor:
-        """Computes both subtrees and merges them with `further` maps."""
+        """(B, in_channels, H, W) → (B, out_channels, H / stride, W / stride), both subtrees and `further` merged.
+
+        Those maps are of that height and width, and have `further_channels` together.
+        """
         bottom = self.downsample(x)
         if self.has_level_root:
             further = (*further, bottom)

@@ -64,7 +64,7 @@ class EfficientNetLite(Backbone):
         return [stem, *(blocks[start:end] for start, end in zip([0, *ends], ends, strict=False))]
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """Computes the four maps."""
+        """Pictures (B, 3, H, W) → four maps (B, channels[i], H / strides[i], W / strides[i]), finest first."""
         x = self.activation(conv_bn(x, self._conv_stem, self._bn0))
         maps = []
         for index, block in enumerate(self._blocks):

@@ -39,7 +39,7 @@ class Hourglass(Backbone):
         return stages
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """Computes the map of each hourglass."""
+        """Pictures (B, 3, H, W) → the map of each hourglass, (B, out_width, H/4, W/4)."""
         x = self.pre(x)
         maps = [self.cnvs[0](self.kps[0](x))]
         links = zip(self.inters_, self.cnvs_, self.inters, strict=True)
@@ -70,7 +70,7 @@ class Halving(nn.Module):
         self.low3 = nn.Sequential(*(Residual(inner, inner) for _ in range(repeat - 1)), Residual(inner, outer))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Adds both."""
+        """The sum of both, (B, widths[0], H, W): the outer blocks of `x`, and what half the size sees, enlarged."""
         low = self.low3(self.low2(self.low1(x)))
         y: Tensor = self.up1(x) + F.interpolate(low, scale_factor=2.0, mode="nearest")
         return y

@@ -75,7 +75,7 @@ class ResNet(Backbone):
         return [[self.conv1, self.bn1], [self.layer1], [self.layer2], [self.layer3], [self.layer4]]
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """Computes the four maps."""
+        """Pictures (B, 3, H, W) → four maps (B, channels[i], H / strides[i], W / strides[i]), finest first."""
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
         maps = []
         for layer in (self.layer1, self.layer2, self.layer3, self.layer4):

@@ -32,7 +32,7 @@ class AggregationNeck(Neck):
         self.ida_up = Aggregation(widths[1:], width, [2**level for level in range(1, len(widths))])
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
-        """Computes the map."""
+        """Maps (B, channels[i], H / strides[i], W / strides[i]), finest first → one (B, width, H/4, W/4)."""
         finer = [lateral(each) for lateral, each in zip(self.laterals, maps, strict=False)]
         coarser, deepest = [maps[-1]], list[Tensor]()
         for level, aggregate in zip(reversed(range(len(finer))), self.dla_up.values(), strict=True):
@@ -58,7 +58,7 @@ class Aggregation(nn.Module):
             self.add_module(f"node_{index}", DeformableConvBnRelu(width, width))
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        """Merges."""
+        """Maps as the class names them → their merged ones, the first as it came and then each with all before it."""
         merged = [maps[0]]
         for index in range(1, self.count + 1):
             project, enlarge, node = (self.get_submodule(f"{part}_{index}") for part in ("proj", "up", "node"))

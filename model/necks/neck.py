@@ -19,5 +19,5 @@ class Neck(nn.Module):
         self.width = width
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
-        """Computes the map."""
+        """Maps (B, channels[i], H / strides[i], W / strides[i]), finest first → one (B, width, H/4, W/4)."""
         raise NotImplementedError

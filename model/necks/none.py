@@ -14,5 +14,5 @@ class NoNeck(Neck):
         super().__init__(channels, channels[-1])
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
-        """Takes the map."""
+        """Maps (B, channels[i], H/4, W/4) → the last of them."""
         return maps[-1]

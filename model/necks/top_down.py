@@ -27,7 +27,7 @@ class TopDownNeck(Neck):
         )
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
-        """Computes the map."""
+        """Maps (B, channels[i], H / strides[i], W / strides[i]), finest first → one (B, width, H/4, W/4)."""
         merged: Tensor | None = None
         for level in reversed(range(len(maps))):
             lateral = self.laterals[level](maps[level])

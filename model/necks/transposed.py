@@ -28,7 +28,7 @@ class TransposedNeck(Neck):
         self.deconv_layers = nn.Sequential(*layers)
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
-        """Computes the map."""
+        """Maps, of which the last is (B, channels[-1], H/32, W/32) → (B, width, H/4, W/4)."""
         merged: Tensor = self.deconv_layers(maps[-1])
         return merged
 

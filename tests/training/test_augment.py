@@ -7,13 +7,15 @@ from numpy.typing import NDArray
 from tests.training.configs import small_config
 from training.augment import Example, paste, random_mosaic, random_view
 from training.config import Config
+from training.datasets.dataset import Objects
 
 
 def example_of(
     pixels: NDArray[np.uint8], boxes: NDArray[np.float32], labels: list[int], is_ignored: list[bool] | None = None
 ) -> Example:
     ignored = np.array(is_ignored or [False] * len(labels), np.bool_)
-    return Example(pixels, boxes, np.array(labels, np.int64), ignored, np.zeros((len(labels), 0, 3), np.float32))
+    no_joints = np.zeros((len(labels), 0, 3), np.float32)
+    return Example(pixels, Objects(boxes, np.array(labels, np.int64), ignored, no_joints))
 
 
 @pytest.fixture
@@ -28,7 +30,7 @@ def test_boxes_follow_the_pixels(config: Config) -> None:
     errors = []
     for seed in range(40):
         example = example_of(image, box, [7])
-        view, boxes, labels, *_ = random_view(example, 160, config, np.random.default_rng(seed))
+        view, (boxes, labels, *_), _ = random_view(example, 160, config, np.random.default_rng(seed))
         if len(boxes) == 0:
             continue
         assert labels.tolist() == [7]
@@ -48,7 +50,7 @@ def test_objects_that_the_crop_leaves_out_are_dropped(config: Config) -> None:
     kept = set()
     for seed in range(40):
         example = example_of(image, boxes, [0, 1])
-        _, left, labels, *_ = random_view(example, 64, config, np.random.default_rng(seed))
+        _, (left, labels, *_), _ = random_view(example, 64, config, np.random.default_rng(seed))
         assert ((left >= 0) & (left <= 64)).all()
         assert (left[:, 2:] - left[:, :2] >= 2).all()
         kept.add(tuple(labels.tolist()))
@@ -99,7 +101,7 @@ def test_boxes_of_a_mosaic_follow_the_pixels_of_their_tile(config: Config) -> No
     for seed in range(20):
         view = random_mosaic(examples, 192, config, np.random.default_rng(seed))
         assert view.pixels.shape == (192, 192, 3)
-        for box, label in zip(view.boxes_xyxy, view.labels, strict=True):
+        for box, label in zip(view.objects.boxes_xyxy, view.objects.labels, strict=True):
             rows, columns = np.nonzero((np.abs(view.pixels.astype(int) - colors[label]) < 80).all(2))
             drawn = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
             np.testing.assert_allclose(box, drawn, atol=2)
@@ -114,7 +116,7 @@ def test_what_is_ignored_stays_so(config: Config) -> None:
     for seed in range(20):
         random = np.random.default_rng(seed)
         for view in (random_view(example, 64, config, random), random_mosaic([example] * 4, 64, config, random)):
-            assert (view.is_ignored == (view.labels == 1)).all()
+            assert (view.objects.is_ignored == (view.objects.labels == 1)).all()
 
 
 def test_any_part_of_what_is_ignored_stays_so(config: Config) -> None:
@@ -122,7 +124,7 @@ def test_any_part_of_what_is_ignored_stays_so(config: Config) -> None:
     example = example_of(image, np.array([[0, 0, 100, 100]], np.float32), [0], [True])
     for seed in range(40):
         view = random_mosaic([example] * 4, 64, config, np.random.default_rng(seed))
-        assert len(view.boxes_xyxy) == 4
+        assert len(view.objects.boxes_xyxy) == 4
 
 
 def test_joints_follow_the_pixels_and_swap_in_the_mirror(config: Config) -> None:
@@ -131,35 +133,36 @@ def test_joints_follow_the_pixels_and_swap_in_the_mirror(config: Config) -> None
     image[80:84, 150:154] = (0, 255, 0)  # a right one
     joints = np.array([[[52, 32, 2], [152, 82, 1], [0, 0, 0]]], np.float32)
     boxes = np.array([[40, 20, 170, 100]], np.float32)
-    example = Example(image, boxes, np.array([0]), np.array([False]), joints, (1, 0, 2))
+    example = Example(image, Objects(boxes, np.array([0]), np.array([False]), joints), (1, 0, 2))
     seen = {False: 0, True: 0}
     for seed in range(60):
         view = random_view(example, 160, config, np.random.default_rng(seed))
-        if len(view.labels) == 0:
+        if len(view.objects.labels) == 0:
             continue
         places = []
         for channel in (0, 1):
             rows, columns = np.nonzero(view.pixels[:, :, channel] > 150)
             places.append((columns.mean() + 0.5, rows.mean() + 0.5, 2 - channel) if len(rows) >= 6 else (0, 0, 0))
-        left, right, absent = view.keypoints[0]
+        left, right, absent = view.objects.keypoints[0]
         if left[2] > 0 and right[2] > 0 and all(place[2] for place in places):
             is_mirrored = places[0][0] > places[1][0]
             seen[is_mirrored] += 1
             np.testing.assert_allclose([left, right], places[::-1] if is_mirrored else places, atol=1.5)
         assert absent[2] == 0
-        inside = ((view.keypoints[0, :, :2] >= 0) & (view.keypoints[0, :, :2] < 160)).all(1)
-        assert not (~inside & (view.keypoints[0, :, 2] > 0)).any()
+        inside = ((view.objects.keypoints[0, :, :2] >= 0) & (view.objects.keypoints[0, :, :2] < 160)).all(1)
+        assert not (~inside & (view.objects.keypoints[0, :, 2] > 0)).any()
     assert min(seen.values()) >= 5
 
 
 def test_joints_that_nobody_annotated_stay_unknown(config: Config) -> None:
     image = np.zeros((100, 100, 3), np.uint8)
     joints = np.full((1, 2, 3), (0, 0, -1), np.float32)
-    example = Example(image, np.array([[0, 0, 100, 100]], np.float32), np.array([0]), np.array([False]), joints, (1, 0))
+    boxes = np.array([[0, 0, 100, 100]], np.float32)
+    example = Example(image, Objects(boxes, np.array([0]), np.array([False]), joints), (1, 0))
     for seed in range(20):
         random = np.random.default_rng(seed)
         for view in (random_view(example, 64, config, random), random_mosaic([example] * 4, 64, config, random)):
-            assert (view.keypoints[..., 2] == -1).all()
+            assert (view.objects.keypoints[..., 2] == -1).all()
 
 
 def test_a_pasted_object_brings_what_is_in_its_box_and_hides_what_was_there() -> None:
@@ -173,8 +176,13 @@ def test_a_pasted_object_brings_what_is_in_its_box_and_hides_what_was_there() ->
     pasted = paste(view, donor, 3, np.random.default_rng(0))
     assert pasted.pixels[25:45, 25:45].min() == 200  # whole within the box, fading into its margin of 3 pixels
     assert pasted.pixels[:17].max() == pasted.pixels[53:].max() == pasted.pixels[:, 53:].max() == 0
-    assert pasted.labels.tolist() == [1, 2, 3, 4]  # 0 is hidden, of 2 two thirds are left, 4 is cut, 5 stays away
-    assert pasted.boxes_xyxy[-1].tolist() == [30, 40, 40, 53]
+    assert pasted.objects.labels.tolist() == [
+        1,
+        2,
+        3,
+        4,
+    ]  # 0 is hidden, of 2 two thirds are left, 4 is cut, 5 stays away
+    assert pasted.objects.boxes_xyxy[-1].tolist() == [30, 40, 40, 53]
     assert view.pixels.max() == 0
     at_edge = paste(view, donor, 5, np.random.default_rng(0))
     assert at_edge.pixels[0, 80].min() == 200  # it goes on beyond the picture
@@ -184,8 +192,9 @@ def test_a_pasted_object_brings_what_is_in_its_box_and_hides_what_was_there() ->
 def test_joints_that_a_paste_hides_or_cuts_off_are_not_seen() -> None:
     pixels, box = np.zeros((100, 100, 3), np.uint8), np.array([[10, 10, 90, 90]], np.float32)
     joints = np.array([[[30, 30, 2], [80, 80, 2]]], np.float32)
-    view = Example(pixels, box, np.array([0]), np.array([False]), joints)
-    donor = Example(pixels, box / 2, np.array([0]), np.array([False]), joints / [2, 2, 1] * [1, 3, 1])
-    under, over = paste(view, donor, 0, np.random.default_rng(0)).keypoints
+    view = Example(pixels, Objects(box, np.array([0]), np.array([False]), joints))
+    lower = joints / [2, 2, 1] * [1, 3, 1]
+    donor = Example(pixels, Objects(box / 2, np.array([0]), np.array([False]), lower))
+    under, over = paste(view, donor, 0, np.random.default_rng(0)).objects.keypoints
     assert under[:, 2].tolist() == [1, 2]
     assert over[:, 2].tolist() == [2, 0]

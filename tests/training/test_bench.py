@@ -20,8 +20,8 @@ def test_a_recipe_is_measured_and_compared(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     settings = ["--precision", "bf16", "--against", "precision=fp32", "--against", "precision=fp32,batch-size=4"]
-    run(shapes, *settings, "--json", "speed.json")
-    found = json.loads(Path("speed.json").read_text())
+    run(shapes, *settings, "--json", "figures/speed.json")
+    found = json.loads(Path("figures/speed.json").read_text())
     speeds = found["pictures_per_second"]
     assert min(speeds["loader alone"], speeds["step alone"]) * found["both_of_the_slower"] == pytest.approx(
         speeds["both together"]
@@ -36,7 +36,7 @@ def test_a_recipe_is_measured_and_compared(
     said = " ".join(capsys.readouterr().out.split())
     assert "efficientnet_lite0 at 64 px, batches of 8, bf16 on cpu, 1 threads and 0 workers" in said
     assert re.search(r"as it is set │ +[\d.]+ │ +1.00", said)
-    assert [path.name for path in tmp_path.iterdir()] == ["speed.json"]  # no run begins
+    assert [path.name for path in tmp_path.iterdir()] == ["figures"]  # no run begins
 
 
 def test_what_both_reach_is_of_the_slower_one() -> None:

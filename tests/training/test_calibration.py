@@ -5,7 +5,7 @@ from numpy.typing import NDArray
 
 from model.network import CenterNet
 from training.calibration import Evidence, Scaling, fit_scaling, measure_gain
-from training.diagnosis import calibrate
+from training.diagnosis import measure_calibration
 
 
 def timid(count: int, seed: int) -> Evidence:
@@ -23,8 +23,8 @@ def test_scaling_makes_scores_say_how_often_they_are_right() -> None:
     assert scaling is not None
     assert scaling == pytest.approx((3.0, 0.6), abs=0.15)
     unseen = timid(20_000, seed=1)
-    before = calibrate(unseen.scores, unseen.is_hit).error
-    after = calibrate(scaling.scale(unseen.scores), unseen.is_hit).error
+    before = measure_calibration(unseen.scores, unseen.is_hit).error
+    after = measure_calibration(scaling.scale(unseen.scores), unseen.is_hit).error
     assert before is not None and after is not None
     assert before > 0.1
     assert after < 0.02

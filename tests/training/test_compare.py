@@ -43,16 +43,17 @@ def test_models_are_measured_and_drawn_beside_others(
     models: list[Path], dataset: Dataset, shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = ["--annotations", str(shapes / "val.json"), "--images", str(shapes / "images")]
-    out = ["--chart", str(tmp_path / "chart.svg"), "--json", str(tmp_path / "figures.json")]
+    folder = tmp_path / "out"
+    out = ["--chart", str(folder / "chart.svg"), "--json", str(folder / "figures.json")]
     main(["compare", *map(str, models), *data, "--point", "NanoDet-m,27.6,46.7,9", *out])
     printed = capsys.readouterr().out
     assert "NanoDet-m" in printed
-    small, large = json.loads((tmp_path / "figures.json").read_text())["models"]
+    small, large = json.loads((folder / "figures.json").read_text())["models"]
     for path, figures in zip(models, (small, large), strict=True):
         metrics = measure(dataset, detect_with_model(Detector(path, "cpu"), dataset, Console(quiet=True)))
         assert (figures["name"], figures["ap"]) == (path.stem, round(metrics.ap, 2))
     assert small["milliseconds"] < large["milliseconds"]
-    drawn = " ".join(ET.parse(tmp_path / "chart.svg").getroot().itertext())
+    drawn = " ".join(ET.parse(folder / "chart.svg").getroot().itertext())
     assert {"small", "large"} <= set(drawn.split())
 
 

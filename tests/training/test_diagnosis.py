@@ -8,7 +8,7 @@ import pytest
 from model.detector import Detections
 from tests.training.test_voc_metrics import make_case
 from training.datasets.dataset import Dataset, Object, Photo, make_photo
-from training.diagnosis import FALSE_ALARM, NOT_COUNTED, THRESHOLDS, calibrate, diagnose, match
+from training.diagnosis import FALSE_ALARM, NOT_COUNTED, THRESHOLDS, diagnose, match, measure_calibration
 from training.metrics import measure
 
 Box = tuple[float, float, float, float]
@@ -121,7 +121,7 @@ def test_confusions_are_counted_once_each() -> None:
 def test_calibration_is_the_distance_of_scores_from_how_often_they_are_right() -> None:
     scores = np.array([0.15, 0.15, 0.15, 0.15, 0.95, 1.0, 0.05, 0.05], np.float32)
     is_hit = np.array([True, False, False, False, True, True, True, True])
-    calibration = calibrate(scores, is_hit)
+    calibration = measure_calibration(scores, is_hit)
     assert calibration.counts.tolist() == [4, 0, 0, 0, 0, 0, 0, 0, 2]
     np.testing.assert_allclose(calibration.mean_score[[0, 8]], [0.15, 0.975], rtol=1e-6)
     np.testing.assert_allclose(calibration.share_right[[0, 8]], [0.25, 1])
@@ -130,7 +130,7 @@ def test_calibration_is_the_distance_of_scores_from_how_often_they_are_right() -
 
 def test_a_bin_begins_with_its_lower_score() -> None:
     scores = np.array([0.1, 0.2, 0.3, 0.7, 0.9], np.float32)
-    assert calibrate(scores, np.ones(5, bool)).counts.tolist() == [1, 1, 1, 0, 0, 0, 1, 0, 1]
+    assert measure_calibration(scores, np.ones(5, bool)).counts.tolist() == [1, 1, 1, 0, 0, 0, 1, 0, 1]
 
 
 def test_photos_are_ranked_by_f1_and_the_richer_ones_stand_at_the_ends() -> None:

@@ -17,7 +17,8 @@ from training.__main__ import main
 from training.checkpoint import Checkpoint, build_network
 from training.datasets.dataset import Dataset, InvalidDataset
 from training.datasets.load import load_dataset
-from training.evaluate import TestTime, detect_with_network, soft_nms
+from training.evaluate import detect_with_network
+from training.test_time import TestTime, soft_nms
 
 
 @pytest.fixture

@@ -16,8 +16,6 @@ from training.learner import Learner, choose_precision
 from training.loader import Part, training_batches
 from training.processes import ALONE
 
-LABELS = ("circle", "square", "triangle")
-
 
 def start(
     shapes: Path, tmp_path: Path, joints: Sequence[str] = (), **settings: Any
@@ -25,13 +23,13 @@ def start(
     """A learner in fp32 whose batch norms keep their statistics, and the parts of its first batch."""
     config = small_config(shapes, tmp_path, precision="fp32", **settings)
     annotations = add_joints(shapes / "train.json", tmp_path / "joints.json") if joints else shapes / "train.json"
-    learner = Learner(config, LABELS, joints, 3, ALONE, Console(quiet=True))
+    dataset = load_dataset(annotations, shapes / "images")
+    learner = Learner(config, dataset, ALONE, Console(quiet=True))
     learner.begin_epoch(0)
     for module in learner.network.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.eval()
-    batches = training_batches(load_dataset(annotations, shapes / "images"), config, 0, 0, torch.device("cpu"))
-    return learner, next(batches)
+    return learner, next(training_batches(dataset, config, 0, 0, torch.device("cpu")))
 
 
 @pytest.mark.parametrize("joints", [(), JOINTS])
@@ -128,6 +126,7 @@ def test_precision_is_what_the_cpu_computes_in(
 def test_a_run_goes_on_in_another_precision(shapes: Path, tmp_path: Path) -> None:
     learner, parts = start(shapes, tmp_path)
     learner.step(parts)
-    scaled = Learner(small_config(shapes, tmp_path, precision="fp16"), LABELS, (), 3, ALONE, Console(quiet=True))
+    dataset = load_dataset(shapes / "train.json", shapes / "images")
+    scaled = Learner(small_config(shapes, tmp_path, precision="fp16"), dataset, ALONE, Console(quiet=True))
     scaled.load_state_dict(learner.state_dict())
     assert scaled.scheduler.last_epoch == 1

@@ -6,11 +6,15 @@ import pytest
 import torch
 from PIL import Image
 
+from model.letterbox import place
+from model.skeleton import Skeleton
 from tests.training.configs import small_config
+from training import loader
 from training.config import Config
 from training.datasets.dataset import Dataset, Object, Photo, make_photo
 from training.datasets.load import load_dataset
-from training.loader import TrainingViews, choose_workers, repeat_factors, training_batches
+from training.loader import TrainingViews, choose_workers, evaluation_batches, repeat_factors, training_batches
+from training.processes import Processes
 
 
 @pytest.fixture
@@ -43,10 +47,24 @@ def test_an_epoch_shows_every_photo_and_repeats_by_chance(dataset: Dataset, shap
 
 
 @pytest.mark.parametrize(
-    ("wanted", "device", "workers"), [(None, "cpu", 0), (None, "cuda:1", 2), (0, "cuda", 0), (3, "cpu", 3)]
+    ("wanted", "device", "cpus", "processes", "workers"),
+    [
+        (None, "cpu", 8, 1, 0),
+        (None, "cuda", 8, 1, 8),
+        (None, "cuda:1", 9, 2, 4),
+        (None, "cuda", 2, 4, 1),
+        (None, "cuda", 128, 2, 16),  # more would fill the shared memory with batches
+        (0, "cuda", 8, 1, 0),
+        (3, "cpu", 8, 1, 3),
+        (32, "cuda", 8, 2, 32),
+    ],
 )
-def test_workers_take_no_core_from_a_step_unless_told_to(wanted: int | None, device: str, workers: int) -> None:
-    assert choose_workers(wanted, torch.device(device)) == workers
+def test_workers_share_the_cpus_that_feed_gpus_and_take_none_from_a_step_unless_told_to(
+    wanted: int | None, device: str, cpus: int, processes: int, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loader, "count_cpus", lambda: cpus)
+    of_machine = Processes(count=2 * processes, local_count=processes)
+    assert choose_workers(wanted, torch.device(device), of_machine) == workers
 
 
 def test_a_restart_sees_the_batches_that_the_run_would_have_seen(config: Config, train_set: Dataset) -> None:
@@ -75,9 +93,32 @@ def test_a_rare_class_is_pasted_as_often_as_others(config: Config, train_set: Da
     for share in (0.0, 1.0):
         settings = {"copy_paste": share, "mosaic": 0.0, "scale_range": (0.8, 1.2)}
         views = TrainingViews(dataset, config.model_copy(update=settings), 0)
-        shares.append(np.mean([0 in views.view(position)[0].labels for position in range(len(views))]))
+        shares.append(np.mean([0 in views.view(position)[0].objects.labels for position in range(len(views))]))
     assert shares[0] < 2 / len(dataset.photos)
     assert shares[1] > 0.5 / len(dataset.labels)
+
+
+@pytest.mark.parametrize(("width", "height"), [(300, 120), (120, 300)])
+def test_a_view_to_overfit_is_the_canvas_of_the_evaluation(tmp_path: Path, width: int, height: int) -> None:
+    """Photos with margins, in which any other view lies anywhere."""
+    pixels = np.random.default_rng(0).integers(0, 256, (height // 10, width // 10, 3), np.uint8)
+    Image.fromarray(pixels).resize((width, height)).save(tmp_path / "0.png")
+    seen, cut = (20, 30, 2), (width, height, 1)  # the last is on the photo's edge
+    objects = [Object((10, 20, 90, 110), 0, keypoints=[seen, cut]), Object((0, 0, width, height), 0, is_ignored=True)]
+    photo = make_photo(0, tmp_path / "0.png", width, height, objects, joint_count=2)
+    dataset = Dataset(Path("x.json"), ("a",), (1,), (photo,), Skeleton(("one", "other")))
+    config = small_config(tmp_path, tmp_path, overfit=1, copy_paste=1.0, mosaic=1.0).for_overfitting()
+    [canvas] = evaluation_batches(dataset, config.input_size, 1, 0, torch.device("cpu"))
+    placed = place(width, height, [(64, 64)])
+    for epoch in range(2):
+        view, targets = TrainingViews(dataset, config, epoch).view(0)
+        np.testing.assert_array_equal(view.pixels, canvas[0])
+        np.testing.assert_allclose(view.objects.boxes_xyxy, placed.from_photo(photo.boxes_xyxy), atol=1e-4)
+        assert view.objects.is_ignored.tolist() == [False, True]
+        back = placed.points_to_photo(view.objects.keypoints[0, :, :2])
+        np.testing.assert_allclose(back, [seen[:2], cut[:2]], atol=1e-3)
+        assert view.objects.keypoints[0, 0, 2] == 2
+        assert targets.mask.sum() == 1
 
 
 @pytest.mark.parametrize("turn", [1, 6])
@@ -94,13 +135,13 @@ def test_a_large_photo_is_decoded_no_larger_than_its_views_need(tmp_path: Path, 
     assert config.largest_scale == pytest.approx(1.5 * np.exp(0.1))
     example = views._read(0)
     assert example.pixels.shape == (160, 200, 3)
-    assert example.boxes_xyxy.tolist() == [[75, 50, 125, 100]]
+    assert example.objects.boxes_xyxy.tolist() == [[75, 50, 125, 100]]
     for epoch in range(8):
         views.epoch = epoch
         view, _ = views.view(0)
         rows, columns = np.nonzero((view.pixels[..., 0] > 190) & (view.pixels[..., 1] < 65))
         seen = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
-        np.testing.assert_allclose(view.boxes_xyxy[0], seen, atol=1.5)
+        np.testing.assert_allclose(view.objects.boxes_xyxy[0], seen, atol=1.5)
 
 
 @pytest.fixture

@@ -24,11 +24,12 @@ from training.datasets.dataset import Dataset
 from training.datasets.load import load_dataset
 from training.evaluate import detect_with_model
 from training.export import export
+from training.files import write_json
 from training.half import halve
 from training.metrics import Metrics, measure
 from training.precision import Lowering, PrecisionLoss, lower
 from training.quantize import Quantizer, watch
-from training.trunk import find_exact_nodes, find_last_layers, find_normalisation, prepare
+from training.trunk import find_exact_nodes, find_last_layers, find_normalisation, fold_constants
 
 LABELS = ("circle", "square", "triangle")
 
@@ -113,7 +114,7 @@ def test_a_lowered_model_finds_nearly_the_same(
 ) -> None:
     lowering = Lowering(target, 20.0, own_findings)
     lowered = lower(proto, exact, before, own_findings, lowering, Console(quiet=True))
-    lowered.comparison.write(tmp_path / "report.json")
+    write_json(tmp_path / "report.json", dataclasses.asdict(lowered.comparison))
     figures = json.loads((tmp_path / "report.json").read_text())
     one, other = figures["before"], figures["after"]
     assert one["ap50"] > 99
@@ -170,13 +171,13 @@ def test_layers_are_kept_in_float_until_the_loss_is_allowed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     losses = iter([3.0, 2.0, 0.5, 1.5, 0.5, 0.5, 0.5])  # of trials, and of validation behind those that pass
-    monkeypatch.setattr(precision, "_lose", lambda before, after: next(losses))
+    monkeypatch.setattr(precision, "_measure_loss", lambda before, after: next(losses))
     monkeypatch.setattr(precision, "Quantizer", lambda proto, canvases: quantizer)
     monkeypatch.setattr(quantizer, "rank_layers", lambda: quantizer.layers[::-1])
     lowered = lower(proto, exact, before, own_findings, Lowering("int8", 1.0, own_findings), Console(quiet=True))
     assert lowered.comparison.float_layers == tuple(quantizer.layers[:-5:-1])
     floats = {node.name for node in lowered.proto.graph.node if is_float_layer(node)}
-    assert floats == {node.name for node in find_last_layers(prepare(proto).graph)} | set(quantizer.layers[-4:])
+    assert floats == {node.name for node in find_last_layers(fold_constants(proto).graph)} | set(quantizer.layers[-4:])
 
 
 def test_what_float_layers_alone_read_is_float_too(quantizer: Quantizer) -> None:
@@ -215,7 +216,7 @@ def test_a_layer_with_a_wild_channel_is_the_first_to_stay_in_float(proto: onnx.M
         elif tensor.name == "network.heatmap_head.2.weight":
             values[:, 0] = 0.0
         tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
-    [first] = [node.name for node in prepare(wild).graph.node if "network.heatmap_head.0.weight" in node.input]
+    [first] = [node.name for node in fold_constants(wild).graph.node if "network.heatmap_head.0.weight" in node.input]
     assert Quantizer(wild, draw_canvases()).rank_layers()[0] == first
 
 
@@ -243,7 +244,7 @@ def test_rounding_the_weights_does_not_shift_what_the_heads_say(
             tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
     canvases = draw_canvases()
     quantizer = Quantizer(rounded, canvases)
-    maps = [node.output[0] for node in find_last_layers(prepare(rounded).graph)]
+    maps = [node.output[0] for node in find_last_layers(fold_constants(rounded).graph)]
 
     def measure_shift() -> float:
         pairs = zip(watch(quantizer.build(), maps, canvases), watch(rounded, maps, canvases), strict=True)
@@ -262,7 +263,7 @@ def test_half_precision_ends_before_the_boxes(proto: onnx.ModelProto) -> None:
         for each in onnx.shape_inference.infer_shapes(halved).graph.value_info
     }
     constants = {each.name: each.data_type for each in halved.graph.initializer}
-    exact = find_exact_nodes(prepare(proto).graph)
+    exact = find_exact_nodes(fold_constants(proto).graph)
     assert len(exact) > 30
     assert TensorProto.FLOAT16 in types.values()
     for node in halved.graph.node:
@@ -276,9 +277,9 @@ def test_deformable_convolutions_joints_and_a_first_stride_of_1_can_be_lowered()
     network.backbone.conv1.stride = (1, 1)  # as DLA's
     make_lively(network)
     proto, canvases = build_onnx(network), draw_canvases(2)
-    names = [node.output[0] for node in find_last_layers(prepare(proto).graph)]
+    names = [node.output[0] for node in find_last_layers(fold_constants(proto).graph)]
     assert len(names) == 2  # objects' and joints'
-    expected = watch(prepare(proto), names, canvases)
+    expected = watch(fold_constants(proto), names, canvases)
     for lowered, most in ((halve(proto), 0.05), (Quantizer(proto, canvases).build(), 0.5)):
         for ones, others in zip(watch(lowered, names, canvases), expected, strict=True):
             assert np.abs(np.stack(ones) - np.stack(others)).mean() < most * np.stack(others).std()

@@ -11,6 +11,7 @@ from tests.training.test_report import Page, perfect
 from training.datasets.dataset import Dataset
 from training.datasets.load import load_dataset
 from training.keypoint_metrics import KeypointMetrics
+from training.learner import Step
 from training.metrics import Metrics, measure
 from training.record import Record
 
@@ -28,12 +29,17 @@ def make_record(shapes: Path, output: Path) -> Record:
     return Record(small_config(shapes, output, epochs=3), torch.device("cpu"), "abc123", 0)
 
 
-def add_epoch(record: Record, epoch: int, ap: float, dataset: Dataset, loss: float = 2.0) -> None:
+def add_epoch(record: Record, epoch: int, ap: float, best_epoch: int, dataset: Dataset, loss: float = 2.0) -> None:
     record.begin_epoch()
     for step in range(2):
         terms = {"heatmap": torch.tensor(loss + step), "giou": torch.tensor(0.5)}
-        record.add_step(step, terms, torch.tensor(1.0), 1e-3 / epoch)
-    record.add_epoch(epoch, 2 * epoch, score(dataset, ap), 4.0, dataset, perfect(dataset))
+        record.add_step(step, Step(terms, torch.tensor(1.0), 1e-3 / epoch))
+    validate(record, epoch, score(dataset, ap), best_epoch, dataset)
+
+
+def validate(record: Record, epoch: int, metrics: Metrics, best_epoch: int, dataset: Dataset) -> None:
+    found = {"dataset": dataset, "detections": perfect(dataset)}
+    record.add_epoch(epoch, 2 * epoch, metrics, best_epoch=best_epoch, seconds=4.0, **found)
 
 
 def read_rows(folder: Path) -> list[dict[str, object]]:
@@ -45,11 +51,11 @@ def test_a_run_keeps_the_figures_of_each_epoch_and_reports_the_best(
 ) -> None:
     record = make_record(shapes, tmp_path)
     folder = tmp_path / "test"
-    for epoch, ap in ((1, 10.0), (2, 30.0), (3, 20.0)):
-        add_epoch(record, epoch, ap, dataset)
+    for epoch, ap, best_epoch in ((1, 10.0, 1), (2, 30.0, 2), (3, 20.0, 2)):
+        add_epoch(record, epoch, ap, best_epoch, dataset)
         text = Page((folder / "report.html").read_text()).text
         assert f"running, epoch {epoch} of 3 done" in text
-        assert f"Epoch {min(epoch, 2)}, the best" in text
+        assert f"Epoch {best_epoch}, the best" in text
     record.close()
     text = Page((folder / "report.html").read_text()).text
     assert "finished after 3 epochs; best AP 30.0, AP50 60.0 at epoch 2" in text
@@ -71,10 +77,10 @@ def test_a_resumed_run_repeats_no_row_and_keeps_what_the_best_epoch_found(
 ) -> None:
     folder = tmp_path / "test"
     record = make_record(shapes, tmp_path)
-    add_epoch(record, 1, 30.0, dataset)
-    add_epoch(record, 2, 20.0, dataset)  # and killed before its checkpoint is written
+    add_epoch(record, 1, 30.0, 1, dataset)
+    add_epoch(record, 2, 20.0, 1, dataset)  # and killed before its checkpoint is written
     resumed = make_record(shapes, tmp_path)
-    add_epoch(resumed, 2, 25.0, dataset)
+    add_epoch(resumed, 2, 25.0, 1, dataset)
     resumed.close()
     assert [(row["epoch"], row["ap"]) for row in read_rows(folder)] == [(1, 30), (2, 25)]
     page = (folder / "report.html").read_text()
@@ -83,19 +89,19 @@ def test_a_resumed_run_repeats_no_row_and_keeps_what_the_best_epoch_found(
 
     (folder / "report.html").unlink()
     lost = make_record(shapes, tmp_path)
-    add_epoch(lost, 3, 20.0, dataset)
+    add_epoch(lost, 3, 20.0, 1, dataset)
     lost.close()
     page = (folder / "report.html").read_text()
     assert "<h2>Epoch 3</h2>" in page
     assert "best AP 30.0, AP50 60.0 at epoch 1" in page
 
 
-def test_where_there_are_joints_the_best_epoch_is_theirs(shapes: Path, tmp_path: Path, dataset: Dataset) -> None:
+def test_figures_of_joints_are_told_too(shapes: Path, tmp_path: Path, dataset: Dataset) -> None:
     record = make_record(shapes, tmp_path)
     for epoch, ap, keypoint_ap in ((1, 10.0, 40.0), (2, 20.0, 30.0)):
         joints = KeypointMetrics(keypoint_ap, 90.0, 30.0)
         metrics = dataclasses.replace(score(dataset, ap), keypoints=joints)
-        record.add_epoch(epoch, epoch, metrics, 4.0, dataset, perfect(dataset))
+        validate(record, epoch, metrics, 1, dataset)
     record.close()
     text = Page((tmp_path / "test" / "report.html").read_text()).text
     assert "best AP 10.0, AP50 20.0, keypoint AP 40.0 at epoch 1" in text
@@ -106,7 +112,7 @@ def test_rows_of_older_runs_have_a_page_too(shapes: Path, tmp_path: Path, datase
     record = make_record(shapes, tmp_path)
     old = {"epoch": 1, "ap": 5.0, "ap50": 10.0, "seconds": 3.0}
     (tmp_path / "test" / "metrics.jsonl").write_text(json.dumps(old) + "\n")
-    add_epoch(record, 2, 20.0, dataset)
+    add_epoch(record, 2, 20.0, 2, dataset)
     record.close()
     assert read_rows(tmp_path / "test")[0] == old
     assert "Loss terms" in (tmp_path / "test" / "report.html").read_text()

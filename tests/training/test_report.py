@@ -170,7 +170,7 @@ def test_evaluate_writes_a_report(
     config = small_config(shapes, tmp_path)
     weights = build_network(config, 3).state_dict()
     path = tmp_path / "random.pt"
-    Checkpoint(config, ("circle", "square", "triangle"), (1, 2, 3), weights, 0, None, None, "abc123").save(path)
+    Checkpoint(config, ("circle", "square", "triangle"), (1, 2, 3), weights, 0, "abc123").save(path)
     main(["evaluate", str(path), "--report", str(tmp_path / target)])
     page = tmp_path / (target if target.endswith(".html") else f"{target}/report.html")
     assert "wrote" in capsys.readouterr().out

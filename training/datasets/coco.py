@@ -15,7 +15,7 @@ from training.datasets.dataset import (
     InvalidDataset,
     InvalidJoint,
     Object,
-    Report,
+    OnFault,
     check_joint,
     clip_box,
     make_dataset,
@@ -51,7 +51,7 @@ class _Annotation(BaseModel):
     num_keypoints: int | None = None
 
 
-def load_coco(annotations_path: Path, images_folder: Path, report: Report = raise_fault) -> Dataset:
+def load_coco(annotations_path: Path, images_folder: Path, on_fault: OnFault = raise_fault) -> Dataset:
     """Reads `annotations_path`, whose file names are relative to `images_folder`; `iscrowd` regions are ignored.
 
     The joints are those that its categories name; all that name some must name the same. Raises `InvalidDataset` where
@@ -73,25 +73,25 @@ def load_coco(annotations_path: Path, images_folder: Path, report: Report = rais
     skeleton = _read_skeleton(categories, path)
 
     images: dict[int, _Image] = {}
-    for image in _read_entries(_Image, content, "images", path, report):
+    for image in _read_entries(_Image, content, "images", path, on_fault):
         if image.id in images:
-            report(f"{path}: image {image.id}: both {images[image.id].file_name} and {image.file_name} have this id")
+            on_fault(f"{path}: image {image.id}: both {images[image.id].file_name} and {image.file_name} have this id")
         else:
             images[image.id] = image
 
     objects: dict[int, list[Object]] = defaultdict(list)
-    for annotation in _read_entries(_Annotation, content, "annotations", path, report):
+    for annotation in _read_entries(_Annotation, content, "annotations", path, on_fault):
         where = f"{path}: annotation {annotation.id}"
         if annotation.image_id not in images:
-            report(f"{where}: there is no image {annotation.image_id}")
+            on_fault(f"{where}: there is no image {annotation.image_id}")
         elif annotation.category_id not in label_of_id:
-            report(f"{where}: unknown category {annotation.category_id}")
+            on_fault(f"{where}: unknown category {annotation.category_id}")
         else:
             label, image = label_of_id[annotation.category_id], images[annotation.image_id]
-            if box := _read_box(annotation, image, where, report):
+            if box := _read_box(annotation, image, where, on_fault):
                 keypoints = None
                 if categories[label].keypoints:
-                    keypoints = _read_keypoints(annotation, skeleton, image.width, image.height, where, report)
+                    keypoints = _read_keypoints(annotation, skeleton, image.width, image.height, where, on_fault)
                 objects[image.id].append(Object(box, label, annotation.iscrowd, annotation.area, keypoints))
 
     photos = []
@@ -101,20 +101,20 @@ def load_coco(annotations_path: Path, images_folder: Path, report: Report = rais
             size = (image.width, image.height)
             photos.append(make_photo(image.id, photo_path, *size, objects[image.id], len(skeleton.joints)))
         else:
-            report(f"{path}: image {image.id}: no file {photo_path}")
+            on_fault(f"{path}: image {image.id}: no file {photo_path}")
     labels, label_ids = [category.name for category in categories], list(label_of_id)
-    return make_dataset(path, labels, label_ids, photos, report, skeleton)
+    return make_dataset(path, labels, label_ids, photos, on_fault, skeleton)
 
 
 def _read_entries(
-    kind: type[Entry], content: dict[str, list[Any]], key: str, path: Path, report: Report
+    kind: type[Entry], content: dict[str, list[Any]], key: str, path: Path, on_fault: OnFault
 ) -> Iterator[Entry]:
     for index, entry in enumerate(content[key]):
         try:
             yield kind.model_validate(entry)
         except ValidationError as error:
             fault = error.errors()[0]
-            report(f"{path}: {key}[{index}]: {'.'.join(map(str, fault['loc']))}: {fault['msg']}")
+            on_fault(f"{path}: {key}[{index}]: {'.'.join(map(str, fault['loc']))}: {fault['msg']}")
 
 
 def _read_skeleton(categories: Sequence[_Category], path: Path) -> Skeleton:
@@ -134,7 +134,7 @@ def _read_skeleton(categories: Sequence[_Category], path: Path) -> Skeleton:
 
 
 def _read_keypoints(
-    annotation: _Annotation, skeleton: Skeleton, width: int, height: int, where: str, report: Report
+    annotation: _Annotation, skeleton: Skeleton, width: int, height: int, where: str, on_fault: OnFault
 ) -> list[Sequence[float]]:
     """Returns x, y and visibility of each joint; `UNKNOWN` where there are none, or none that can be read."""
     unknown: list[Sequence[float]] = [(0.0, 0.0, UNKNOWN)] * len(skeleton.joints)
@@ -142,10 +142,10 @@ def _read_keypoints(
     if not values or annotation.num_keypoints == 0:
         return unknown
     if not isinstance(values, list) or not all(isinstance(v, int | float) for v in values):
-        report(f"{where}: keypoints are not a list of numbers")
+        on_fault(f"{where}: keypoints are not a list of numbers")
         return unknown
     if len(values) != 3 * len(skeleton.joints):
-        report(
+        on_fault(
             f"{where}: keypoints are {len(values)} numbers, not 3 (x, y, visibility)"
             f" for each of {len(skeleton.joints)} joints"
         )
@@ -155,19 +155,19 @@ def _read_keypoints(
         try:
             keypoints.append(check_joint(values[start : start + 3], width, height))
         except InvalidJoint as fault:
-            report(f"{where}: the joint {joint!r} {fault}")
+            on_fault(f"{where}: the joint {joint!r} {fault}")
             return unknown
     return keypoints
 
 
-def _read_box(annotation: _Annotation, image: _Image, where: str, report: Report) -> list[float] | None:
+def _read_box(annotation: _Annotation, image: _Image, where: str, on_fault: OnFault) -> list[float] | None:
     """Checks `[x, y, width, height]` and returns it as xyxy, clipped to the picture."""
     box = annotation.bbox
     if not isinstance(box, list) or len(box) != 4 or not all(isinstance(v, int | float) for v in box):
-        report(f"{where}: bbox {box!r} is not [x, y, width, height]")
+        on_fault(f"{where}: bbox {box!r} is not [x, y, width, height]")
         return None
     x, y, w, h = box
     if annotation.area == 0 and 0 in (w, h):  # shows nothing and says so, as two in COCO's own files
         return None
     hint = "it must be [x, y, width, height] in pixels, not corners and not fractions"
-    return clip_box([x, y, x + w, y + h], image.width, image.height, f"{where}: bbox {box}", hint, report)
+    return clip_box([x, y, x + w, y + h], image.width, image.height, f"{where}: bbox {box}", hint, on_fault)

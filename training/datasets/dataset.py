@@ -4,6 +4,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +15,7 @@ _SLACK = 1.0  # pixels that a box or a joint may stick out of its picture: annot
 ABSENT, HIDDEN, VISIBLE = 0, 1, 2  # COCO's marks of a joint: it has no place, or one that may be seen or not
 UNKNOWN = -1  # nobody annotated this object's joints
 
-Report = Callable[[str], None]  # told of each fault; where it returns, the entry at fault is left out
+OnFault = Callable[[str], None]  # told of each fault; where it returns, the entry at fault is left out
 
 
 class InvalidDataset(Exception):
@@ -23,6 +24,24 @@ class InvalidDataset(Exception):
 
 class InvalidJoint(Exception):
     """A joint has a mark of its own, or lies outside its picture."""
+
+
+class Objects(NamedTuple):
+    """The objects in a picture, in its pixels, in the order in which `model.codec.encode` takes them."""
+
+    boxes_xyxy: NDArray[np.float32]  # (N, 4)
+    labels: NDArray[np.int64]  # (N,)
+    is_ignored: NDArray[np.bool_]  # (N,), what is neither an object to learn nor none
+    keypoints: NDArray[np.float32]  # (N, J, 3), x and y and a visibility
+
+    def select(self, kept: NDArray[np.bool_]) -> "Objects":
+        """Those that are `kept` (N,), in arrays of their own."""
+        return Objects._make(each[kept] for each in self)
+
+    @staticmethod
+    def concatenate(several: Sequence["Objects"]) -> "Objects":
+        """The objects of all, in their order."""
+        return Objects._make(np.concatenate(each) for each in zip(*several, strict=True))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,10 +62,15 @@ class Photo:
     areas: NDArray[np.float32]  # (N,), pixels: the object's own where it is known, and else its box's
     keypoints: NDArray[np.float32]  # (N, J, 3), x and y in pixels and COCO's visibility, or `UNKNOWN` of all joints
 
+    @property
+    def objects(self) -> Objects:
+        """The same arrays together, without the areas."""
+        return Objects(self.boxes_xyxy, self.labels, self.is_ignored, self.keypoints)
+
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """What is in here can be trained on."""
+    """Labelled photos whose annotations have been checked; each label is an index into `labels`."""
 
     annotations_path: Path
     labels: tuple[str, ...]
@@ -65,7 +89,7 @@ class Dataset:
 
 @dataclasses.dataclass(frozen=True)
 class Object:
-    """One annotation that has been read."""
+    """One object as it was read, in pixels of its photo."""
 
     box_xyxy: Sequence[float]
     label: int
@@ -82,7 +106,7 @@ def raise_fault(fault: str) -> None:
 def make_photo(
     photo_id: int, path: Path, width: int, height: int, objects: Sequence[Object], joint_count: int = 0
 ) -> Photo:
-    """Lays out what was read."""
+    """A photo of what was read: its objects in arrays, areas where they are missing those of the boxes."""
     boxes = np.array([each.box_xyxy for each in objects], np.float32).reshape(-1, 4)
     box_areas = (boxes[:, 2:] - boxes[:, :2]).prod(1).tolist()
     keypoints = np.zeros((len(objects), joint_count, 3), np.float32)
@@ -90,15 +114,15 @@ def make_photo(
         row[:] = (0, 0, ABSENT) if each.keypoints is None else each.keypoints
     areas = [box_area if each.area is None else each.area for each, box_area in zip(objects, box_areas, strict=True)]
     return Photo(
-        photo_id,
-        path,
-        width,
-        height,
-        boxes,
-        np.array([each.label for each in objects], np.int64),
-        np.array([each.is_ignored for each in objects], np.bool_),
-        np.array(areas, np.float32),
-        keypoints,
+        id=photo_id,
+        path=path,
+        width=width,
+        height=height,
+        boxes_xyxy=boxes,
+        labels=np.array([each.label for each in objects], np.int64),
+        is_ignored=np.array([each.is_ignored for each in objects], np.bool_),
+        areas=np.array(areas, np.float32),
+        keypoints=keypoints,
     )
 
 
@@ -107,25 +131,25 @@ def make_dataset(
     labels: Sequence[str],
     label_ids: Sequence[int],
     photos: Sequence[Photo],
-    report: Report,
+    on_fault: OnFault,
     skeleton: Skeleton = NO_JOINTS,
 ) -> Dataset:
-    """Lays out what was read; reports where there is nothing to learn."""
+    """The data set of what was read; `on_fault` is told where there is nothing to learn."""
     if all(photo.is_ignored.all() for photo in photos):
-        report(f"{annotations_path}: not one box: nothing can be learned from it")
+        on_fault(f"{annotations_path}: not one box: nothing can be learned from it")
     return Dataset(annotations_path, tuple(labels), tuple(label_ids), tuple(photos), skeleton)
 
 
 def clip_box(
-    box_xyxy: Sequence[float], width: int, height: int, what: str, hint: str, report: Report
+    box_xyxy: Sequence[float], width: int, height: int, what: str, hint: str, on_fault: OnFault
 ) -> list[float] | None:
-    """Returns the box within its picture; None where it is none, or outside, which is reported of `what`."""
+    """Returns the box within its picture; None where it is none, or outside, of which `on_fault` is told."""
     x0, y0, x1, y1 = box_xyxy
     if not np.isfinite(box_xyxy).all() or x1 <= x0 or y1 <= y0:
-        report(f"{what} has no positive width and height")
+        on_fault(f"{what} has no positive width and height")
         return None
     if x0 < -_SLACK or y0 < -_SLACK or x1 > width + _SLACK or y1 > height + _SLACK:
-        report(f"{what} reaches outside its {width}x{height} picture: {hint}")
+        on_fault(f"{what} reaches outside its {width}x{height} picture: {hint}")
         return None
     return [max(0.0, x0), max(0.0, y0), min(float(width), x1), min(float(height), y1)]
 

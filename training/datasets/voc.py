@@ -7,8 +7,8 @@ from training.datasets.dataset import (
     Dataset,
     InvalidDataset,
     Object,
+    OnFault,
     Photo,
-    Report,
     clip_box,
     make_dataset,
     make_photo,
@@ -16,7 +16,7 @@ from training.datasets.dataset import (
 )
 
 
-def load_voc(split_path: Path, images_folder: Path, report: Report = raise_fault) -> Dataset:
+def load_voc(split_path: Path, images_folder: Path, on_fault: OnFault = raise_fault) -> Dataset:
     """Reads the photos that `ImageSets/Main/<split>.txt` lists, one a line, from `Annotations/<name>.xml` beside.
 
     The labels are those of all files in `Annotations`, in alphabetical order, so that splits agree. What is marked
@@ -28,7 +28,7 @@ def load_voc(split_path: Path, images_folder: Path, report: Report = raise_fault
             f"{split_path}: there is no folder {annotations}: a VOC split is <folder>/ImageSets/Main/<split>.txt"
         )
     files = sorted(annotations.glob("*.xml"))
-    roots = {path.stem: root for path in files if (root := _parse(path, report)) is not None}
+    roots = {path.stem: root for path in files if (root := _parse(path, on_fault)) is not None}
     names = {each.findtext("name", "").strip() for root in roots.values() for each in root.iter("object")}
     labels = sorted(names - {""})
 
@@ -39,50 +39,50 @@ def load_voc(split_path: Path, images_folder: Path, report: Report = raise_fault
         name = line.split()[0]  # a class's own list has a flag behind it
         where = f"{split_path}:{number}"
         if name not in roots:
-            report(f"{where}: there is no readable {annotations / name}.xml")
+            on_fault(f"{where}: there is no readable {annotations / name}.xml")
             continue
         root, path = roots[name], annotations / f"{name}.xml"
         photo_path = images_folder / root.findtext("filename", f"{name}.jpg")
         if not photo_path.is_file():
-            report(f"{path}: no file {photo_path}")
+            on_fault(f"{path}: no file {photo_path}")
             continue
         try:
             width, height = int(root.findtext("size/width", "")), int(root.findtext("size/height", ""))
         except ValueError:
-            report(f"{path}: has no whole numbers as size/width and size/height")
+            on_fault(f"{path}: has no whole numbers as size/width and size/height")
             continue
         objects = [
             found
             for index, each in enumerate(root.iter("object"), start=1)
-            if (found := _read_object(each, labels, width, height, f"{path}: object {index}", report))
+            if (found := _read_object(each, labels, width, height, f"{path}: object {index}", on_fault))
         ]
         photos.append(make_photo(len(photos) + 1, photo_path, width, height, objects))
-    return make_dataset(split_path, labels, range(1, len(labels) + 1), photos, report)
+    return make_dataset(split_path, labels, range(1, len(labels) + 1), photos, on_fault)
 
 
-def _parse(path: Path, report: Report) -> ET.Element | None:
+def _parse(path: Path, on_fault: OnFault) -> ET.Element | None:
     try:
         return ET.parse(path).getroot()
     except ET.ParseError as error:
-        report(f"{path}: not valid XML: {error}")
+        on_fault(f"{path}: not valid XML: {error}")
         return None
 
 
 def _read_object(
-    element: ET.Element, labels: list[str], width: int, height: int, where: str, report: Report
+    element: ET.Element, labels: list[str], width: int, height: int, where: str, on_fault: OnFault
 ) -> Object | None:
     name = element.findtext("name", "").strip()
     if not name:
-        report(f"{where}: has no name")
+        on_fault(f"{where}: has no name")
         return None
     try:
         x_min, y_min, x_max, y_max = (
             float(element.findtext(f"bndbox/{key}", "")) for key in ("xmin", "ymin", "xmax", "ymax")
         )
     except ValueError:
-        report(f"{where}: has no numbers as bndbox/xmin, ymin, xmax and ymax")
+        on_fault(f"{where}: has no numbers as bndbox/xmin, ymin, xmax and ymax")
         return None
     # VOC's pixels count from 1, and the last one belongs to the box
     pixels, what = [x_min - 1, y_min - 1, x_max, y_max], f"{where}: bndbox {[x_min, y_min, x_max, y_max]}"
-    box = clip_box(pixels, width, height, what, "it must be in pixels, counted from 1", report)
+    box = clip_box(pixels, width, height, what, "it must be in pixels, counted from 1", on_fault)
     return Object(box, labels.index(name), element.findtext("difficult", "0").strip() == "1") if box else None

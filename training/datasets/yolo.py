@@ -10,8 +10,8 @@ from training.datasets.dataset import (
     Dataset,
     InvalidDataset,
     Object,
+    OnFault,
     Photo,
-    Report,
     clip_box,
     make_dataset,
     make_photo,
@@ -19,7 +19,7 @@ from training.datasets.dataset import (
 )
 
 
-def load_yolo(names_path: Path, images_folder: Path, report: Report = raise_fault) -> Dataset:
+def load_yolo(names_path: Path, images_folder: Path, on_fault: OnFault = raise_fault) -> Dataset:
     """Reads all photos below `images_folder`, with the names of the classes from `names_path`.
 
     A photo's boxes are in the file of its name with `.txt`, in the same folder, or where `labels` stands in the path
@@ -33,11 +33,11 @@ def load_yolo(names_path: Path, images_folder: Path, report: Report = raise_faul
         try:
             header = image.read_header(path.read_bytes())
         except image.InvalidImage as error:
-            report(f"{path}: {error}")
+            on_fault(f"{path}: {error}")
             continue
-        objects = _read_objects(_find_label_file(path), labels, joint_values, header.width, header.height, report)
+        objects = _read_objects(_find_label_file(path), labels, joint_values, header.width, header.height, on_fault)
         photos.append(make_photo(len(photos) + 1, path, header.width, header.height, objects))
-    return make_dataset(names_path, labels, range(len(labels)), photos, report)
+    return make_dataset(names_path, labels, range(len(labels)), photos, on_fault)
 
 
 def _read_names(path: Path) -> tuple[list[str], int]:
@@ -66,7 +66,7 @@ def _find_label_file(photo: Path) -> Path:
 
 
 def _read_objects(
-    path: Path, labels: list[str], joint_values: int, width: int, height: int, report: Report
+    path: Path, labels: list[str], joint_values: int, width: int, height: int, on_fault: OnFault
 ) -> list[Object]:
     if not path.is_file():
         return []
@@ -78,10 +78,10 @@ def _read_objects(
         try:
             label, *values = (float(value) for value in line.split())
         except ValueError:
-            report(f"{where}: {line!r} is not `class x y width height`")
+            on_fault(f"{where}: {line!r} is not `class x y width height`")
             continue
         if label not in range(len(labels)):
-            report(f"{where}: there is no class {label:g}: the names are 0 to {len(labels) - 1}")
+            on_fault(f"{where}: there is no class {label:g}: the names are 0 to {len(labels) - 1}")
             continue
         if len(values) == 4 + joint_values:  # joints are not read
             x, y, w, h = values[:4]
@@ -92,10 +92,10 @@ def _read_objects(
             fractions = [min(values[::2]), min(values[1::2]), max(values[::2]), max(values[1::2])]
         else:
             rest = f" and {joint_values} numbers, as `kpt_shape` says" if joint_values else ""
-            report(f"{where}: {line!r} is not `class x y width height`{rest}")
+            on_fault(f"{where}: {line!r} is not `class x y width height`{rest}")
             continue
         pixels = [value * side for value, side in zip(fractions, (width, height) * 2, strict=True)]
         hint = "it must be the centre's x and y, and width and height, as fractions from 0 to 1"
-        if box := clip_box(pixels, width, height, f"{where}: box {values[:4]}", hint, report):
+        if box := clip_box(pixels, width, height, f"{where}: box {values[:4]}", hint, on_fault):
             objects.append(Object(box, int(label)))
     return objects

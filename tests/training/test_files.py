@@ -1,0 +1,54 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from training.__main__ import main
+from training.charts import Point, draw_trade_off, save_chart
+from training.files import write_json, write_text
+
+
+def test_a_missing_folder_is_made(tmp_path: Path) -> None:
+    path = tmp_path / "a" / "b" / "figures.json"
+    write_json(path, {"name": "é", "ap": 1.5})
+    assert json.loads(path.read_text()) == {"name": "é", "ap": 1.5}
+    assert path.read_text().endswith("\n}\n")
+    assert list(path.parent.iterdir()) == [path]
+    chart = tmp_path / "c" / "chart.png"
+    save_chart(draw_trade_off([Point("a", 10, 30, 4)], []), chart)
+    assert chart.read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_cannot_be_written_whole_leaves_the_file_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "report.html"
+    write_text(path, "before")
+    with pytest.raises(UnicodeEncodeError):
+        write_text(path, "after \ud800")  # half a character
+    assert path.read_text() == "before"
+
+
+@pytest.mark.parametrize(
+    ("command", "flag", "name"),
+    [
+        (["bench", "training/configs/tiny.toml"], "--json", "speed.json"),
+        (["evaluate", "none.pt"], "--json", "figures.json"),
+        (["evaluate", "none.pt"], "--report", "pages"),
+        (["evaluate", "none.pt"], "--report", "page.html"),
+        (["compare", "none.onnx"], "--json", "figures.json"),
+        (["compare", "none.onnx"], "--chart", "chart.svg"),
+        (["export", "none.pt", "none.onnx", "--precision", "fp16"], "--report", "report.json"),
+    ],
+)
+def test_what_cannot_be_written_is_said_before_the_work(
+    command: list[str], flag: str, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit, match="2"):
+        main([*command, flag, str(tmp_path / "file" / "folder" / name)])
+    assert capsys.readouterr().err.startswith(f"centernet-train: {flag}: {tmp_path}/file/folder")
+
+
+def test_a_folder_is_no_file_to_write(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["evaluate", "none.pt", "--json", str(tmp_path)])
+    assert f"--json: {tmp_path} is a folder: name a file" in capsys.readouterr().err
