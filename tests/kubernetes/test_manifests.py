@@ -6,6 +6,7 @@ import re
 
 import kubernetes_validate
 import pytest
+import yaml
 from cloudcoil.models.keda.v1alpha1 import ScaledObject
 from cloudcoil.models.prometheus_operator.v1 import ServiceMonitor
 from pydantic import BaseModel, ValidationError
@@ -134,6 +135,9 @@ def test_everything_finds_the_pods_and_their_ports(kustomization: str) -> None:
         assert {endpoint["port"] for endpoint in monitor["spec"]["endpoints"]} <= {
             port["name"] for port in service["spec"]["ports"]
         }
+        [endpoint] = monitor["spec"]["endpoints"]
+        [scrape] = yaml.safe_load((ROOT / "docker/prometheus/prometheus.yml").read_text())["scrape_configs"]
+        assert endpoint["relabelings"] == [{"targetLabel": "job", "replacement": scrape["job_name"]}]
     assert {manifest["metadata"].get("namespace") for manifest in manifests if manifest["kind"] != "Namespace"} == {
         "centernet"
     }
