@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import gc
+import logging
 import signal
 import sys
 from collections.abc import Sequence
@@ -13,10 +14,12 @@ from app.connections.listener import listen, serve
 from app.logs import set_up_logging
 from app.models import open_detector
 from app.server import create_app
-from app.settings import InvalidSettings, read_settings
+from app.settings import InvalidSettings, find_unknown_variables, read_settings
 from app.tracing import TracingUnavailable
+from model.gpu import ProviderUnavailable
 from model.metadata import InvalidModel
-from model.session import ProviderUnavailable
+
+logger = logging.getLogger(__name__)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -36,6 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         settings = read_settings(arguments)
         set_up_logging(settings.log_level, settings.log_format)
+        for name in find_unknown_variables():
+            logger.warning("%s is no setting: --help lists them", name)
         detectors = [open_detector(path, settings) for path in settings.find_models()]
         app = create_app(settings, *detectors)
     except (InvalidSettings, InvalidModel, ProviderUnavailable, TracingUnavailable) as error:
@@ -59,7 +64,7 @@ def _run_bulk(arguments: Sequence[str]) -> int:
     except ModuleNotFoundError as error:
         if error.name not in ("ray", "pyarrow"):
             raise
-        print("centernet-bulk: it needs Ray: pip install '.[ray]'", file=sys.stderr)
+        print("centernet-bulk: it needs Ray: pip install 'centernet-service[ray]'", file=sys.stderr)
         return 2
     return bulk.main(arguments)
 

@@ -18,8 +18,8 @@ _HEADER = APIKeyHeader(name="X-API-Key", auto_error=False)
 class Access:
     """Counts the requests of an address and of a key, and lets in who sends a known key, or all where none is set.
 
-    `guards` are a route's dependencies that do so; with `form_guards` instead, the route itself calls `admit`, since
-    the key may be in its form.
+    `guards` are a route's dependencies that do so; with `form_guards` instead, the route itself calls `authenticate`,
+    since the key may be in its form.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -28,9 +28,9 @@ class Access:
         self._key_limit = _limit(settings.key_requests_per_minute)
         schemes = [Security(_BEARER), Security(_HEADER)] if self._keys else []  # what the documentation shows
         self.form_guards: list[Any] = [*schemes, Depends(self._count_address)] if self._address_limit else schemes
-        self.guards: list[Any] = [*self.form_guards, Depends(self._admit)] if self._keys else self.form_guards
+        self.guards: list[Any] = [*self.form_guards, Depends(self._authenticate)] if self._keys else self.form_guards
 
-    async def admit(self, request: Request, form: Sequence[Part] = ()) -> None:
+    async def authenticate(self, request: Request, form: Sequence[Part] = ()) -> None:
         """Raises `Unauthorized` unless a header, or the form's field `api_key`, holds a known key; `RateLimited`."""
         if not self._keys:
             return
@@ -40,8 +40,8 @@ class Access:
         if self._key_limit:
             await self._key_limit.count(digest)
 
-    async def _admit(self, request: Request) -> None:
-        await self.admit(request)
+    async def _authenticate(self, request: Request) -> None:
+        await self.authenticate(request)
 
     async def _count_address(self, request: Request) -> None:
         if self._address_limit:

@@ -30,7 +30,7 @@ class Arrival:
         admission.arriving[self] = time.perf_counter()
 
     def end(self) -> None:
-        """Has it counted on no more."""
+        """Stops counting it as on its way."""
         self._admission.arriving.pop(self, None)
 
     @property
@@ -94,7 +94,7 @@ class Admission:
                 self.taken -= places
 
     def note_pace(self, seconds_per_item: float) -> None:
-        """Learns how fast the queue moves; what goes before weighs more."""
+        """Updates the moving average of the seconds that an item takes; the new one weighs a tenth."""
         self._seconds_per_item += (seconds_per_item - self._seconds_per_item) * 0.1
 
     def retire(self) -> None:

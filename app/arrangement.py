@@ -4,11 +4,12 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, Field
 
+from app.schemas import Arrangement
 from app.settings import Settings
 from model.detector import Detector
 
@@ -20,20 +21,6 @@ _QUICK_SECONDS = 0.005  # an image: below it, what Python does for each is much 
 _TIE = 0.95  # times the images/s: as fast, as far as a trial can tell
 
 Canvases = Sequence[NDArray[np.uint8]]
-
-
-class Arrangement(BaseModel):
-    """`instances` batches of up to `max_batch` images at once, on `threads` of the CPU's each."""
-
-    instances: int = Field(examples=[2])
-    threads: int = Field(examples=[1])
-    max_batch: int = Field(examples=[4])
-    images_per_second: float | None = Field(None, description="as measured; none where all of it is set")
-
-    @property
-    def session_threads(self) -> int | None:
-        """What `Detector.infer` is told: one instance has all threads."""
-        return self.threads if self.instances > 1 else None
 
 
 def time_runs(
@@ -132,28 +119,48 @@ def _find_fastest(detector: Detector, blank: NDArray[np.uint8], settings: Settin
         return arranged(counts[0], sizes[0])
     smallest = {count: try_out(count, sizes[0]) for count in counts}
     least_speed = max(smallest.values()) / _MOST_GAIN[detector.provider]
-    best, best_speed = None, 0.0
+    best: _Trial | None = None
     for count, single_speed in smallest.items():
         if single_speed < least_speed:
             continue
-        smaller_size, smaller_seconds, smaller_speed = 0, 0.0, 0.0
-        for size in sizes:
-            speed = try_out(count, size) if smaller_size else single_speed
-            seconds = count * size / speed  # of a batch
-            is_slow = size > sizes[0] and seconds > settings.max_batch_seconds
-            if is_slow or speed < _GAIN * smaller_speed:
+        trial = _Trial(count, sizes[0], single_speed)
+        best = _choose_better(best, trial)
+        for size in sizes[1:]:
+            smaller, trial = trial, _Trial(count, size, try_out(count, size))
+            if trial.seconds > settings.max_batch_seconds or trial.speed < _GAIN * smaller.speed:
                 break
-            if speed >= _GAIN * best_speed:
-                best, best_speed = arranged(count, size, speed), speed
-            if smaller_size:
-                # as on a line: a batch takes a time of its own, and one for each image; larger ones gain ever less
-                each = (seconds - smaller_seconds) / (size - smaller_size)
-                doubled_speed = count * 2 * size / (seconds + size * each)
-                if doubled_speed < _GAIN * speed or count < _GAIN * best_speed * each:
-                    break
-            smaller_size, smaller_seconds, smaller_speed = size, seconds, speed
+            best = _choose_better(best, trial)
+            if not _may_gain(smaller, trial, best):
+                break
     assert best is not None
-    return best
+    return arranged(best.instances, best.size, best.speed)
+
+
+class _Trial(NamedTuple):
+    """So many batches of `size` images at once, and the images/s of all together."""
+
+    instances: int
+    size: int
+    speed: float
+
+    @property
+    def seconds(self) -> float:
+        """What a batch takes."""
+        return self.instances * self.size / self.speed
+
+
+def _choose_better(best: _Trial | None, trial: _Trial) -> _Trial:
+    return trial if best is None or trial.speed >= _GAIN * best.speed else best
+
+
+def _may_gain(smaller: _Trial, trial: _Trial, best: _Trial) -> bool:
+    """Whether batches larger than the trial's may be worth it: twice as large, or beside the best however large.
+
+    As on a line: a batch takes a time of its own, and one for each image; larger ones gain ever less.
+    """
+    each = (trial.seconds - smaller.seconds) / (trial.size - smaller.size)
+    doubled_speed = trial.instances * 2 * trial.size / (trial.seconds + trial.size * each)
+    return doubled_speed >= _GAIN * trial.speed and trial.instances >= _GAIN * best.speed * each
 
 
 def _choose_counts(provider: str, settings: Settings) -> list[int]:

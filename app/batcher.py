@@ -61,7 +61,7 @@ class _Waiting(Generic[Item, Result]):
 
 
 class Batcher(Generic[Item, Result]):
-    """Runs `compute` over up to `max_batch` items at once, first come, first served, in `instances` threads.
+    """Runs `compute` over what has queued, first come, first served.
 
     No thread waits while there is something to do: a short queue is split among those that are idle. Only items of one
     `key` are computed together: the oldest and those like it, while the others keep their places, so that none starves.
@@ -70,24 +70,20 @@ class Batcher(Generic[Item, Result]):
     item is the only one in hand, and returns a result for each, or the exception that awaits who submitted it; where
     it raises, or takes longer than `timeout_seconds`, its whole batch fails, and no other. `on_drop` is called for each
     item whose request ended in the queue. `prepare` is what an item goes through beforehand in threads of others, from
-    which it queues without another turn of the event loop; what it raises awaits who submitted the item. `max_batch`
-    and `instances` may be set until `run`.
+    which it queues without another turn of the event loop; what it raises awaits who submitted the item.
     """
 
     def __init__(
         self,
         compute: Callable[[Sequence[Item], bool], Sequence[Result | Exception]],
-        max_batch: int,
         max_queue: int,
         timeout_seconds: float = 60.0,
         on_drop: Callable[[], object] = lambda: None,
-        instances: int = 1,
         key: Callable[[Item], Hashable] = lambda item: None,
         prepare: Callable[[Item], Item] = lambda item: item,
     ) -> None:
         self._compute = compute
-        self.max_batch = max_batch
-        self.instances = instances
+        self._instances = self._max_batch = 1  # until `run` says
         self.admission = Admission(max_queue, self.close)
         self._timeout_seconds = timeout_seconds
         self._on_drop = on_drop
@@ -130,11 +126,12 @@ class Batcher(Generic[Item, Result]):
         with self.admission.admit(places, patience_seconds, arrival):
             yield self._submit
 
-    async def run(self) -> None:
-        """Forms batches and computes them until `close`; a batch that has begun is finished."""
+    async def run(self, instances: int, max_batch: int) -> None:
+        """Computes in `instances` threads, up to `max_batch` items each, until `close`; finishes what has begun."""
+        self._instances, self._max_batch = instances, max_batch
         self.running = True
         try:
-            for _ in range(self.instances):
+            for _ in range(self._instances):
                 self._start_thread()
             await self._ended.wait()
         finally:
@@ -145,7 +142,7 @@ class Batcher(Generic[Item, Result]):
                     waiting.fail(Stopped("the server is stopping"))
 
     def close(self) -> None:
-        """Admits nobody any more, and ends what is queued with `Stopped`."""
+        """Closes the admission, and fails what is queued with `Stopped`."""
         with self._changed:
             self.admission.closed = True
             stopped = list(self._waiting)
@@ -214,8 +211,8 @@ class Batcher(Generic[Item, Result]):
                     self._changed.wait()
                 if self.admission.closed:
                     return None
-                idle = self.instances - len(self._computing)
-                share = min(self.max_batch, math.ceil(len(self._waiting) / idle))
+                idle = self._instances - len(self._computing)
+                share = min(self._max_batch, math.ceil(len(self._waiting) / idle))
                 batch: list[_Waiting[Item, Result]] = []
                 others: list[_Waiting[Item, Result]] = []
                 while self._waiting and len(batch) < share:
@@ -248,7 +245,7 @@ class Batcher(Generic[Item, Result]):
                     waiting.fail(result)
                 else:
                     waiting.resolve(result, batch.started)
-            self.admission.note_pace((ended - batch.started) / len(outcome) / self.instances)
+            self.admission.note_pace((ended - batch.started) / len(outcome) / self._instances)
             self._failures = 0
         self._note_end()
 

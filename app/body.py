@@ -12,8 +12,10 @@ from app.admission import Overloaded
 from app.form import Form, InvalidForm, Part
 from app.interruption import Interruption, cancelled_after
 from app.metrics import Metrics
+from app.settings import Settings
 
 _FIELDS = 20  # most parts of a form beside the images; some clients send their settings along
+_MOST_VALUES = 10_000  # of a JSON that holds images; many more than it may hold
 
 
 class EmptyBody(Exception):
@@ -26,6 +28,10 @@ class BodyTooLarge(Exception):
 
 class SlowBody(Exception):
     """The body took too long to arrive."""
+
+
+class UnknownEncoding(Exception):
+    """The body is compressed: what it would become is not bounded by what arrives."""
 
 
 class InvalidJson(Exception):
@@ -93,32 +99,32 @@ class _Body:
     is_given_up = False
 
 
-async def read_body(request: Request, max_bytes: int, timeout_seconds: float) -> bytes:
-    """Returns the body as it is; raises `BodyTooLarge`, `SlowBody`, and Starlette's `ClientDisconnect`."""
+async def read_body(request: Request, max_bytes: int, settings: Settings) -> bytes:
+    """Returns the body as it is; raises `BodyTooLarge`, `SlowBody`, `UnknownEncoding` and `ClientDisconnect`."""
     chunks: list[bytes] = []
-    await _receive(request, max_bytes, timeout_seconds, chunks.append)
+    await _receive(request, max_bytes, settings.body_timeout_seconds, chunks.append)
     return b"".join(chunks)
 
 
-async def read_parts(request: Request, max_bytes: int, timeout_seconds: float, max_images: int = 1) -> list[Part]:
+async def read_parts(request: Request, max_bytes: int, settings: Settings, max_images: int = 1) -> list[Part]:
     """Returns a multipart form's parts; a body of another type is one file without a name.
 
     Raises what `read_body` raises, and `InvalidForm`.
     """
     content_type = request.headers.get("content-type", "")
     if not content_type.lower().startswith("multipart/form-data"):
-        return [Part("", True, await read_body(request, max_bytes, timeout_seconds))]
+        return [Part("", True, await read_body(request, max_bytes, settings))]
     form = Form(content_type, max_images + _FIELDS)
-    await _receive(request, max_bytes, timeout_seconds, form.write)
+    await _receive(request, max_bytes, settings.body_timeout_seconds, form.write)
     return form.read_parts()
 
 
-async def read_image(request: Request, max_bytes: int, timeout_seconds: float) -> bytes:
+async def read_image(request: Request, settings: Settings) -> bytes:
     """Returns the image file's bytes: the body itself, or the one file of a multipart form, whatever its name.
 
     Raises what `read_parts` raises, and `EmptyBody`.
     """
-    files = [part.data for part in await read_parts(request, max_bytes, timeout_seconds) if part.is_file]
+    files = [part.data for part in await read_parts(request, settings.max_image_bytes, settings) if part.is_file]
     if len(files) != 1:
         raise InvalidForm(f"the form holds {len(files) or 'no'} files: send one, with a file name")
     if not files[0]:
@@ -126,12 +132,13 @@ async def read_image(request: Request, max_bytes: int, timeout_seconds: float) -
     return files[0]
 
 
-async def read_images(request: Request, max_bytes: int, timeout_seconds: float, max_images: int) -> list[bytes]:
+async def read_images(request: Request, settings: Settings) -> list[bytes]:
     """Returns all files of a form, of `{"images": ["<base64>", …]}`, or the body itself as the only one.
 
     Raises what `read_parts` raises, `EmptyBody`, and `InvalidJson`.
     """
-    files = [part.data for part in await read_parts(request, max_bytes, timeout_seconds, max_images) if part.is_file]
+    parts = await read_parts(request, settings.max_request_bytes, settings, settings.max_request_images)
+    files = [part.data for part in parts if part.is_file]
     if request.headers.get("content-type", "").lower().startswith("application/json"):
         files = await asyncio.to_thread(_decode_json, files[0])
     if not any(files):
@@ -139,15 +146,33 @@ async def read_images(request: Request, max_bytes: int, timeout_seconds: float, 
     return files
 
 
+def check_values(body: bytes, most: int) -> None:
+    """Raises `InvalidJson` for a JSON of more values than allowed: it is parsed while nothing else is done."""
+    if sum(map(body.count, (b",", b"[", b"{"))) > most:
+        raise InvalidJson(f"the JSON has more than {most} values")
+
+
 def _decode_json(body: bytes) -> list[bytes]:
+    check_values(body, _MOST_VALUES)
     try:
         images = json.loads(body)["images"]
         return [binascii.a2b_base64(image, strict_mode=True) for image in images]
     except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise InvalidJson(f'send {{"images": ["<base64>", …]}}: {error}') from error
+        usage = 'send {"images": ["<base64>", …]}, without line ends or data: in the base64'
+        raise InvalidJson(f"{usage}: {error}") from error
+
+
+def check_file_size(size: int, max_bytes: int) -> None:
+    """Raises `BodyTooLarge` or `EmptyBody` for a file of so many bytes."""
+    if size > max_bytes:
+        raise BodyTooLarge(f"the file is longer than {max_bytes} bytes")
+    if not size:
+        raise EmptyBody("the file is empty")
 
 
 async def _receive(request: Request, max_bytes: int, timeout_seconds: float, take: Callable[[bytes], None]) -> None:
+    if request.headers.get("content-encoding", "identity").lower() != "identity":
+        raise UnknownEncoding("send the body as it is, without Content-Encoding")
     if int(request.headers.get("content-length", 0)) > max_bytes:
         raise BodyTooLarge(f"the body is longer than {max_bytes} bytes")
     received = 0

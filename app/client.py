@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ValidationError
 
-from app.answers import Answer, Answers, ModelDescription, ModelList, Problem, Refused
+from app.schemas import Answer, Answers, ModelDescription, ModelList, Problem, Refused
+from model.image import encode
 
 try:
     import httpx
@@ -216,8 +217,7 @@ def _to_file(image: Image) -> bytes:
         return image.read_bytes()
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
         raise ValueError(f"pixels are uint8 of (height, width, 3), RGB; these are {image.dtype} of {image.shape}")
-    _, file = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_PNG_COMPRESSION, 1])
-    return file.tobytes()
+    return encode(image, "png", [cv2.IMWRITE_PNG_COMPRESSION, 1])
 
 
 def _to_query(wanted: Wanted) -> dict[str, Any]:

@@ -16,9 +16,8 @@ from starlette.requests import ClientDisconnect
 
 from app.accept import NotAcceptable
 from app.admission import Overloaded, Stopped
-from app.answers import Problem
 from app.batcher import InferenceFailed
-from app.body import BodyTooLarge, EmptyBody, InvalidJson, SlowBody
+from app.body import BodyTooLarge, EmptyBody, InvalidJson, SlowBody, UnknownEncoding
 from app.connections.connection import HeadTooLarge, InvalidRequest, SlowHead, TooManyConnections
 from app.connections.untaken import SlowReader
 from app.deadline import DeadlineExceeded
@@ -30,6 +29,7 @@ from app.pipeline import TooManyImages, UnknownLabel
 from app.rates import RateLimited
 from app.request_id import get_request_id
 from app.routes.tensors import InvalidTensor
+from app.schemas import Problem
 from app.served_model import NotReady
 from model.image import BrokenImage, TooManyPixels, UnknownFormat
 
@@ -52,7 +52,7 @@ class Kind:
 
 KINDS: Mapping[type[Exception], Kind] = {
     EmptyBody: Kind(400, "empty-body", "No image was sent"),
-    InvalidRequest: Kind(400, "invalid-request", "This is no HTTP"),
+    InvalidRequest: Kind(400, "invalid-request", "The request cannot be read"),
     InvalidForm: Kind(400, "invalid-form", "The form does not hold what is needed"),
     InvalidJson: Kind(400, "invalid-json", "The JSON does not hold what is needed"),
     InvalidTensor: Kind(400, "invalid-tensor", "The tensors are not what the model takes"),
@@ -64,6 +64,7 @@ KINDS: Mapping[type[Exception], Kind] = {
     BodyTooLarge: Kind(413, "body-too-large", "The body has too many bytes"),
     TooManyImages: Kind(413, "too-many-images", "The request holds too many images"),
     TooManyPixels: Kind(413, "too-many-pixels", "The image has too many pixels"),
+    UnknownEncoding: Kind(415, "unknown-encoding", "The body is compressed"),
     UnknownFormat: Kind(415, "unknown-format", "This is not an image of a known format"),
     BrokenImage: Kind(422, "broken-image", "The image is broken"),
     UnknownLabel: Kind(422, "unknown-label", "The model knows no such label"),
@@ -109,7 +110,9 @@ def answer_errors(app: FastAPI, metrics: Metrics, shapes: Mapping[str, Shape]) -
 
     def send(request: Request, problem: Problem, headers: Mapping[str, str] | None) -> Response:
         asked = request.scope["raw_path"].decode(errors="backslashreplace")
-        logger.info("%s %s: %d %s: %s", request.method, asked, problem.status, problem.title, problem.detail)
+        fields = {"method": request.method, "path": asked, "status": problem.status}  # of a line in JSON
+        message = "%s %s: %d %s: %s"
+        logger.info(message, request.method, asked, problem.status, problem.title, problem.detail, extra=fields)
         for path, shape in shapes.items():
             if request.url.path.startswith(path):
                 return Response(to_json(shape(problem)), problem.status, headers, "application/json")
@@ -187,6 +190,8 @@ def _choose_headers(error: Exception) -> Mapping[str, str]:
         return {"retry-after": str(error.retry_after_seconds)}
     if isinstance(error, Unauthorized):
         return {"www-authenticate": "Bearer"}
+    if isinstance(error, UnknownEncoding):
+        return {"accept-encoding": "identity"}
     return {}
 
 

@@ -70,6 +70,9 @@ class Metrics:
             ["model"],
             registry=registry,
         )
+        self.refused = prometheus.Gauge(
+            "centernet_models_refused", "Model files that could not be loaded.", registry=registry
+        )
         self.model = prometheus.Info("centernet_model", "What is served.", ["model"], registry=registry)
         for metric in (self.requests, self.request_seconds, self.stage_seconds, self.detections, self.rejections):
             # each request needs a dozen series: to look one up takes longer than to change it

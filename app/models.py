@@ -9,8 +9,8 @@ from app.metrics import Metrics
 from app.served_model import ServedModel
 from app.settings import Settings
 from model.detector import Detector
+from model.gpu import ProviderUnavailable
 from model.metadata import InvalidModel
-from model.session import ProviderUnavailable
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +33,7 @@ class Models:
         self._tasks: set[asyncio.Task[None]] = set()
         self._reloading = asyncio.Lock()
         self.faults: dict[Path, str] = {}  # files that could not be loaded, and why
+        metrics.refused.set_function(lambda: len(self.faults))
         for detector in detectors:
             self._check_name(detector)
             self._put(detector.path, ServedModel(detector, settings, metrics))

@@ -53,7 +53,7 @@ class Filter:
         return found.select(of_labels[: self.limit])
 
 
-def choose(
+def build_filter(
     settings: Settings,
     metadata: Metadata,
     threshold: float | None = None,
@@ -88,6 +88,13 @@ class Found:
     decode_seconds: float
     queue_seconds: float
     inference_seconds: float
+
+
+def check_count(images: int, settings: Settings) -> None:
+    """Raises `TooManyImages` for more of them in one request than allowed."""
+    most = min(settings.max_request_images, settings.max_queue)
+    if images > most:
+        raise TooManyImages(f"the request holds {images} images, and {most} are allowed")
 
 
 @contextlib.contextmanager
@@ -153,8 +160,6 @@ def admit(
     It is their `arrival` where `expect` let them. Raises `TooManyImages`, `Stopped`, `ClientDisconnect`, and
     `Overloaded`, also where the queue is too long for the time.
     """
-    most = min(service.settings.max_request_images, service.settings.max_queue)
-    if images > most:
-        raise TooManyImages(f"the request holds {images} images, and {most} are allowed")
+    check_count(images, service.settings)
     with model.batcher.admit(images, timeout_seconds, arrival) as submit, cancelled_on_disconnect(request):
         yield submit

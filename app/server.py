@@ -9,9 +9,9 @@ from fastapi.telemetry import TelemetryConfig
 from starlette.middleware.cors import CORSMiddleware
 
 from app import __version__
-from app.answers import ModelDescription, ModelList, describe_model, list_models
 from app.body import BoundBodies
-from app.errors import answer_errors, document
+from app.errors import answer_errors
+from app.head import AnswerHead
 from app.metrics import CountRequests
 from app.reloading import reloading
 from app.request_id import IdentifyRequests
@@ -21,6 +21,7 @@ from app.routes.deepstack import build_deepstack_router
 from app.routes.detection import build_detection_router
 from app.routes.health import build_health_router
 from app.routes.inference_protocol import build_inference_router, build_probe_router
+from app.routes.models import build_models_router
 from app.routes.page import build_page_router
 from app.service import Service, build_service
 from app.settings import Settings
@@ -41,11 +42,11 @@ def create_app(settings: Settings, *detectors: Detector, admin: Admin | None = N
     quieten_decoders()
     traces = Traces() if settings.traces else None
     service = build_service(settings, detectors, traces.tracer if traces else None)
-    models, metrics, access = service.models, service.metrics, service.access
+    metrics, access = service.metrics, service.access
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with service.running(), reloading(models, settings):
+        async with service.running(), reloading(service.models, settings):
             yield
         if traces:
             await traces.flush()
@@ -67,6 +68,7 @@ def create_app(settings: Settings, *detectors: Detector, admin: Admin | None = N
         app.include_router(admin_router, dependencies=access.guards)
     else:
         app.state.admin = _build_admin_app(service, admin_router)
+    app.include_router(build_models_router(service), dependencies=access.guards)
     app.include_router(build_health_router(service))
     app.include_router(build_page_router())
     shapes = {deepstack.PATH: deepstack.shape_problem, inference_protocol.PATH: inference_protocol.shape_problem}
@@ -87,17 +89,10 @@ def create_app(settings: Settings, *detectors: Detector, admin: Admin | None = N
         )
     app.add_middleware(CountRequests, metrics=metrics)
     app.add_middleware(IdentifyRequests)
+    app.add_middleware(AnswerHead)
 
     if traces:
         traces.cover(app)
-
-    @app.get("/models", summary="What is served", dependencies=access.guards)
-    async def show_models() -> ModelList:
-        return list_models(models)
-
-    @app.get("/models/{name}", summary="One model", responses=document(404), dependencies=access.guards)
-    async def show_model(name: str) -> ModelDescription:
-        return describe_model(models.get(name))
 
     return app
 
@@ -111,4 +106,5 @@ def _build_admin_app(service: Service, router: APIRouter) -> FastAPI:
     answer_errors(app, service.metrics, {})
     app.add_middleware(CountRequests, metrics=service.metrics)
     app.add_middleware(IdentifyRequests)
+    app.add_middleware(AnswerHead)
     return app

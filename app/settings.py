@@ -15,10 +15,12 @@ from app import __version__
 from app.deadline import LONGEST_SECONDS
 from app.keys import Digest, hash_keys
 from app.logs import LogFormat
+from model.gpu import Gpu, Provider
 from model.image import MAX_PIXELS, MOST_PIXELS
 from model.metadata import Metadata
-from model.session import Gpu, Provider, count_cpus
+from model.session import count_cpus
 
+_PREFIX = "CENTERNET_"
 _THRESHOLD = 0.3  # of a model that says none
 
 
@@ -38,7 +40,7 @@ class Settings(BaseSettings):
     """
 
     model_config = SettingsConfigDict(
-        env_prefix="CENTERNET_",
+        env_prefix=_PREFIX,
         env_ignore_empty=True,
         cli_kebab_case=True,
         cli_hide_none_type=True,
@@ -85,7 +87,9 @@ class Settings(BaseSettings):
     max_image_bytes: int = Field(20 * 2**20, ge=1, description="largest request body of one image")
     max_request_bytes: int = Field(64 * 2**20, ge=1, description="largest request body of several images")
     max_held_bytes: int = Field(
-        256 * 2**20, ge=1, description="most bytes of request bodies in memory, of all requests; above it, 503"
+        256 * 2**20,
+        ge=1,
+        description="most bytes of request bodies in memory; above it the slowest upload is given up, 408, or else 503",
     )
     max_request_images: int = Field(32, ge=1, description="most images in one request, if max_queue is not less")
     max_pixels: int = Field(MAX_PIXELS, ge=1, le=MOST_PIXELS, description="largest width x height of an image")
@@ -213,6 +217,12 @@ class Settings(BaseSettings):
         if self.threshold is not None:
             return self.threshold
         return _THRESHOLD if metadata.threshold is None else metadata.threshold
+
+
+def find_unknown_variables() -> list[str]:
+    """Returns the names in the environment that look like settings and are none; the client's key is no setting."""
+    known = {_PREFIX + name.upper() for name in (*Settings.model_fields, "api_key")}
+    return sorted(name for name in os.environ if name.startswith(_PREFIX) and name not in known)
 
 
 def _list_models(path: Path) -> list[Path]:

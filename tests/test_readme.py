@@ -101,7 +101,7 @@ def test_commands_work_in_the_order_shown(checkout: Path) -> None:
 
 
 def test_the_answer_shown_has_the_shape_of_an_answer() -> None:
-    from app.answers import Answer
+    from app.schemas import Answer
 
     [shown] = re.findall(r"^```json\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
     Answer.model_validate_json(shown, strict=True)

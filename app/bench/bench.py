@@ -15,17 +15,18 @@ import numpy as np
 from PIL import Image
 from pydantic import BaseModel
 
-from app.arrangement import Arrangement, arrange
+from app.arrangement import arrange
 from app.bench.load import Seen, build_request, keep_busy
 from app.bench.local_server import NotServing, read_samples, serving
 from app.bench.operators import describe_operators, measure_operators
 from app.bench.parts import measure_limit, measure_parts, measure_squares
 from app.models import open_detector
+from app.schemas import Arrangement
 from app.settings import InvalidSettings, Settings, read_settings
 from model.detector import Detector
+from model.gpu import ProviderUnavailable
 from model.image import SUFFIXES, InvalidImage, quieten_decoders
 from model.metadata import InvalidModel
-from model.session import ProviderUnavailable
 
 _WARM_UP_SECONDS = 1.0
 _CPU = "process_cpu_seconds_total"

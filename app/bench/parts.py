@@ -9,8 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from app.answers import encode_answer
-from app.arrangement import Arrangement, Canvases, time_runs
-from app.pipeline import Found, choose
+from app.arrangement import Canvases, time_runs
+from app.pipeline import Found, build_filter
+from app.schemas import Arrangement
 from app.settings import Settings
 from model.detector import Detector, move_to_photo
 
@@ -21,7 +22,7 @@ _PAIRS = 7  # of runs whose speeds are compared
 def measure_parts(detector: Detector, photos: Sequence[bytes], settings: Settings) -> dict[str, float]:
     """Returns the milliseconds of each part of a detection, the median over the photos in turn."""
     canvases = [detector.prepare(photo, settings.max_pixels) for photo in photos]
-    wanted = choose(settings, detector.metadata)
+    wanted = build_filter(settings, detector.metadata)
     [found] = detector.infer([canvases[0].pixels])
     letterbox = canvases[0].letterbox
 

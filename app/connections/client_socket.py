@@ -31,7 +31,7 @@ class ClientSocket:
         return self._receive(min(most, len(self._buffer)), socket.MSG_TRUNC) if _CAN_SKIP else 0
 
     def await_bytes(self, least: int) -> None:
-        """Has the event loop not wake for the client before it has sent so many bytes, or hung up."""
+        """Wakes the event loop only once the client has sent `least` bytes (SO_RCVLOWAT), or hung up."""
         if least != self._awaited_bytes and not self._transport.is_closing():
             self._awaited_bytes = least
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, least)

@@ -103,7 +103,7 @@ class Connection(HttpToolsProtocol):
         self._await_request()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Ends."""
+        """Stops the timers, and ends what is done for this client."""
         self._metrics.connections.dec()
         if self._socket:
             self._socket.detach()
@@ -114,7 +114,7 @@ class Connection(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        """Says where to read to: little where a head is awaited, as the body that follows may be refused."""
+        """Returns the buffer to read into: a small one where a head is awaited, since the body may be refused."""
         return self._buffer if self._head_left is None else self._buffer[:_HEAD_BYTES]
 
     def buffer_updated(self, nbytes: int) -> None:
@@ -209,7 +209,7 @@ class Connection(HttpToolsProtocol):
 
     def send_400_response(self, msg: str) -> None:
         """Refuses what the parser does not understand."""
-        self._refuse(InvalidRequest("send HTTP/1.1"))
+        self._refuse(InvalidRequest("send HTTP/1.1, and in the address percent-encode what is not ASCII"))
 
     def shutdown(self) -> None:
         """Hears what the client has sent by now, and closes as soon as it has its answer."""
@@ -260,9 +260,11 @@ class Connection(HttpToolsProtocol):
 
     def _refuse(self, error: Exception) -> None:
         """Answers, unless another answer is on its way, and closes."""
-        answer = self._describe(error, _CLOSE)
+        status, answer = self._describe(error, _CLOSE)
         if self._is_answered or not self.cycle.response_started:
             self.transport.write(answer)
+        if self._is_answered:  # else the app counts
+            self._metrics.requests.labels("unmatched", "other", status).inc()
         self.transport.close()
 
     @property
@@ -278,9 +280,9 @@ class Connection(HttpToolsProtocol):
     def _refuse_at_door(self, head: PlainHead, overload: Overloaded) -> None:
         """Answers at once, and has the body come to nothing."""
         self.send_answer()
-        self._refusal = self._describe(overload, _CLOSE if self._is_last else (), head.request_id)
+        status, self._refusal = self._describe(overload, _CLOSE if self._is_last else (), head.request_id)
         self._door.send_soon(self)
-        self._metrics.requests.labels(head.path, "POST", 503).inc()
+        self._metrics.requests.labels(head.path, "POST", status).inc()
         self._metrics.request_seconds.labels(head.path).observe(0)
         self._refused_left = head.body_size
         self._stop_waiting()
@@ -317,12 +319,17 @@ class Connection(HttpToolsProtocol):
         self._describe(error)
         self.transport.abort()
 
-    def _describe(self, error: Exception, extra: Sequence[tuple[bytes, bytes]] = (), sent_id: str = "") -> bytes:
+    def _describe(
+        self, error: Exception, extra: Sequence[tuple[bytes, bytes]] = (), sent_id: str = ""
+    ) -> tuple[int, bytes]:
+        """Returns an answer and its status; counts and logs it."""
+        # of these there are thousands a second, just when the log is needed for the rest
+        level = logging.DEBUG if isinstance(error, Overloaded | TooManyConnections) else logging.INFO
         with identified(sent_id) as request_id:
             status, rest = self._respond(error)
-            logger.info("%s: %d %s", self.client[0] if self.client else "", status, error)
+            logger.log(level, "%s: %d %s", self.client[0] if self.client else "", status, error)
         headers = [*self.server_state.default_headers, (RAW_HEADER, request_id.encode()), *extra]
-        return b"".join([STATUS_LINE[status], *[b"%b: %b\r\n" % header for header in headers], rest])
+        return status, b"".join([STATUS_LINE[status], *[b"%b: %b\r\n" % header for header in headers], rest])
 
 
 def _ignore_offer(part: memoryview) -> None:

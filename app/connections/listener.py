@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import functools
 import logging
+import resource
 import socket
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -88,10 +89,6 @@ async def serve(pairs: Sequence[tuple[uvicorn.Server, socket.socket]]) -> None:
 
 def allow_open_files(count: int) -> None:
     """Lets the process have so many connections and files, as far as the system does."""
-    try:
-        import resource
-    except ImportError:  # Windows has no such limit
-        return
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     possible = count if hard == resource.RLIM_INFINITY else min(count, hard)
     if soft != resource.RLIM_INFINITY and soft < possible:

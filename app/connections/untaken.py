@@ -1,4 +1,4 @@
-"""Answers that clients do not take: how long they may lie there, and how much memory all of them together."""
+"""Bounds on answers that slow readers have not taken: the seconds of each, and the bytes of all together."""
 
 import asyncio
 from typing import Protocol

@@ -18,8 +18,7 @@ from anyio.from_thread import BlockingPortal, start_blocking_portal
 from numpy.typing import NDArray
 
 from app import __version__
-from app.answers import Problem, Refused
-from app.arguments import add_wanted, count
+from app.arguments import add_wanted, count, read_given
 from app.files.finder import Finder, ask_server, run_model
 from app.files.outputs import Copies, Looked, Write, draw, name_copy, write_lines, write_table
 from app.files.pictures import (
@@ -33,10 +32,11 @@ from app.files.pictures import (
     read_pictures,
 )
 from app.pipeline import UnknownLabel
-from app.settings import InvalidSettings, read_settings
+from app.schemas import Problem, Refused
+from app.settings import InvalidSettings
+from model.gpu import ProviderUnavailable
 from model.image import SUFFIXES, InvalidImage, quieten_decoders
 from model.metadata import InvalidModel
-from model.session import ProviderUnavailable
 
 try:
     from tqdm import tqdm
@@ -154,8 +154,7 @@ def _check_outputs(parsed: argparse.Namespace, sources: Sequence[Source]) -> Non
 def _open_finder(parsed: argparse.Namespace) -> contextlib.AbstractAsyncContextManager[Finder]:
     if parsed.url:
         return ask_server(parsed.url, parsed.api_key, parsed.model, parsed.threshold, parsed.limit, parsed.labels)
-    flags = {"--model": parsed.model, "--provider": parsed.provider, "--threads": parsed.threads}
-    settings = read_settings([f"{flag}={value}" for flag, value in flags.items() if value is not None])
+    settings = read_given(parsed, "model", "provider", "threads")
     return run_model(settings, parsed.threshold, parsed.limit, parsed.labels)
 
 

@@ -11,11 +11,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from app.answers import Answer, ModelDescription, Refused, describe_model, encode_answer
-from app.body import BodyTooLarge, EmptyBody
+from app.answers import describe_model, encode_answer
+from app.body import BodyTooLarge, EmptyBody, check_file_size
 from app.errors import describe
 from app.models import open_detector
-from app.pipeline import PICTURE_FAULTS, Filter, choose, find_objects
+from app.pipeline import PICTURE_FAULTS, Filter, build_filter, find_objects
+from app.schemas import Answer, ModelDescription, Refused
 from app.served_model import ServedModel
 from app.service import Service, build_service
 from app.settings import Settings
@@ -46,7 +47,7 @@ async def run_model(
     Raises `UnknownLabel`, and what `Detector` raises.
     """
     detector = open_detector(settings.find_models()[0], settings)
-    wanted = choose(settings, detector.metadata, threshold, limit, labels)
+    wanted = build_filter(settings, detector.metadata, threshold, limit, labels)
     service = build_service(settings, [detector])
     model = service.models.get()
     async with service.running():
@@ -81,10 +82,5 @@ async def _find(service: Service, model: ServedModel, wanted: Filter, picture: P
 
 
 def _read_file(path: Path, max_bytes: int) -> bytes:
-    size = path.stat().st_size
-    if size > max_bytes:
-        raise BodyTooLarge(f"the file is longer than {max_bytes} bytes")
-    data = path.read_bytes()
-    if not data:
-        raise EmptyBody("the file is empty")
-    return data
+    check_file_size(path.stat().st_size, max_bytes)
+    return path.read_bytes()

@@ -11,8 +11,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from app.answers import Answer, ModelDescription, Problem
 from app.files.pictures import Picture, Source
+from app.schemas import Answer, ModelDescription, Problem
 from model.detector import Detections
 from model.draw import draw_detections, draw_file
 

@@ -5,7 +5,8 @@ from typing import Protocol
 from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from app.answers import ModelList, list_models
+from app.answers import list_models
+from app.schemas import ModelList
 from app.service import Service
 
 

@@ -9,12 +9,12 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from pydantic import BaseModel, Field
 from pydantic_core import to_json
 
-from app.answers import Problem
 from app.body import EmptyBody, read_parts
 from app.deadline import answered_within, build_timeout_reader
 from app.errors import document
 from app.form import InvalidForm, Part, find_text
-from app.pipeline import Found, admit, choose, find_objects
+from app.pipeline import Found, admit, build_filter, find_objects
+from app.schemas import Problem
 from app.service import Service
 
 PATH = "/v1/"
@@ -87,11 +87,11 @@ def build_deepstack_router(service: Service) -> APIRouter:
     async def find(request: Request, name: str | None, limit: int, timeout_seconds: float) -> Response:
         started = time.perf_counter()
         with answered_within(timeout_seconds):
-            parts = await read_parts(request, settings.max_image_bytes, settings.body_timeout_seconds)
-            await service.access.admit(request, parts)
+            parts = await read_parts(request, settings.max_image_bytes, settings)
+            await service.access.authenticate(request, parts)
             model = service.models.get(name)
             data, threshold = _find_image(parts), _find_threshold(parts)
-            wanted = choose(settings, model.detector.metadata, threshold, limit)
+            wanted = build_filter(settings, model.detector.metadata, threshold, limit)
             read = time.perf_counter()
             with admit(service, model, request, timeout_seconds) as submit:
                 found = await find_objects(service, model, submit, data, wanted)
@@ -118,9 +118,7 @@ def build_deepstack_router(service: Service) -> APIRouter:
 
     @router.post("/v1/vision/custom/list", summary="What is served")
     async def list_models(request: Request) -> CustomModels:
-        await service.access.admit(
-            request, await read_parts(request, settings.max_image_bytes, settings.body_timeout_seconds)
-        )
+        await service.access.authenticate(request, await read_parts(request, settings.max_image_bytes, settings))
         return CustomModels(success=True, code=200, models=[model.name for model in service.models])
 
     @router.post(

@@ -9,11 +9,12 @@ from fastapi import APIRouter, Request, Response
 
 from app.accept import choose_media_type
 from app.admission import Arrival
-from app.answers import Answer, Answers, encode_answer, encode_answers
+from app.answers import encode_answer, encode_answers
 from app.body import read_image, read_images
 from app.errors import describe, document
 from app.parameters import document_parameters
-from app.pipeline import Filter, Found, admit, choose, expect, find_objects, find_objects_in_each
+from app.pipeline import Filter, Found, admit, build_filter, expect, find_objects, find_objects_in_each
+from app.schemas import Answer, Answers
 from app.served_model import ServedModel
 from app.service import Service
 from model.draw import draw_file
@@ -23,7 +24,7 @@ _BINARY = {"type": "string", "format": "binary"}
 _BODY: dict[str, Any] = {
     "requestBody": {
         "required": True,
-        "description": "One image: JPEG, PNG, WebP, BMP, GIF, TIFF or AVIF. Its bytes tell the format, "
+        "description": "One image: JPEG, PNG, WebP, BMP, GIF or TIFF. Its bytes tell the format, "
         "so that a raw body may have any content type or none; a form holds one file of any name.",
         "content": {
             "image/*": {"schema": _BINARY},
@@ -56,7 +57,7 @@ _BATCH_BODY: dict[str, Any] = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Wanted:
+class DetectionRequest:
     """What a request asks for."""
 
     model: ServedModel
@@ -71,11 +72,12 @@ def build_detection_router(service: Service) -> APIRouter:
     documented = document_parameters(settings, service.models.get().detector.metadata.labels[0])
     router = APIRouter()
 
-    def read_wanted(request: Request) -> Wanted:
+    def read_request(request: Request) -> DetectionRequest:
         parameters = service.read_parameters(request.scope["query_string"], request.headers)
         model = service.models.get(parameters.model)
-        chosen = choose(settings, model.detector.metadata, parameters.threshold, parameters.limit, parameters.labels)
-        return Wanted(model, chosen, parameters.timeout, getattr(request.state, "arrival", None))
+        metadata, threshold = model.detector.metadata, parameters.threshold
+        wanted = build_filter(settings, metadata, threshold, parameters.limit, parameters.labels)
+        return DetectionRequest(model, wanted, parameters.timeout, getattr(request.state, "arrival", None))
 
     @router.post(
         "/detect",
@@ -94,11 +96,11 @@ def build_detection_router(service: Service) -> APIRouter:
     )
     async def detect(request: Request) -> Response:
         started = time.perf_counter()
-        wanted = read_wanted(request)
+        wanted = read_request(request)
         model, metadata = wanted.model, wanted.model.detector.metadata
         media_type = choose_media_type(",".join(request.headers.getlist("accept")), _MEDIA_TYPES)
         with expect(model, wanted.timeout_seconds, wanted.arrival) as arrival:
-            data = await read_image(request, settings.max_image_bytes, settings.body_timeout_seconds)
+            data = await read_image(request, settings)
             read = time.perf_counter()
             with admit(service, model, request, wanted.timeout_seconds, arrival=arrival) as submit:
                 found = await find_objects(service, model, submit, data, wanted.filter)
@@ -124,12 +126,10 @@ def build_detection_router(service: Service) -> APIRouter:
     )
     async def detect_batch(request: Request) -> Response:
         started = time.perf_counter()
-        wanted = read_wanted(request)
+        wanted = read_request(request)
         model, metadata = wanted.model, wanted.model.detector.metadata
         with expect(model, wanted.timeout_seconds, wanted.arrival) as arrival:
-            files = await read_images(
-                request, settings.max_request_bytes, settings.body_timeout_seconds, settings.max_request_images
-            )
+            files = await read_images(request, settings)
             read = time.perf_counter()
             with admit(service, model, request, wanted.timeout_seconds, len(files), arrival) as submit:
                 results = await find_objects_in_each(service, model, submit, files, wanted.filter)

@@ -2,8 +2,8 @@
 
 from fastapi import APIRouter
 
-from app.answers import Health
 from app.errors import document
+from app.schemas import Health
 from app.service import Service
 
 

@@ -10,12 +10,12 @@ from fastapi import APIRouter, Depends, Request, Response
 from pydantic import BaseModel, Field
 
 from app import __version__
-from app.answers import Problem
 from app.body import read_body
 from app.deadline import build_timeout_reader
 from app.errors import document
-from app.pipeline import Found, admit, choose, expect, find_objects_in_each
+from app.pipeline import Found, admit, build_filter, expect, find_objects_in_each
 from app.routes.tensors import TensorDescription, describe_outputs, read_inference, write_inference
+from app.schemas import Problem
 from app.service import Service
 
 PATH = "/v2"
@@ -131,13 +131,13 @@ def build_inference_router(service: Service) -> APIRouter:
         metadata = served.detector.metadata
         loop = asyncio.get_running_loop()
         with expect(served, timeout_seconds) as arrival:
-            body = await read_body(request, settings.max_request_bytes, settings.body_timeout_seconds)
+            body = await read_body(request, settings.max_request_bytes, settings)
             inference, pictures = await loop.run_in_executor(
-                service.decoders, read_inference, body, request.headers.get(_HEADER_LENGTH), metadata
+                service.decoders, read_inference, body, request.headers.get(_HEADER_LENGTH), metadata, settings
             )
             read = time.perf_counter()
             parameters = inference.parameters
-            wanted = choose(settings, metadata, parameters.threshold, parameters.limit)
+            wanted = build_filter(settings, metadata, parameters.threshold, parameters.limit)
             with admit(service, served, request, timeout_seconds, len(pictures), arrival) as submit:
                 results = await find_objects_in_each(service, served, submit, pictures, wanted)
         computed = time.perf_counter()

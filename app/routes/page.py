@@ -28,7 +28,7 @@ def build_page_router() -> APIRouter:
     for file in (importlib.resources.files("app.routes") / "page").iterdir():
         path = "/" if file.name == "index.html" else f"/page/{file.name}"
         send = _prepare(file.read_bytes(), _MEDIA_TYPES[file.name.rpartition(".")[2]])
-        router.add_api_route(path, send, methods=["GET", "HEAD"])
+        router.add_api_route(path, send)
     return router
 
 

@@ -10,13 +10,16 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, FailFast, Field, ValidationError
 from pydantic_core import to_json
 
-from app.pipeline import Found
+from app.body import check_values
+from app.pipeline import Found, check_count
+from app.settings import Settings
 from model.metadata import Metadata
 
 Array = NDArray[Any]
 Name = Annotated[str, Field(max_length=100)]
 
 _MOST_DIGITS = 18  # of a length
+_MOST_VALUES = 2**20  # of a JSON: pixels of 590 x 590; larger pictures are sent as files, or behind it
 _MOST_TENSORS = 16  # that a request may name, more than there are; and of its faults the first is told
 
 
@@ -92,15 +95,18 @@ def describe_outputs(metadata: Metadata) -> dict[str, TensorDescription]:
 
 
 def read_inference(
-    body: bytes, header_length: str | None, metadata: Metadata
+    body: bytes, header_length: str | None, metadata: Metadata, settings: Settings
 ) -> tuple[Inference, list[bytes | NDArray[np.uint8]]]:
-    """Returns the request and its pictures, image files or RGB pixels (h, w, 3); raises `InvalidTensor`.
+    """Returns the request and its pictures, image files or RGB pixels (h, w, 3).
 
+    Raises `InvalidTensor`, `TooManyImages`, and `InvalidJson` where it has too many values to be parsed.
     The JSON is the whole body, or its first `header_length` bytes with the binary tensor behind it.
     """
     end = len(body) if header_length is None else _read_length(header_length, len(body))
+    text = body[:end]
+    check_values(text, _MOST_VALUES)
     try:
-        inference = Inference.model_validate_json(body[:end])
+        inference = Inference.model_validate_json(text)
     except ValidationError as error:
         faults = (f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
         raise InvalidTensor("; ".join(faults)) from error
@@ -112,7 +118,9 @@ def read_inference(
         raise InvalidTensor("an output is named twice")
     if len(inference.inputs) != 1:
         raise InvalidTensor("send one input, `image` or `pixels`")
-    return inference, _read_pictures(inference.inputs[0], body[end:])
+    [tensor] = inference.inputs
+    check_count(tensor.shape[0] if len(tensor.shape) in (1, 4) else 1, settings)
+    return inference, _read_pictures(tensor, body[end:])
 
 
 def _read_length(text: str, most: int) -> int:
@@ -153,9 +161,9 @@ def _read_pictures(tensor: Input, tail: bytes) -> list[bytes | NDArray[np.uint8]
     if len(tail) != (size or 0) or (size is None) == (tensor.data is None):
         raise InvalidTensor(f"{tensor.name} needs data in the JSON, or binary_data_size bytes behind it")
     if (tensor.name, tensor.datatype, len(tensor.shape)) == ("image", "BYTES", 1):
-        files = _split(tail) if tensor.data is None else _decode_base64(tensor.data)
+        files = _split(tail, tensor.shape[0]) if tensor.data is None else _decode_base64(tensor.data)
         if len(files) != tensor.shape[0]:
-            raise InvalidTensor(f"image holds {len(files)} elements, not {tensor.shape[0]}")
+            raise InvalidTensor(f"image does not hold {tensor.shape[0]} elements, as its shape says")
         return list(files)
     if (tensor.name, tensor.datatype, tensor.shape[-1:]) == ("pixels", "UINT8", [3]) and len(tensor.shape) in (3, 4):
         pixels = np.frombuffer(tail, np.uint8) if tensor.data is None else _to_pixels(tensor.data)
@@ -165,11 +173,11 @@ def _read_pictures(tensor: Input, tail: bytes) -> list[bytes | NDArray[np.uint8]
     raise InvalidTensor("send `image`, BYTES of shape [n], or `pixels`, UINT8 of shape [n, height, width, 3]")
 
 
-def _split(tail: bytes) -> list[bytes]:
-    """Takes apart elements that each follow their length, four bytes, the lowest first."""
+def _split(tail: bytes, most: int) -> list[bytes]:
+    """Takes apart elements that each follow their length, four bytes, the lowest first; one too many is the last."""
     elements: list[bytes] = []
     at = 0
-    while at < len(tail):
+    while at < len(tail) and len(elements) <= most:
         end = at + 4 + int.from_bytes(tail[at : at + 4], "little")
         if at + 4 > len(tail) or end > len(tail):
             raise InvalidTensor("an element of image is longer than the body")

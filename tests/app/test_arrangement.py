@@ -7,7 +7,8 @@ from typing import NoReturn
 import numpy as np
 import pytest
 
-from app.arrangement import Arrangement, Canvases, arrange, batch_sizes
+from app.arrangement import Canvases, arrange, batch_sizes
+from app.schemas import Arrangement
 from app.settings import Settings
 from model.detector import Detector
 from tests.app.detectors import HeldDetector

@@ -90,6 +90,8 @@ async def test_empty_and_garbled_requests(client: Client) -> None:
         check(await client.post("/detect/batch", json=body), 400, "invalid-json")
     headers = {"content-type": "application/json"}
     check(await client.post("/detect/batch", content=b"{", headers=headers), 400, "invalid-json")
+    many = b'{"images": [%b]}' % b",".join([b"[]"] * 5000)
+    check(await client.post("/detect/batch", content=many, headers=headers), 400, "invalid-json", "10000 values")
 
 
 async def test_bounds(serve: Serve) -> None:

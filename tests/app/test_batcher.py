@@ -37,10 +37,10 @@ class Doubling:
 
 @contextlib.asynccontextmanager
 async def running(
-    compute: Any, max_batch: int = 4, max_queue: int = 100, **options: Any
+    compute: Any, max_batch: int = 4, max_queue: int = 100, instances: int = 1, **options: Any
 ) -> AsyncIterator[Batcher[int, int]]:
-    batcher = Batcher[int, int](compute, max_batch, max_queue, **options)
-    task = asyncio.create_task(batcher.run())
+    batcher = Batcher[int, int](compute, max_queue, **options)
+    task = asyncio.create_task(batcher.run(instances, max_batch))
     yield batcher
     batcher.close()
     await task
@@ -236,8 +236,8 @@ async def test_closing_finishes_the_batch_and_ends_the_queue() -> None:
 
 async def test_cancelled_batcher_leaves_nobody_waiting() -> None:
     compute = Doubling()
-    batcher = Batcher[int, int](compute, 4, 10)
-    task = asyncio.create_task(batcher.run())
+    batcher = Batcher[int, int](compute, 10)
+    task = asyncio.create_task(batcher.run(1, 4))
     tasks = await hold(compute, batcher, [1, 2])
     task.cancel()
     outcomes = await asyncio.gather(*tasks, task, return_exceptions=True)
@@ -247,10 +247,10 @@ async def test_cancelled_batcher_leaves_nobody_waiting() -> None:
 
 async def test_items_submitted_before_the_start_are_the_first_batch() -> None:
     compute = Doubling()
-    batcher = Batcher[int, int](compute, 4, 10)
+    batcher = Batcher[int, int](compute, 10)
     tasks = [asyncio.create_task(submit(batcher, item)) for item in (1, 2)]
     await asyncio.sleep(0)
-    runner = asyncio.create_task(batcher.run())
+    runner = asyncio.create_task(batcher.run(1, 4))
     assert [served.result for served in await asyncio.gather(*tasks)] == [2, 4]
     assert compute.batches == [[1, 2]]
     batcher.close()
@@ -259,8 +259,8 @@ async def test_items_submitted_before_the_start_are_the_first_batch() -> None:
 
 async def test_items_dropped_in_the_queue_are_told() -> None:
     compute, drops = Doubling(), []
-    batcher = Batcher[int, int](compute, 4, 10, on_drop=lambda: drops.append(1))
-    runner = asyncio.create_task(batcher.run())
+    batcher = Batcher[int, int](compute, 10, on_drop=lambda: drops.append(1))
+    runner = asyncio.create_task(batcher.run(1, 4))
     tasks = await hold(compute, batcher, [1, 2, 3, 4])
     tasks[1].cancel()
     tasks[3].cancel()
@@ -273,8 +273,8 @@ async def test_items_dropped_in_the_queue_are_told() -> None:
 
 async def test_batch_that_hangs_fails_alone() -> None:
     compute = Doubling()
-    batcher = Batcher[int, int](compute, 1, 10, timeout_seconds=0.01)
-    runner = asyncio.create_task(batcher.run())
+    batcher = Batcher[int, int](compute, 10, timeout_seconds=0.01)
+    runner = asyncio.create_task(batcher.run(1, 1))
     compute.gate.clear()
     for hangs in range(1, 4):
         with pytest.raises(InferenceFailed, match=r"longer than 0\.01 s"):
@@ -293,8 +293,8 @@ async def test_batch_that_hangs_fails_alone() -> None:
 
 async def test_batch_that_hangs_is_given_up_where_nobody_awaits_it_any_more() -> None:
     compute = Doubling()
-    batcher = Batcher[int, int](compute, 1, 10, timeout_seconds=0.05)
-    runner = asyncio.create_task(batcher.run())
+    batcher = Batcher[int, int](compute, 10, timeout_seconds=0.05)
+    runner = asyncio.create_task(batcher.run(1, 1))
     [task] = await hold(compute, batcher, [1])
     task.cancel()
     batcher.close()
@@ -327,8 +327,8 @@ async def test_a_time_out_of_the_model_itself_is_a_failure_not_a_hang() -> None:
 
 async def test_retired_batcher_serves_who_was_admitted() -> None:
     compute = Doubling()
-    batcher = Batcher[int, int](compute, 4, 10)
-    runner = asyncio.create_task(batcher.run())
+    batcher = Batcher[int, int](compute, 10)
+    runner = asyncio.create_task(batcher.run(1, 4))
     with batcher.admit() as late:
         tasks = await hold(compute, batcher, [1, 2])
         batcher.admission.retire()
@@ -361,11 +361,11 @@ async def test_what_is_queued_is_computed_side_by_side() -> None:
 
 async def test_a_short_queue_is_split_among_idle_threads() -> None:
     compute = Doubling()
-    batcher = Batcher[int, int](compute, 4, 10, instances=2)
+    batcher = Batcher[int, int](compute, 10)
     compute.gate.clear()
     tasks = [asyncio.create_task(submit(batcher, item)) for item in range(4)]
     await asyncio.sleep(0)
-    runner = asyncio.create_task(batcher.run())
+    runner = asyncio.create_task(batcher.run(2, 4))
     await until_taken(batcher, 0)
     compute.gate.set()
     await asyncio.gather(*tasks)
@@ -406,8 +406,8 @@ async def test_one_thread_that_hangs_leaves_the_other_to_work() -> None:
             gate.wait(30)
         return compute(items, is_alone)
 
-    batcher = Batcher[int, int](hang_at_one, 1, 10, timeout_seconds=0.2, instances=2)
-    runner = asyncio.create_task(batcher.run())
+    batcher = Batcher[int, int](hang_at_one, 10, timeout_seconds=0.2)
+    runner = asyncio.create_task(batcher.run(2, 1))
     hanging = asyncio.create_task(submit(batcher, 1))
     await asyncio.sleep(0)
     assert (await submit(batcher, 2)).result == 4
@@ -447,10 +447,10 @@ async def test_cancelled_items_between_those_of_other_keys_are_dropped() -> None
 
 async def test_an_item_is_not_alone_while_others_of_another_key_wait() -> None:
     compute = Doubling()
-    batcher = Batcher[int, int](compute, 4, 10, key=find_tens)
+    batcher = Batcher[int, int](compute, 10, key=find_tens)
     tasks = [asyncio.create_task(submit(batcher, item)) for item in (1, 11)]
     await asyncio.sleep(0)
-    runner = asyncio.create_task(batcher.run())
+    runner = asyncio.create_task(batcher.run(1, 4))
     await asyncio.gather(*tasks)
     assert (compute.batches, compute.alone) == ([[1], [11]], [False, True])
     batcher.close()

@@ -114,7 +114,6 @@ async def test_a_killed_server_serves_again_at_once(model_path: Path) -> None:
             assert answer.json()["detections"] == [RED_FOUND, GREEN_FOUND]
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="the shell's ulimit")
 async def test_no_upload_needs_the_disk(model_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TMPDIR", "/nonexistent")
     file = io.BytesIO()

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from app.answers import Answer, Problem
 from app.client import AsyncClient, Client, NoAnswer, Refused
+from app.schemas import Answer, Problem
 from app.settings import Settings
 from model.detector import Detections, Detector
 from model.draw import draw_detections

@@ -232,6 +232,19 @@ async def test_garbage_is_refused(served: Listen) -> None:
     async with served() as client, connect(client) as wire:
         wire.send(b"hello\r\n\r\n")
         await wire.check_refused(400, "invalid-request")
+        assert await client.sample("centernet_requests_total", route="unmatched", method="other", status="400") == 1
+
+
+async def test_head_is_answered_as_get_without_a_body(served: Listen) -> None:
+    async with served() as client, connect(client) as wire:
+        for path in ("/", "/models", "/health/ready", "/v2/health/live", "/metrics", "/detect"):
+            answers = [await getattr(client, method)(path) for method in ("get", "head")]
+            assert [each.status_code for each in answers] == [405 if path == "/detect" else 200] * 2
+            assert answers[0].content and not answers[1].content
+            wire.send(b"HEAD %b HTTP/1.1\r\nHost: x\r\n\r\n" % path.encode() + LIVE)
+            head = await wire.reader.readuntil(b"\r\n\r\n")
+            assert b"content-length: " in head
+            assert (await wire.read_answer())[0] == 200  # to what was asked next
 
 
 async def test_garbled_chunk_ends_its_request(served: Listen) -> None:
@@ -411,4 +424,8 @@ async def test_connections_have_a_most(served: Listen) -> None:
         async with asyncio.timeout(30):
             while (await client.get("/health/live", headers={"connection": "close"})).status_code == 503:
                 await asyncio.sleep(0.005)
-        assert await client.sample("centernet_rejections_total", reason="too-many-connections") >= 2
+        refused = await client.sample("centernet_rejections_total", reason="too-many-connections")
+        assert refused >= 2
+        assert (
+            await client.sample("centernet_requests_total", route="unmatched", method="other", status="503") == refused
+        )

@@ -149,7 +149,7 @@ async def test_one_picture_may_do_without_its_first_axis(client: Client) -> None
     [
         ({"name": "photo"}, "send `image`"),
         ({"datatype": "FP32"}, "send `image`"),
-        ({"shape": [2]}, "1 elements, not 2"),
+        ({"shape": [2]}, "does not hold 2 elements"),
         ({"shape": [0]}, "inputs.0.shape.0"),
         ({"shape": [1, 1, 1, 1, 3]}, "inputs.0.shape: List should have at most 4"),
         ({"data": ["?"]}, "base64"),
@@ -198,6 +198,24 @@ async def test_a_refusal_does_not_grow_with_the_request(client: Client) -> None:
         response = await client.post(route, json=garbled)
         assert response.status_code == 400
         assert len(response.content) < 300
+
+
+async def test_what_takes_long_to_read_is_refused_before(client: Client) -> None:
+    route = "/v2/models/colours/infer"
+    tensor = {"name": "pixels", "datatype": "UINT8", "shape": [10**6, 1, 1, 3]}
+    pixels = {"inputs": [tensor | {"parameters": {"binary_data_size": 3 * 10**6}}]}
+    elements = {"inputs": [tensor | {"name": "image", "shape": [10**6], "datatype": "BYTES", "data": []}]}
+    for question in (pixels, elements):
+        head = json.dumps(question).encode()
+        body, headers = head + bytes(3 * 10**6), {"inference-header-content-length": str(len(head))}
+        check_error(await client.post(route, content=body, headers=headers), 413, "1000000 images")
+    few = {"inputs": [tensor | {"name": "image", "shape": [1], "datatype": "BYTES"}]}
+    few["inputs"][0]["parameters"] = {"binary_data_size": 4 * 10**6}
+    head = json.dumps(few).encode()
+    body, headers = head + bytes(4 * 10**6), {"inference-header-content-length": str(len(head))}
+    check_error(await client.post(route, content=body, headers=headers), 400, "does not hold 1 elements")
+    lists = b'{"inputs": [%b]}' % b",".join([b"[]"] * 2**19)
+    check_error(await client.post(route, content=lists), 400, "more than 1048576 values")
 
 
 async def test_refusals_have_the_shape_of_the_api(serve: Serve) -> None:

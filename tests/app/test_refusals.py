@@ -1,4 +1,5 @@
 import asyncio
+import gzip
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,7 @@ async def test_form_with_two_files(client: Client) -> None:
     [
         ("multipart/form-data", b"--b\r\n"),
         ("multipart/form-data; boundary=b", b"nonsense"),
+        (f"multipart/form-data; boundary={'b' * 300}", b""),
         ("multipart/form-data; boundary=b", b"--b\r\nContent-Disposition: form-data\r\n\r\n\r\n--b--\r\n"),
         (
             "multipart/form-data; boundary=b",
@@ -54,6 +56,15 @@ async def test_form_with_two_files(client: Client) -> None:
 async def test_garbled_form(client: Client, content_type: str, body: bytes) -> None:
     response = await client.post("/detect", content=body, headers={"content-type": content_type})
     check(response, 400, "invalid-form")
+
+
+@pytest.mark.parametrize("path", ["/detect", "/detect/batch"])
+async def test_compressed_body(client: Client, path: str) -> None:
+    headers = {"content-encoding": "gzip", "content-type": "application/json"}
+    response = await client.post(path, content=gzip.compress(PHOTO_PNG), headers=headers)
+    check(response, 415, "unknown-encoding", "without Content-Encoding")
+    assert response.headers["accept-encoding"] == "identity"
+    assert (await client.detect(headers={"content-encoding": "identity"})).status_code == 200
 
 
 async def test_body_over_the_limit(serve: Serve) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from app.settings import InvalidSettings, Settings, find_shipped_model, read_settings
+from app.settings import InvalidSettings, Settings, find_shipped_model, find_unknown_variables, read_settings
 
 
 @pytest.fixture(autouse=True)
@@ -124,6 +124,12 @@ def test_watched_folder_may_be_empty_beside_another_model(model_path: Path, tmp_
     for arguments in (["--model", both], ["--model", str(tmp_path), "--watch", "true"]):
         with pytest.raises(InvalidSettings, match=f"^model: there is no .onnx file in {tmp_path}"):
             read_settings(arguments)
+
+
+def test_misspelt_variables_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("CENTERNET_MAX_QEUE", "CENTERNET_MAX_QUEUE", "CENTERNET_API_KEY"):
+        monkeypatch.setenv(name, "3")
+    assert find_unknown_variables() == ["CENTERNET_MAX_QEUE"]
 
 
 def test_help_names_every_flag() -> None:

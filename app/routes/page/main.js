@@ -50,6 +50,7 @@ async function load(file) {
   element.photo.src = URL.createObjectURL(file);
   element.photo.hidden = false;
   await read;
+  element.photo.hidden = element.photo.naturalHeight === 0;
 }
 
 /** Whether the browser shows the picture, as upright as the server sees it; its size may differ by EXIF's density. */

@@ -1,0 +1,23 @@
+"""The routes that say what is served."""
+
+from fastapi import APIRouter
+
+from app.answers import describe_model, list_models
+from app.errors import document
+from app.schemas import ModelDescription, ModelList
+from app.service import Service
+
+
+def build_models_router(service: Service) -> APIRouter:
+    """Returns the routes over `service`."""
+    router = APIRouter()
+
+    @router.get("/models", summary="What is served")
+    async def show_models() -> ModelList:
+        return list_models(service.models)
+
+    @router.get("/models/{name}", summary="One model", responses=document(404))
+    async def show_model(name: str) -> ModelDescription:
+        return describe_model(service.models.get(name))
+
+    return router
