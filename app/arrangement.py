@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from app.schemas import Arrangement
 from app.settings import Settings
+from model.canvas import Canvases
 from model.detector import Detector
 
 _GAIN = 1.05  # times the images/s that a larger batch must be worth: it costs latency and memory
@@ -19,8 +20,6 @@ _MOST_GAIN = {"cpu": 1.3, "cuda": 32.0, "tensorrt": 32.0}  # times the images/s 
 _TRIAL_SECONDS = 0.05
 _QUICK_SECONDS = 0.005  # an image: below it, what Python does for each is much of the whole
 _TIE = 0.95  # times the images/s: as fast, as far as a trial can tell
-
-Canvases = Sequence[NDArray[np.uint8]]
 
 
 def time_runs(

@@ -16,7 +16,7 @@ from app.batcher import Batcher, InferenceFailed
 from app.metrics import Metrics
 from app.schemas import Arrangement
 from app.settings import Settings
-from model.canvas import Canvas
+from model.canvas import Canvas, Canvases
 from model.detector import Detections, Detector
 
 logger = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ class ServedModel:
         self.detector = detector
         self.name = detector.metadata.name
         self.threshold = settings.find_threshold(detector.metadata)  # where a request does not say
-        self.prepares_first = self._is_on_gpu = detector.provider != "cpu"
+        self.prepares_first = detector.provider != "cpu"
         self.arrangement: Arrangement | None = None  # until it is warm
         self._settings = settings
         self._metrics = metrics
@@ -77,10 +77,11 @@ class ServedModel:
             return
         started = time.perf_counter()
         arrangement = arrange(self.detector, self._blank, self._settings)
-        for size in batch_sizes(arrangement.max_batch) if self._is_on_gpu else [1]:
+        is_on_gpu = self.detector.provider != "cpu"
+        for size in batch_sizes(arrangement.max_batch) if is_on_gpu else [1]:
             self.detector.infer([self._blank] * size)
         self.arrangement = arrangement
-        self.prepares_first = self._is_on_gpu or arrangement.threads > 1
+        self.prepares_first = is_on_gpu or arrangement.threads > 1
         self.describe()
         logger.info("%s: warmed up in %.1f s: %s", self.name, time.perf_counter() - started, arrangement)
 
@@ -153,7 +154,7 @@ class ServedModel:
         except Exception as error:  # the picture's own, which is none of the rest of the batch's business
             return error
 
-    def _infer(self, canvases: Sequence[NDArray[np.uint8]], is_alone: bool) -> Sequence[Detections]:
+    def _infer(self, canvases: Canvases, is_alone: bool) -> Sequence[Detections]:
         if not canvases:
             return []
         assert self.arrangement is not None

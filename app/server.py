@@ -12,7 +12,7 @@ from app import __version__
 from app.body import BoundBodies
 from app.errors import answer_errors
 from app.head import AnswerHead
-from app.metrics import CountRequests
+from app.metrics import CountRequests, Metrics
 from app.reloading import reloading
 from app.request_id import IdentifyRequests
 from app.routes import deepstack, inference_protocol
@@ -87,9 +87,7 @@ def create_app(settings: Settings, *detectors: Detector, admin: Admin | None = N
             allow_headers=["*"],
             expose_headers=["*"],
         )
-    app.add_middleware(CountRequests, metrics=metrics)
-    app.add_middleware(IdentifyRequests)
-    app.add_middleware(AnswerHead)
+    _surround(app, metrics)
 
     if traces:
         traces.cover(app)
@@ -104,7 +102,12 @@ def _build_admin_app(service: Service, router: APIRouter) -> FastAPI:
     app.include_router(router)
     app.include_router(build_health_router(service))  # here they answer when all connections of clients are taken
     answer_errors(app, service.metrics, {})
-    app.add_middleware(CountRequests, metrics=service.metrics)
+    _surround(app, service.metrics)
+    return app
+
+
+def _surround(app: FastAPI, metrics: Metrics) -> None:
+    """Adds what is around everything else."""
+    app.add_middleware(CountRequests, metrics=metrics)
     app.add_middleware(IdentifyRequests)
     app.add_middleware(AnswerHead)
-    return app

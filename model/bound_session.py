@@ -13,11 +13,12 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from model.canvas import Canvases
+
 _TYPES = {"tensor(float)": np.float32, "tensor(int64)": np.int64}
 _PORTABLE = 1  # CU_MEMHOSTALLOC_PORTABLE: page-locked for whatever context copies it
 
-Canvases = Sequence[NDArray[np.uint8]]
-Shape = tuple[int, ...]
+BatchShape = tuple[int, ...]  # (B, H, W, 3)
 
 
 class BoundSession:
@@ -34,12 +35,12 @@ class BoundSession:
 
     _capturing = ThreadPoolExecutor(1, "cuda-graphs")  # its thread begins with the first work
 
-    def __init__(self, open_for: Callable[[Shape], ort.InferenceSession], device: str, captures: bool) -> None:
+    def __init__(self, open_for: Callable[[BatchShape], ort.InferenceSession], device: str, captures: bool) -> None:
         self._open_for = open_for
         self._device = device
         self._captures = captures
         self._lock = threading.Lock()
-        self._of_shape: dict[Shape, _Sized] = {}
+        self._of_shape: dict[BatchShape, _Sized] = {}
 
     def infer(self, names: Sequence[str], canvases: Canvases) -> list[NDArray[Any]]:
         """Runs canvases of one shape as a batch, and returns the outputs of these names."""
@@ -58,7 +59,7 @@ class BoundSession:
 class _Sized:
     """A session for batches of one shape, and memory for as many of them as there are at once."""
 
-    def __init__(self, session: ort.InferenceSession, shape: Shape, device: str) -> None:
+    def __init__(self, session: ort.InferenceSession, shape: BatchShape, device: str) -> None:
         self._session = session
         self._shape = shape
         self._device = device
@@ -83,7 +84,7 @@ class _Sized:
 class _Buffers:
     """What a batch is computed in."""
 
-    def __init__(self, session: ort.InferenceSession, shape: Shape, device: str) -> None:
+    def __init__(self, session: ort.InferenceSession, shape: BatchShape, device: str) -> None:
         def allocate(shape: Sequence[int], kind: type) -> Any:
             return ort.OrtValue.ortvalue_from_shape_and_type(shape, kind, device, 0)
 
@@ -107,7 +108,7 @@ class _Buffers:
         return [self._outputs[name].numpy()[:count].copy() for name in names]  # the next run writes there
 
 
-def allocate_page_locked(shape: Shape) -> NDArray[np.uint8]:
+def allocate_page_locked(shape: BatchShape) -> NDArray[np.uint8]:
     """Returns memory that a GPU reads by itself, where CUDA's driver gives some; out of any other it is copied twice.
 
     By the driver, which is there where a GPU is: ONNX Runtime gives Python no such memory. The calling thread must have

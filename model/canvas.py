@@ -10,6 +10,8 @@ from model import image
 from model.letterbox import Letterbox, fit, place
 from model.shapes import Shape
 
+Canvases = Sequence[NDArray[np.uint8]]  # (H, W, 3) each, RGB
+
 
 @dataclasses.dataclass(frozen=True)
 class Canvas:

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from model import image
 from model.bound_session import BoundSession
-from model.canvas import Canvas, prepare
-from model.gpu import Gpu, Provider, ProviderUnavailable, open_on_gpu
+from model.canvas import Canvas, Canvases, prepare
+from model.gpu import Gpu, GpuProvider, Provider, ProviderUnavailable, open_on_gpu
 from model.letterbox import Letterbox
 from model.metadata import InvalidModel, Metadata
 from model.session import open_session
@@ -58,7 +58,7 @@ class Detector:
         gpu = gpu or Gpu()
         gpu.check(provider)
         self.path = path
-        self.provider: Literal["cpu", "cuda", "tensorrt"] = "cpu"
+        self.provider: Literal["cpu", GpuProvider] = "cpu"
         self._session: ort.InferenceSession | BoundSession = open_session(path, threads)
         self._smaller: dict[int, ort.InferenceSession | BoundSession] = {}
         session = self._session
@@ -71,7 +71,7 @@ class Detector:
             raise InvalidModel(f"{path}: {error}") from error
         if provider == "cpu":
             return
-        wanted: Literal["cuda", "tensorrt"] = "tensorrt" if provider == "tensorrt" else "cuda"
+        wanted: GpuProvider = "tensorrt" if provider == "tensorrt" else "cuda"
         blank = np.zeros((*self.shapes[-1], 3), np.uint8)
         try:
             self._session = open_on_gpu(path, wanted, session, blank, threads, gpu)
@@ -104,7 +104,7 @@ class Detector:
             assert isinstance(session, ort.InferenceSession)
             session.run(self._outputs, {"images": canvas[None]}, options)
 
-    def infer(self, canvases: Sequence[NDArray[np.uint8]], threads: int | None = None) -> list[Detections]:
+    def infer(self, canvases: Canvases, threads: int | None = None) -> list[Detections]:
         """Runs canvases, those of one shape as one batch; the boxes are still in input pixels.
 
         `threads` are all, or a number that `open_with` has prepared for.
@@ -136,9 +136,7 @@ def move_to_photo(found: Detections, placed: Letterbox) -> Detections:
     return dataclasses.replace(found, boxes_xyxy=placed.to_photo(found.boxes_xyxy), keypoints=keypoints)
 
 
-def _run(
-    session: ort.InferenceSession | BoundSession, names: Sequence[str], canvases: Sequence[NDArray[np.uint8]]
-) -> Any:
+def _run(session: ort.InferenceSession | BoundSession, names: Sequence[str], canvases: Canvases) -> Any:
     if isinstance(session, BoundSession):
         return session.infer(names, canvases)
     return session.run(names, {"images": np.stack(canvases)})

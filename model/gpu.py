@@ -11,10 +11,11 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from model.bound_session import BoundSession, Shape, find_driver
+from model.bound_session import BatchShape, BoundSession, find_driver
 from model.session import build_options
 
-Provider = Literal["auto", "cpu", "cuda", "tensorrt"]
+GpuProvider = Literal["cuda", "tensorrt"]
+Provider = Literal["auto", "cpu", GpuProvider]
 
 _CUDA, _TENSORRT = "CUDAExecutionProvider", "TensorrtExecutionProvider"
 # the exhaustive search takes over half a second for each new shape, the heuristic one two milliseconds
@@ -45,7 +46,7 @@ class Gpu:
 
 def open_on_gpu(
     path: Path,
-    provider: Literal["cuda", "tensorrt"],
+    provider: GpuProvider,
     model: ort.InferenceSession,
     blank: NDArray[np.uint8],
     threads: int | None,
@@ -69,7 +70,7 @@ def open_on_gpu(
         ort.preload_dlls()
     outputs = [each.name for each in model.get_outputs()]
 
-    def open_for(shape: Shape) -> ort.InferenceSession:
+    def open_for(shape: BatchShape) -> ort.InferenceSession:
         options = build_options(threads)
         fix_shape(options, model, shape)
         session = ort.InferenceSession(path, options, providers=chosen, enable_fallback=0)
@@ -88,7 +89,7 @@ def open_on_gpu(
     return session
 
 
-def fix_shape(options: ort.SessionOptions, model: ort.InferenceSession, shape: Shape) -> None:
+def fix_shape(options: ort.SessionOptions, model: ort.InferenceSession, shape: BatchShape) -> None:
     """Has a session take batches of this shape alone, (B, H, W, 3), whatever of it the model leaves free."""
     for name, length in zip(model.get_inputs()[0].shape, shape, strict=True):
         if isinstance(name, str):

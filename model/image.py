@@ -115,7 +115,7 @@ def decode(data: bytes, header: Header, least_width: int = 0, least_height: int 
         image = _decode_with_pillow(data)
     if (image.shape[1], image.shape[0]) != reduced:
         image = _reduce(image, reduction)
-    elif reduction > 1 and full != reduced:
+    elif reduction > 1:
         image = _stretch(image, full[0] / reduction, full[1] / reduction)
     return _turn_upright(image, header.orientation)
 

@@ -39,9 +39,14 @@ class Letterbox:
 
     def from_photo(self, boxes_xyxy: NDArray[np.float32]) -> NDArray[np.float32]:
         """Boxes (N, 4) in the photo's pixels → boxes (N, 4) in input pixels."""
+        scale, shift = self.matrix[[0, 1], [0, 1]], self.matrix[:, 2]
+        return (boxes_xyxy.reshape(-1, 2, 2) * scale + shift).reshape(-1, 4).astype(np.float32)
+
+    @property
+    def matrix(self) -> NDArray[np.float64]:
+        """(2, 3): takes x, y and 1 in the photo's pixels to input pixels."""
         scale_x, scale_y = self.width / self.photo_width, self.height / self.photo_height
-        boxes = boxes_xyxy * (scale_x, scale_y, scale_x, scale_y) + (self.left, self.top, self.left, self.top)
-        return boxes.astype(np.float32)
+        return np.array([[scale_x, 0, self.left], [0, scale_y, self.top]])
 
 
 def place(photo_width: int, photo_height: int, shapes: Sequence[Shape]) -> Letterbox:

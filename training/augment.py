@@ -43,12 +43,9 @@ def random_view(example: Example, size: int, config: Config, random: np.random.G
 
 def plain_view(canvas: Canvas, objects: Objects, mirrored: tuple[int, ...]) -> Example:
     """A photo as it is evaluated, with its `objects` moved from the photo's pixels to the canvas's."""
-    placed = canvas.letterbox
-    scale_x, scale_y = placed.width / placed.photo_width, placed.height / placed.photo_height
-    matrix = np.array([[scale_x, 0, placed.left], [0, scale_y, placed.top]])
     view = Example(canvas.pixels, objects, mirrored)
-    height, width = placed.shape
-    return view._replace(objects=_clip(_warp(view, matrix), np.array([0, 0, width, height])))
+    height, width = canvas.letterbox.shape
+    return view._replace(objects=_clip(_warp(view, canvas.letterbox.matrix), np.array([0, 0, width, height])))
 
 
 def random_mosaic(examples: Sequence[Example], size: int, config: Config, random: np.random.Generator) -> Example:

@@ -233,7 +233,9 @@ class Config(BaseModel):
         return settings
 
     def for_overfitting(self) -> "Config":
-        """The same run without augmentation, every photo as it is evaluated, under a name of its own."""
+        """Where `overfit` is set, the same run without augmentation, under a name of its own; else this one."""
+        if not self.overfit:
+            return self
         plain = {
             "name": f"{self.name}-overfit",
             "scale_range": (1.0, 1.0),

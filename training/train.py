@@ -38,7 +38,7 @@ class Progress:
 
 def train(config: Config, resume: bool, console: Console, processes: Processes = ALONE) -> Path:
     """Runs or resumes `config` and returns the best checkpoint's path; every process of a run calls it."""
-    config = config.for_overfitting() if config.overfit else config
+    config = config.for_overfitting()
     train_set, val_set = load_data(config, processes, console)
     processes.check_shares(config)
     learner = Learner(config, train_set, processes, console)

@@ -9,10 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from app.answers import encode_answer
-from app.arrangement import Canvases, time_runs
+from app.arrangement import time_runs
 from app.pipeline import Found, build_filter
 from app.schemas import Arrangement
 from app.settings import Settings
+from model.canvas import Canvases
 from model.detector import Detector, move_to_photo
 
 _PART_SECONDS = 0.5

@@ -82,5 +82,7 @@ async def _find(service: Service, model: ServedModel, wanted: Filter, picture: P
 
 
 def _read_file(path: Path, max_bytes: int) -> bytes:
-    check_file_size(path.stat().st_size, max_bytes)
-    return path.read_bytes()
+    with path.open("rb") as file:  # a pipe has no size before it is read
+        data = file.read(max_bytes + 1)
+    check_file_size(len(data), max_bytes)
+    return data

@@ -1,16 +1,11 @@
 """Real detectors that a test can hold, or make fail."""
 
 import threading
-from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-import numpy as np
-from numpy.typing import NDArray
-
+from model.canvas import Canvases
 from model.detector import Detections, Detector
-
-Canvases = Sequence[NDArray[np.uint8]]
 
 
 class HeldDetector(Detector):

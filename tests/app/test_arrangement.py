@@ -7,9 +7,10 @@ from typing import NoReturn
 import numpy as np
 import pytest
 
-from app.arrangement import Canvases, arrange, batch_sizes
+from app.arrangement import arrange, batch_sizes
 from app.schemas import Arrangement
 from app.settings import Settings
+from model.canvas import Canvases
 from model.detector import Detector
 from tests.app.detectors import HeldDetector
 

@@ -15,7 +15,7 @@ import pytest
 
 from app.settings import find_shipped_model
 from model import bound_session
-from model.bound_session import BoundSession, Shape, allocate_page_locked
+from model.bound_session import BatchShape, BoundSession, allocate_page_locked
 from model.detector import Detector
 from model.gpu import Gpu, Provider, ProviderUnavailable, choose_cuda, choose_tensorrt, fix_shape
 from model.session import build_options, open_session
@@ -28,10 +28,10 @@ CANVASES = [
 ]
 
 
-def open_bound(path: Path, captures: bool = False, opened: list[Shape] | None = None) -> BoundSession:
+def open_bound(path: Path, captures: bool = False, opened: list[BatchShape] | None = None) -> BoundSession:
     model = open_session(path)
 
-    def open_for(shape: Shape) -> ort.InferenceSession:
+    def open_for(shape: BatchShape) -> ort.InferenceSession:
         if opened is not None:
             opened.append(shape)
         options = build_options(1)
@@ -55,7 +55,7 @@ def test_batches_of_all_sizes_are_computed_as_by_a_plain_session(model_path: Pat
 
 
 def test_each_shape_has_a_session_and_sizes_are_filled_up_to_powers_of_two(tmp_path: Path) -> None:
-    opened: list[Shape] = []
+    opened: list[BatchShape] = []
     bound = open_bound(save_rectangular_model(tmp_path / "rectangles.onnx"), opened=opened)
     for size in (3, 1, 4, 2, 5):
         assert [len(each) for each in bound.infer(NAMES, [np.zeros((64, 96, 3), np.uint8)] * size)] == [size] * 3

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import termios
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from PIL import Image
 
 from app.files.command import in_order, run
 from app.settings import Settings
+from model.canvas import Canvases
 from model.detector import Detections, Detector
 from tests.app.colours import (
     BLUE_FOUND,
@@ -35,7 +37,7 @@ from tests.app.colours import (
     encode,
     paint,
 )
-from tests.app.detectors import Canvases, HeldDetector
+from tests.app.detectors import HeldDetector
 from tests.app.listener import listen_in_thread
 
 Make = Callable[..., Settings]
@@ -205,6 +207,15 @@ def test_file_over_the_limit_is_not_read(detect: Run, monkeypatch: pytest.Monkey
     monkeypatch.setenv("CENTERNET_MAX_IMAGE_BYTES", str(len(PHOTO_PNG) - 1))
     status, lines, _ = detect(put("large.png"), put("small.png", GREEN_PNG))
     assert (status, lines[0]["type"], lines[1]["detections"]) == (1, "/docs#body-too-large", [GREEN_ALONE])
+
+
+def test_photo_may_come_through_a_pipe(detect: Run) -> None:
+    os.mkfifo("pipe")
+    writer = threading.Thread(target=Path("pipe").write_bytes, args=(PHOTO_PNG,))
+    writer.start()
+    status, [line], _ = detect("pipe")
+    writer.join()
+    assert (status, [each["label"] for each in line["detections"]]) == (0, ["red", "green"])
 
 
 def test_csv_has_a_row_for_each_object(detect: Run) -> None:

@@ -15,12 +15,13 @@ from app.models import Models
 from app.served_model import Computed, ServedModel
 from app.server import create_app
 from app.settings import Settings
+from model.canvas import Canvases
 from model.detector import Detections, Detector
 from model.image import BrokenImage, UnknownFormat
 from model.metadata import InvalidModel
 from tests.app.client import Client
 from tests.app.colours import GREEN, PHOTO_PNG, RED, describe, encode, paint, save_model, save_rectangular_model
-from tests.app.detectors import Canvases, HeldDetector
+from tests.app.detectors import HeldDetector
 
 pytestmark = pytest.mark.anyio
 

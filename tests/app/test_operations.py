@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 
 from app import __version__
+from model.canvas import Canvases
 from model.detector import Detections, Detector
 from tests.app.client import Client, Serve
 from tests.app.colours import PHOTO_PNG
-from tests.app.detectors import Canvases, HeldDetector
+from tests.app.detectors import HeldDetector
 
 pytestmark = pytest.mark.anyio
 
