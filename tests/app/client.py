@@ -23,11 +23,34 @@ class Client(httpx.AsyncClient):
                     return sample.value
         return 0.0
 
-    async def until(self, name: str, value: float) -> None:
-        """Returns as soon as a gauge has this value."""
+    async def until(self, name: str, value: float, /, **labels: str) -> None:
+        """Returns as soon as a metric has this value."""
         async with asyncio.timeout(30):
-            while await self.sample(name) != value:
+            while await self.sample(name, **labels) != value:
                 await asyncio.sleep(0.005)
+
+    async def until_status(self, path: str, status: int) -> None:
+        """Returns as soon as a GET of `path`, on a connection of its own, is answered with `status`."""
+        async with asyncio.timeout(30):
+            while (await self.get(path, headers={"connection": "close"})).status_code != status:
+                await asyncio.sleep(0.005)
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Returns as soon as what other threads do makes `condition()` true."""
+    async with asyncio.timeout(30):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+def check_problem(response: httpx.Response, status: int, reason: str, words: str = "") -> None:
+    """Asserts that the response is a problem document of this status and reason, with these words in its detail."""
+    assert response.headers["content-type"] == "application/problem+json"
+    problem = response.json()
+    assert set(problem) == {"type", "title", "status", "detail", "request_id"}
+    assert problem["request_id"] == response.headers["x-request-id"]
+    assert (response.status_code, problem["status"], problem["type"]) == (status, status, f"/docs#{reason}")
+    assert words in problem["detail"]
 
 
 Serve = Callable[..., contextlib.AbstractAsyncContextManager[Client]]

@@ -8,10 +8,9 @@ import pytest
 from httpx import Response
 from PIL import Image
 
-from tests.app.client import Client, Serve
+from tests.app.client import Client, Serve, check_problem
 from tests.app.colours import BLUE_FOUND, GREEN, GREEN_FOUND, PHOTO, PHOTO_PNG, RED_FOUND, box, encode, paint
 from tests.app.detectors import BrittleDetector, HeldDetector, SurprisedDetector
-from tests.app.test_refusals import check
 
 pytestmark = pytest.mark.anyio
 
@@ -64,7 +63,7 @@ async def test_broken_picture_does_not_spoil_the_rest(serve: Serve) -> None:
             (3, 413, "too-many-pixels"),
             (4, 415, "unknown-format"),
         ]:
-            check(Response(status, json=results[index], headers=headers), status, reason)
+            check_problem(Response(status, json=results[index], headers=headers), status, reason)
         assert await client.sample("centernet_rejections_total", reason="unknown-format") == 2
         assert await client.sample("centernet_requests_total", route="/detect/batch", status="200") == 1
 
@@ -79,29 +78,35 @@ async def test_batch_that_fails_is_told_of_each_of_its_pictures(serve: Serve, mo
 
 async def test_unexpected_error_fails_the_request(serve: Serve, model_path: Path) -> None:
     async with serve(SurprisedDetector(model_path, "cpu", 1)) as client:
-        check(await send(client, PHOTO_PNG, PHOTO_PNG), 500, "internal-error")
+        check_problem(await send(client, PHOTO_PNG, PHOTO_PNG), 500, "internal-error")
         assert await client.sample("centernet_requests_in_flight") == 0
 
 
 async def test_empty_and_garbled_requests(client: Client) -> None:
-    check(await client.post("/detect/batch"), 400, "empty-body")
-    check(await client.post("/detect/batch", json={"images": []}), 400, "empty-body")
+    check_problem(await client.post("/detect/batch"), 400, "empty-body")
+    check_problem(await client.post("/detect/batch", json={"images": []}), 400, "empty-body")
     for body in ({}, [], {"images": [1]}, {"images": ["?"]}, {"images": None}):
-        check(await client.post("/detect/batch", json=body), 400, "invalid-json")
+        check_problem(await client.post("/detect/batch", json=body), 400, "invalid-json")
     headers = {"content-type": "application/json"}
-    check(await client.post("/detect/batch", content=b"{", headers=headers), 400, "invalid-json")
+    check_problem(await client.post("/detect/batch", content=b"{", headers=headers), 400, "invalid-json")
     many = b'{"images": [%b]}' % b",".join([b"[]"] * 5000)
-    check(await client.post("/detect/batch", content=many, headers=headers), 400, "invalid-json", "10000 values")
+    check_problem(
+        await client.post("/detect/batch", content=many, headers=headers), 400, "invalid-json", "10000 values"
+    )
 
 
 async def test_bounds(serve: Serve) -> None:
     size = len(encode(paint(48, 32)))
     async with serve(max_request_images=2, max_request_bytes=4000, max_image_bytes=size) as client:
         assert (await send(client, GREEN_PNG, GREEN_PNG)).status_code == 200
-        check(await send(client, GREEN_PNG, GREEN_PNG, GREEN_PNG), 413, "too-many-images", "holds 3 images, and 2")
-        check(await send(client, b"x" * 4000), 413, "body-too-large", "4000")
+        check_problem(
+            await send(client, GREEN_PNG, GREEN_PNG, GREEN_PNG), 413, "too-many-images", "holds 3 images, and 2"
+        )
+        check_problem(await send(client, b"x" * 4000), 413, "body-too-large", "4000")
     async with serve(max_queue=2) as client:
-        check(await send(client, GREEN_PNG, GREEN_PNG, GREEN_PNG), 413, "too-many-images", "holds 3 images, and 2")
+        check_problem(
+            await send(client, GREEN_PNG, GREEN_PNG, GREEN_PNG), 413, "too-many-images", "holds 3 images, and 2"
+        )
 
 
 async def test_bodies_hold_no_place_while_they_arrive(serve: Serve) -> None:
@@ -136,10 +141,10 @@ async def test_bodies_that_memory_has_no_room_for_are_refused(serve: Serve) -> N
         first, second = (asyncio.create_task(client.post("/detect", content=stream())) for _ in range(2))
         await client.until("centernet_body_bytes", 200)
         assert (await client.detect()).status_code == 200
-        check(await first, 408, "slow-body", "no room left")
+        check_problem(await first, 408, "slow-body", "no room left")
         await client.until("centernet_body_bytes", 100)
         stay.set()
-        check(await second, 422, "broken-image")
+        check_problem(await second, 422, "broken-image")
         await client.until("centernet_body_bytes", 0)
 
 
@@ -152,7 +157,7 @@ async def test_bodies_that_are_computed_are_not_given_up(serve: Serve, model_pat
         held = asyncio.create_task(client.detect())
         await client.until("centernet_body_bytes", length)
         refused = await client.detect()
-        check(refused, 503, "overloaded")
+        check_problem(refused, 503, "overloaded")
         assert refused.headers["retry-after"] == "1"
         detector.gate.set()
         assert (await held).status_code == 200
@@ -170,7 +175,7 @@ async def test_every_image_takes_a_place(serve: Serve, model_path: Path) -> None
         await client.until("centernet_queue_depth", 2)
         assert await client.sample("centernet_requests_in_flight") == 3
         refused = await send(client, PHOTO_PNG, GREEN_PNG)
-        check(refused, 503, "overloaded")
+        check_problem(refused, 503, "overloaded")
         assert 1 <= int(refused.headers["retry-after"]) <= 60
         detector.gate.set()
         assert (await first).status_code == 200

@@ -10,6 +10,7 @@ import pytest
 
 from app.admission import Overloaded, Stopped
 from app.batcher import Batcher, InferenceFailed, Served
+from tests.app.client import until
 
 pytestmark = pytest.mark.anyio
 
@@ -281,9 +282,7 @@ async def test_batch_that_hangs_fails_alone() -> None:
             await submit(batcher, 1)
         assert (batcher.failing, batcher.hanging) == (hangs == 3, hangs == 3)
     compute.gate.set()
-    async with asyncio.timeout(30):
-        while batcher.hanging:  # the threads left behind end when the model answers after all
-            await asyncio.sleep(0.005)
+    await until(lambda: not batcher.hanging)  # the threads left behind end when the model answers after all
     while batcher.failing:
         with contextlib.suppress(InferenceFailed):  # a busy machine may take 10 ms for it
             assert (await submit(batcher, 2)).result == 4
@@ -342,9 +341,7 @@ async def test_retired_batcher_serves_who_was_admitted() -> None:
 
 async def until_taken(batcher: Batcher[int, int], left: int) -> None:
     """Waits for the threads to have taken all but so many of what is queued."""
-    async with asyncio.timeout(30):
-        while batcher.queued > left:
-            await asyncio.sleep(0.005)
+    await until(lambda: batcher.queued <= left)
 
 
 async def test_what_is_queued_is_computed_side_by_side() -> None:

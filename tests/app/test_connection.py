@@ -81,12 +81,6 @@ async def connect(client: Client) -> AsyncIterator[Wire]:
         writer.transport.abort()
 
 
-async def until_counted(client: Client, reason: str) -> None:
-    async with asyncio.timeout(30):
-        while await client.sample("centernet_rejections_total", reason=reason) != 1:
-            await asyncio.sleep(0.005)
-
-
 @pytest.mark.parametrize("head", [b"P", b"GET / HTTP/1.1\r\nHost:", b"\r\n", b"GET /health/live HTTP/1.1\r\nA: b\r\n"])
 async def test_slow_head_is_ended(served: Listen, head: bytes) -> None:
     async with served(header_timeout_seconds=0.05) as client, connect(client) as wire:
@@ -207,7 +201,7 @@ async def test_slow_reader_is_cut_off(served: Listen) -> None:
     async with served(answer_timeout_seconds=0.1) as client, connect(client) as wire:
         wire.writer.transport.pause_reading()  # type: ignore[attr-defined]
         wire.send(OPENAPI * 1000)  # more than a socket's buffers hold
-        await until_counted(client, "slow-reader")
+        await client.until("centernet_rejections_total", 1, reason="slow-reader")
         await client.until("centernet_connections", 1)
         assert (await client.detect()).status_code == 200
 
@@ -217,7 +211,7 @@ async def test_answers_that_nobody_takes_are_bounded(served: Listen) -> None:
     async with served(**limits) as client, connect(client) as wire:
         wire.writer.transport.pause_reading()  # type: ignore[attr-defined]
         wire.send(OPENAPI * 1000)
-        await until_counted(client, "slow-reader")
+        await client.until("centernet_rejections_total", 1, reason="slow-reader")
         await client.until("centernet_connections", 1)
 
 
@@ -421,9 +415,7 @@ async def test_connections_have_a_most(served: Listen) -> None:
         fourth.send(b"POST /detect HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(PHOTO_PNG) + PHOTO_PNG)
         await fourth.check_refused(503, "too-many-connections")
         second.writer.close()
-        async with asyncio.timeout(30):
-            while (await client.get("/health/live", headers={"connection": "close"})).status_code == 503:
-                await asyncio.sleep(0.005)
+        await client.until_status("/health/live", 200)
         refused = await client.sample("centernet_rejections_total", reason="too-many-connections")
         assert refused >= 2
         assert (

@@ -7,9 +7,8 @@ from PIL import Image
 
 from model.detector import Detections
 from model.draw import choose_colour, draw_detections
-from tests.app.client import Client
+from tests.app.client import Client, check_problem
 from tests.app.colours import GREY, PHOTO, PHOTO_PNG, RED, encode, paint
-from tests.app.test_refusals import check
 
 pytestmark = pytest.mark.anyio
 
@@ -68,7 +67,7 @@ async def test_best_accepted_type_is_sent(client: Client, accept: str, media_typ
 @pytest.mark.parametrize("accept", ["text/html", "image/webp", "application/json;q=0", "image/png;q=high", "nonsense"])
 async def test_type_that_cannot_be_given_is_refused(client: Client, accept: str) -> None:
     response = await client.post("/detect", content=PHOTO_PNG, headers={"accept": accept})
-    check(response, 406, "not-acceptable", "application/json, image/jpeg, image/png")
+    check_problem(response, 406, "not-acceptable", "application/json, image/jpeg, image/png")
 
 
 async def test_picture_too_long_for_a_jpeg_is_drawn_as_png(client: Client) -> None:
@@ -81,7 +80,7 @@ async def test_picture_too_long_for_a_jpeg_is_drawn_as_png(client: Client) -> No
 
 async def test_refusals_are_problems_whatever_is_accepted(client: Client) -> None:
     response = await client.post("/detect", content=b"hello", headers={"accept": "image/png"})
-    check(response, 415, "unknown-format")
+    check_problem(response, 415, "unknown-format")
 
 
 def test_lines_and_letters_grow_with_the_photo() -> None:

@@ -19,7 +19,7 @@ from model.canvas import Canvases
 from model.detector import Detections, Detector
 from model.image import BrokenImage, UnknownFormat
 from model.metadata import InvalidModel
-from tests.app.client import Client
+from tests.app.client import Client, until
 from tests.app.colours import GREEN, PHOTO_PNG, RED, describe, encode, paint, save_model, save_rectangular_model
 from tests.app.detectors import HeldDetector
 
@@ -223,9 +223,7 @@ async def test_deadline_ends_a_request_before_it_is_computed(folder: Path, setti
         held.batches.clear()
         held.gate.clear()
         first = asyncio.create_task(client.detect())
-        async with asyncio.timeout(30):
-            while not held.batches:
-                await asyncio.sleep(0.005)
+        await until(lambda: held.batches)
         for late in (
             await client.detect(timeout=0.01),
             await client.post("/detect", content=PHOTO_PNG, headers={"X-Request-Timeout": "0.01"}),
@@ -245,9 +243,7 @@ async def test_hanging_model_is_reported_dead(folder: Path) -> None:
     app = create_app(settings, held)
     transport = httpx.ASGITransport(app)
     async with app.router.lifespan_context(app), Client(transport=transport, base_url="http://server") as client:
-        async with asyncio.timeout(30):
-            while (await client.get("/health/ready")).status_code != 200:
-                await asyncio.sleep(0.005)
+        await client.until_status("/health/ready", 200)
         held.gate.clear()
         for _ in range(3):
             assert (await client.detect()).status_code == 500
@@ -321,14 +317,10 @@ async def test_photos_of_one_shape_are_a_batch(rectangular: HeldDetector) -> Non
         rectangular.gate.clear()
         async with asyncio.TaskGroup() as group:
             group.create_task(client.post("/detect", content=wide))
-            async with asyncio.timeout(30):
-                while not rectangular.shapes_seen:
-                    await asyncio.sleep(0.005)
+            await until(lambda: rectangular.shapes_seen)
             for queued, photo in enumerate((high, wide, high, wide, high), start=1):
                 group.create_task(client.post("/detect", content=photo))
-                async with asyncio.timeout(30):
-                    while await client.sample("centernet_queue_depth", model="colours") < queued:
-                        await asyncio.sleep(0.005)
+                await client.until("centernet_queue_depth", queued, model="colours")
             rectangular.gate.set()
     assert rectangular.shapes_seen == [[(64, 96)], [(96, 64)] * 3, [(64, 96)] * 2]
 

@@ -38,9 +38,7 @@ class Dead(Detector):
 
 async def test_model_that_cannot_be_warmed_up_ends_the_service(serve: Serve, model_path: Path) -> None:
     async with serve(Dead(model_path, "cpu", 1)) as client:
-        async with asyncio.timeout(30):
-            while (await client.get("/health/live")).status_code == 200:
-                await asyncio.sleep(0.005)
+        await client.until_status("/health/live", 503)
         assert (await client.get("/health/ready")).status_code == 503
         assert (await client.detect()).status_code == 503
 

@@ -5,39 +5,29 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from httpx import Response
 from PIL import Image
 
-from tests.app.client import Client, Serve
+from tests.app.client import Client, Serve, check_problem
 from tests.app.colours import PHOTO, PHOTO_PNG, encode, paint
 from tests.app.detectors import HeldDetector, SurprisedDetector
 
 pytestmark = pytest.mark.anyio
 
 
-def check(response: Response, status: int, reason: str, words: str = "") -> None:
-    assert response.headers["content-type"] == "application/problem+json"
-    problem = response.json()
-    assert set(problem) == {"type", "title", "status", "detail", "request_id"}
-    assert problem["request_id"] == response.headers["x-request-id"]
-    assert (response.status_code, problem["status"], problem["type"]) == (status, status, f"/docs#{reason}")
-    assert words in problem["detail"]
-
-
 async def test_empty_body(client: Client) -> None:
-    check(await client.post("/detect"), 400, "empty-body")
-    check(await client.post("/detect", files={"image": ("empty", b"")}), 400, "empty-body")
+    check_problem(await client.post("/detect"), 400, "empty-body")
+    check_problem(await client.post("/detect", files={"image": ("empty", b"")}), 400, "empty-body")
 
 
 async def test_form_without_file(client: Client) -> None:
     headers = {"content-type": "multipart/form-data; boundary=b"}
     body = b'--b\r\nContent-Disposition: form-data; name="image"\r\n\r\nhello\r\n--b--\r\n'
-    check(await client.post("/detect", content=body, headers=headers), 400, "invalid-form", "no files")
+    check_problem(await client.post("/detect", content=body, headers=headers), 400, "invalid-form", "no files")
 
 
 async def test_form_with_two_files(client: Client) -> None:
     files = {"a": ("a", PHOTO_PNG), "b": ("b", PHOTO_PNG)}
-    check(await client.post("/detect", files=files), 400, "invalid-form", "2 files")
+    check_problem(await client.post("/detect", files=files), 400, "invalid-form", "2 files")
 
 
 @pytest.mark.parametrize(
@@ -55,14 +45,14 @@ async def test_form_with_two_files(client: Client) -> None:
 )
 async def test_garbled_form(client: Client, content_type: str, body: bytes) -> None:
     response = await client.post("/detect", content=body, headers={"content-type": content_type})
-    check(response, 400, "invalid-form")
+    check_problem(response, 400, "invalid-form")
 
 
 @pytest.mark.parametrize("path", ["/detect", "/detect/batch"])
 async def test_compressed_body(client: Client, path: str) -> None:
     headers = {"content-encoding": "gzip", "content-type": "application/json"}
     response = await client.post(path, content=gzip.compress(PHOTO_PNG), headers=headers)
-    check(response, 415, "unknown-encoding", "without Content-Encoding")
+    check_problem(response, 415, "unknown-encoding", "without Content-Encoding")
     assert response.headers["accept-encoding"] == "identity"
     assert (await client.detect(headers={"content-encoding": "identity"})).status_code == 200
 
@@ -73,10 +63,10 @@ async def test_body_over_the_limit(serve: Serve) -> None:
             yield b"x" * 500
 
     async with serve(max_image_bytes=1000) as client:
-        check(await client.detect(b"x" * 1001), 413, "body-too-large", "1000")
-        check(await client.post("/detect", content=stream()), 413, "body-too-large", "1000")
-        check(await client.post("/detect", files={"image": ("i", b"x" * 1001)}), 413, "body-too-large", "1000")
-        check(await client.detect(b"x" * 1000), 415, "unknown-format")
+        check_problem(await client.detect(b"x" * 1001), 413, "body-too-large", "1000")
+        check_problem(await client.post("/detect", content=stream()), 413, "body-too-large", "1000")
+        check_problem(await client.post("/detect", files={"image": ("i", b"x" * 1001)}), 413, "body-too-large", "1000")
+        check_problem(await client.detect(b"x" * 1000), 415, "unknown-format")
 
 
 async def test_body_that_does_not_arrive(serve: Serve) -> None:
@@ -85,31 +75,31 @@ async def test_body_that_does_not_arrive(serve: Serve) -> None:
         await asyncio.Event().wait()
 
     async with serve(body_timeout_seconds=0.01) as client:
-        check(await client.post("/detect", content=stall()), 408, "slow-body", "0.01 s")
+        check_problem(await client.post("/detect", content=stall()), 408, "slow-body", "0.01 s")
 
 
 async def test_too_many_pixels(serve: Serve) -> None:
     async with serve(max_pixels=192 * 128) as client:
         assert (await client.detect(PHOTO_PNG)).status_code == 200
-        check(await client.detect(encode(paint(193, 128))), 413, "too-many-pixels", "193 x 128")
-        check(await client.detect(encode(Image.new("1", (12_000, 12_000)))), 413, "too-many-pixels")
+        check_problem(await client.detect(encode(paint(193, 128))), 413, "too-many-pixels", "193 x 128")
+        check_problem(await client.detect(encode(Image.new("1", (12_000, 12_000)))), 413, "too-many-pixels")
 
 
 async def test_unknown_format(client: Client) -> None:
-    check(await client.detect(b"hello"), 415, "unknown-format", "JPEG, PNG")
+    check_problem(await client.detect(b"hello"), 415, "unknown-format", "JPEG, PNG")
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
 async def test_truncated_image(client: Client, kind: str) -> None:
     data = encode(PHOTO, kind)
-    check(await client.detect(data[: len(data) * 3 // 4]), 422, "broken-image")
+    check_problem(await client.detect(data[: len(data) * 3 // 4]), 422, "broken-image")
 
 
 @pytest.mark.parametrize("form", [False, True])
 async def test_unknown_label(client: Client, form: bool) -> None:
     body: dict[str, Any] = {"files": {"i": ("i", PHOTO_PNG)}} if form else {"content": PHOTO_PNG}
     response = await client.post("/detect", params={"labels": "red,pink"}, **body)
-    check(response, 422, "unknown-label", "unknown: 'pink'; the model knows: red, green, blue")
+    check_problem(response, 422, "unknown-label", "unknown: 'pink'; the model knows: red, green, blue")
 
 
 @pytest.mark.parametrize(
@@ -126,7 +116,7 @@ async def test_unknown_label(client: Client, form: bool) -> None:
     ],
 )
 async def test_parameter_out_of_range(client: Client, query: dict[str, Any]) -> None:
-    check(await client.detect(**query), 422, "invalid-parameter", next(iter(query)))
+    check_problem(await client.detect(**query), 422, "invalid-parameter", next(iter(query)))
 
 
 async def test_full_queue_is_refused(serve: Serve, model_path: Path) -> None:
@@ -137,7 +127,7 @@ async def test_full_queue_is_refused(serve: Serve, model_path: Path) -> None:
         held = [asyncio.create_task(client.detect()) for _ in range(2)]
         await client.until("centernet_requests_in_flight", 2)
         refused = await client.detect()
-        check(refused, 503, "overloaded")
+        check_problem(refused, 503, "overloaded")
         assert 1 <= int(refused.headers["retry-after"]) <= 60
         assert await client.sample("centernet_requests_total", route="/detect", status="503") == 1
         assert (await client.get("/health/ready")).status_code == 200
@@ -161,6 +151,6 @@ async def test_unknown_path_and_method(client: Client) -> None:
 async def test_unexpected_error_keeps_its_secrets(serve: Serve, model_path: Path) -> None:
     async with serve(SurprisedDetector(model_path, "cpu", 1)) as client:
         response = await client.detect()
-        check(response, 500, "internal-error")
+        check_problem(response, 500, "internal-error")
         assert "secret" not in response.text
         assert await client.sample("centernet_requests_total", route="/detect", status="500") == 1

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from model.detector import Detections
-from tests.training.test_voc_metrics import make_case
+from tests.training.cases import make_case
 from training.datasets.dataset import Dataset, Object, Photo, make_photo
 from training.diagnosis import FALSE_ALARM, NOT_COUNTED, THRESHOLDS, diagnose, match, measure_calibration
 from training.metrics import measure

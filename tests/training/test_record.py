@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.training.cases import perfect
 from tests.training.configs import small_config
-from tests.training.test_report import Page, perfect
+from tests.training.pages import Page
 from training.datasets.dataset import Dataset
 from training.datasets.load import load_dataset
 from training.keypoint_metrics import KeypointMetrics

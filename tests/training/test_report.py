@@ -1,6 +1,5 @@
 import dataclasses
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 
 import cv2
@@ -8,7 +7,9 @@ import numpy as np
 import pytest
 
 from model.detector import Detections
+from tests.training.cases import perfect
 from tests.training.configs import small_config
+from tests.training.pages import Page
 from training import draw
 from training.__main__ import main
 from training.checkpoint import Checkpoint, build_network
@@ -22,29 +23,6 @@ from training.report import Subject, render_findings, render_report
 @pytest.fixture(scope="module")
 def dataset(shapes: Path) -> Dataset:
     return load_dataset(shapes / "val.json", shapes / "images")
-
-
-class Page(HTMLParser):
-    """What a page refers to, and its text."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.sources: list[str] = []
-        self.tags: list[str] = []
-        self.pieces: list[str] = []
-        self.feed(page)
-        self.text = re.sub(r"\s+", " ", " ".join(self.pieces))
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.sources += [value or "" for name, value in attrs if name in ("src", "href", "xlink:href", "srcset")]
-
-    def handle_data(self, data: str) -> None:
-        self.pieces.append(data)
-
-
-def perfect(dataset: Dataset) -> list[Detections]:
-    return [Detections(p.boxes_xyxy, np.full(len(p.labels), 0.9, np.float32), p.labels) for p in dataset.photos]
 
 
 def nothing(dataset: Dataset) -> list[Detections]:
