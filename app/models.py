@@ -121,7 +121,7 @@ class Models:
     def _put(self, path: Path, model: ServedModel) -> None:
         self._served[path] = model
         self._metrics.queue_depth.labels(model.name).set_function(lambda: model.batcher.queued)
-        self._metrics.in_flight.labels(model.name).set_function(lambda: model.batcher.admission.taken)
+        self._metrics.in_flight.labels(model.name).set_function(lambda: model.batcher.admission.in_flight)
         model.describe()
         self._metrics.ready.labels(model.name).set_function(lambda: model.is_ready)
 

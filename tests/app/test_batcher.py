@@ -44,7 +44,7 @@ async def running(
     yield batcher
     batcher.close()
     await task
-    assert (batcher.queued, batcher.admission.taken, batcher.running) == (0, 0, False)
+    assert (batcher.queued, batcher.admission.in_flight, batcher.running) == (0, 0, False)
 
 
 async def submit(batcher: Batcher[int, int], item: int, preparers: Executor | None = None) -> Served[int]:
@@ -282,7 +282,7 @@ async def test_batch_that_hangs_fails_alone() -> None:
         assert (batcher.failing, batcher.hanging) == (hangs == 3, hangs == 3)
     compute.gate.set()
     async with asyncio.timeout(30):
-        while batcher.hanging:  # the threads left behind end when the model answers after all
+        while batcher.hanging:  # the hung threads end when the model answers after all
             await asyncio.sleep(0.005)
     while batcher.failing:
         with contextlib.suppress(InferenceFailed):  # a busy machine may take 10 ms for it

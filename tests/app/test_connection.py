@@ -339,7 +339,7 @@ async def test_who_waits_to_be_heard_is_answered_at_a_stop(
     make_settings: Make, model_path: Path, monkeypatch: pytest.MonkeyPatch, has_room: bool
 ) -> None:
     monkeypatch.setattr("app.connections.door._MOST_HOLD_SECONDS", 3600)
-    monkeypatch.setattr(Admission, "note_pace", lambda self, _: setattr(self, "_seconds_per_item", 3600))
+    monkeypatch.setattr(Admission, "record_service_time", lambda self, _: setattr(self, "_seconds_per_item", 3600))
     post = b"POST /detect?timeout=3600 HTTP/1.1\r\nHost: x\r\n" + BODIES[0]
     detector = HeldDetector(model_path)
     async with contextlib.AsyncExitStack() as stack:
