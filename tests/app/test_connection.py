@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from app.admission import Admission
-from app.connections.connection import _ignore_offer
 from app.settings import Settings
 from model.detector import Detector
 from tests.app.client import Client
@@ -138,13 +137,6 @@ async def test_offer_to_upgrade_in_two_parts_is_refused(served: Listen) -> None:
         await wire.check_refused(400, "invalid-request")
 
 
-def test_body_is_no_offer_to_upgrade() -> None:
-    for data in (b"POST / HTTP/1.1\r\nHost: x\r\n\r\n\r\nUpgrade: x", b"GET / HTTP/1.1\r\nA: b\r\n Upgrade: c\r\n"):
-        part = bytearray(data)
-        _ignore_offer(memoryview(part))
-        assert part == data
-
-
 def pad(length: int) -> bytes:
     head = b"GET /health/live HTTP/1.1\r\nHost: x\r\nA: \r\n\r\n"
     return head.replace(b"A: ", b"A: " + b"b" * (length - len(head)))
@@ -256,7 +248,7 @@ async def test_garbled_chunk_ends_its_request(served: Listen) -> None:
 
 @contextlib.asynccontextmanager
 async def full(make_settings: Make, model_path: Path, **changes: float) -> AsyncIterator[tuple[Client, Wire]]:
-    """A server with one place, which is taken until the block ends; and a connection to it."""
+    """A server with a queue of one, which is full until the block ends; and a connection to it."""
     detector = HeldDetector(model_path)
     async with listen(make_settings(max_queue=1, **changes), detector) as client:
         await client.detect()
@@ -287,7 +279,7 @@ async def test_full_queue_refuses(make_settings: Make, model_path: Path, body: b
         assert (await wire.read_answer())[0] == 404
         wire.send(b"POST /detect?model=other&threshold=7 HTTP/1.1\r\nHost: x\r\n" + body)
         assert (await wire.read_answer())[0] == 422
-        await wire.check_alive()  # the bodies have come to nothing
+        await wire.check_alive()  # the bodies were discarded
         assert await client.sample("centernet_requests_total", route="/detect", status="503") == 2
         assert await client.sample("centernet_rejections_total", reason="overloaded") == 2
 
@@ -295,12 +287,12 @@ async def test_full_queue_refuses(make_settings: Make, model_path: Path, body: b
 @pytest.mark.parametrize(
     ("head", "status"),
     [
-        (b"", 503),  # at the door, where nobody looks into the request
-        (b"Origin: https://else.where\r\n", 422),  # a page's, to which the app itself answers, with what CORS asks for
+        (b"", 503),  # shed before the parameters are validated
+        (b"Origin: https://else.where\r\n", 422),  # a browser's: the app answers, with CORS headers
         (b"Connection: close\r\n", 422),
     ],
 )
-async def test_door_is_for_what_is_plain(make_settings: Make, model_path: Path, head: bytes, status: int) -> None:
+async def test_only_plain_requests_are_shed(make_settings: Make, model_path: Path, head: bytes, status: int) -> None:
     async with full(make_settings, model_path) as (_, wire):
         wire.send(b"POST /detect?threshold=7 HTTP/1.1\r\nHost: x\r\n" + head + BODIES[0])
         assert (await wire.read_answer())[0] == status
@@ -335,10 +327,10 @@ async def test_body_of_what_is_refused_may_come_in_parts(make_settings: Make, mo
 
 
 @pytest.mark.parametrize("has_room", [False, True])
-async def test_who_waits_to_be_heard_is_answered_at_a_stop(
+async def test_paused_client_is_answered_at_shutdown(
     make_settings: Make, model_path: Path, monkeypatch: pytest.MonkeyPatch, has_room: bool
 ) -> None:
-    monkeypatch.setattr("app.connections.door._MOST_HOLD_SECONDS", 3600)
+    monkeypatch.setattr("app.connections.load_shedding._MAX_PAUSE_SECONDS", 3600)
     monkeypatch.setattr(Admission, "record_service_time", lambda self, _: setattr(self, "_seconds_per_item", 3600))
     post = b"POST /detect?timeout=3600 HTTP/1.1\r\nHost: x\r\n" + BODIES[0]
     detector = HeldDetector(model_path)
@@ -351,7 +343,7 @@ async def test_who_waits_to_be_heard_is_answered_at_a_stop(
             await client.until("centernet_requests_in_flight", 1)
             second.send(post)
             assert (await second.read_answer())[0] == 503
-            second.send(post)  # nobody listens now
+            second.send(post)  # it is paused
             if has_room:
                 detector.gate.set()
                 assert (await first.read_answer())[0] == 200
