@@ -7,7 +7,7 @@ from typing import NoReturn
 import numpy as np
 import pytest
 
-from app.arrangement import arrange, batch_sizes
+from app.arrangement import batch_sizes, choose_arrangement
 from app.schemas import Arrangement
 from app.settings import Settings
 from model.canvas import Canvases
@@ -30,7 +30,7 @@ def choose(
         return images_per_second(trial.instances, trial.max_batch)
 
     settings = Settings.model_validate({"threads": 4, **set_by_hand})
-    found = arrange(detector, BLANK, settings, measure)
+    found = choose_arrangement(detector, BLANK, settings, measure)
     assert found.images_per_second == images_per_second(found.instances, found.max_batch)
     return found.instances, found.threads, found.max_batch
 
@@ -94,7 +94,7 @@ def test_no_time_is_lost_on_batches_that_cannot_pay(
         batch_seconds, image_seconds = {2: (0.001, 0.02), 1: alone}[trial.instances]  # of two gains too little
         return trial.instances * len(canvases) / (batch_seconds + image_seconds * len(canvases))
 
-    found = arrange(detector, BLANK, Settings(threads=2), measure)
+    found = choose_arrangement(detector, BLANK, Settings(threads=2), measure)
     assert (found.instances, found.max_batch) == (2, 1)
     assert measured == tried
 
@@ -110,13 +110,13 @@ def test_what_is_set_is_not_measured(detector: Detector) -> None:
     def measure(*_: object) -> NoReturn:
         raise AssertionError
 
-    found = arrange(detector, BLANK, Settings(threads=4, instances=2, max_batch=3), measure)
+    found = choose_arrangement(detector, BLANK, Settings(threads=4, instances=2, max_batch=3), measure)
     assert found == Arrangement(instances=2, threads=2, max_batch=3)
     assert detector.infer([np.zeros((64, 96, 3), np.uint8)] * 3, 2)
 
 
 def test_what_is_measured_can_be_run(detector: Detector) -> None:
-    found = arrange(detector, BLANK, Settings(threads=2))
+    found = choose_arrangement(detector, BLANK, Settings(threads=2))
     assert found.images_per_second and found.images_per_second > 0
     assert len(detector.infer([BLANK] * found.max_batch, found.threads if found.instances > 1 else None)) > 0
 
