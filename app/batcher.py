@@ -63,7 +63,7 @@ class _Entry(Generic[Item, Result]):
 class Batcher(Generic[Item, Result]):
     """Runs `compute` over batches of queued items, first in, first out.
 
-    `admission` bounds the queue, and the memory of what precedes it, to `max_queue` items; once it has retired and
+    `admission` admits at most `max_queue` items: those being prepared, queued and computed. Once it has retired and
     nothing is in progress, the batcher closes. Worker threads take batches themselves, and share a short queue, so that
     none idles while items wait. A batch holds only items of one `key`: that of the oldest item. Items of other keys
     keep their places in the queue, so that none starves.

@@ -79,7 +79,7 @@ class Models:
             self._signatures = {path: signature for path, signature in self._signatures.items() if path in paths}
             kept = [path for path in paths if path in self._served]
             if not kept:  # a server without a model would be of no use
-                logger.error("there is no model file left: what was loaded serves on")
+                logger.error("no model file is left: the loaded models keep serving")
                 return
             for path in removed:
                 self._retire(self._served.pop(path))
@@ -136,7 +136,7 @@ class Models:
             for metric in (metrics.queue_depth, metrics.in_flight, metrics.ready, metrics.model):
                 metric.remove(model.name)
         model.batcher.admission.retire()
-        logger.info("%s: taken away", model.name)
+        logger.info("%s: retired", model.name)
 
 
 def open_detector(path: Path, settings: Settings) -> Detector:

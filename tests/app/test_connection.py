@@ -102,7 +102,7 @@ async def test_slow_head_after_an_answer_is_ended(served: Listen, head: bytes) -
         await wire.check_refused(408, "slow-head")
 
 
-async def test_silent_clients_are_let_go(served: Listen) -> None:
+async def test_silent_clients_are_disconnected(served: Listen) -> None:
     async with served(header_timeout_seconds=0.05, idle_timeout_seconds=0.05) as client, connect(client) as mute:
         await mute.check_closed()
         async with connect(client) as idle:
@@ -111,7 +111,7 @@ async def test_silent_clients_are_let_go(served: Listen) -> None:
         assert await client.sample("centernet_rejections_total") == 0
 
 
-async def test_answer_may_take_longer_than_a_head(served: Listen, model_path: Path) -> None:
+async def test_response_may_take_longer_than_a_head(served: Listen, model_path: Path) -> None:
     async with served(header_timeout_seconds=0.001, body_timeout_seconds=0.1) as client, connect(client) as wire:
         wire.send(b"POST /detect HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n")
         answered, _, body = await wire.read_answer()
@@ -142,7 +142,7 @@ def pad(length: int) -> bytes:
     return head.replace(b"A: ", b"A: " + b"b" * (length - len(head)))
 
 
-async def test_head_has_a_longest_length(served: Listen) -> None:
+async def test_head_size_is_limited(served: Listen) -> None:
     async with served(max_header_bytes=1000) as client, connect(client) as wire:
         for _ in range(2):
             wire.send(pad(1000))
@@ -179,7 +179,7 @@ async def test_body_in_small_chunks_is_read(served: Listen) -> None:
 
 
 @pytest.mark.parametrize("later", [b"", b"x", b"x" * 1000])
-async def test_rest_of_a_body_is_not_awaited_for_ever(served: Listen, later: bytes) -> None:
+async def test_wait_for_the_rest_of_a_body_is_bounded(served: Listen, later: bytes) -> None:
     async with served(header_timeout_seconds=0.05, max_image_bytes=1000) as client, connect(client) as wire:
         wire.send(b"POST /detect HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n")
         assert (await wire.read_answer())[0] == 413
@@ -204,7 +204,7 @@ async def test_slow_reader_is_cut_off(served: Listen) -> None:
         assert (await client.detect()).status_code == 200
 
 
-async def test_answers_that_nobody_takes_are_bounded(served: Listen) -> None:
+async def test_unread_answers_are_bounded(served: Listen) -> None:
     limits = {"max_image_bytes": 1000, "max_request_bytes": 1000, "max_held_bytes": 1000}
     async with served(**limits) as client, connect(client) as wire:
         wire.writer.transport.pause_reading()  # type: ignore[attr-defined]
@@ -213,7 +213,7 @@ async def test_answers_that_nobody_takes_are_bounded(served: Listen) -> None:
         await client.until("centernet_connections", 1)
 
 
-async def test_requests_may_come_all_at_once(served: Listen) -> None:
+async def test_pipelined_requests_are_answered(served: Listen) -> None:
     async with served(max_header_bytes=100) as client, connect(client) as wire:
         wire.send(LIVE * 50)
         for _ in range(50):
@@ -236,7 +236,7 @@ async def test_head_is_answered_as_get_without_a_body(served: Listen) -> None:
             wire.send(b"HEAD %b HTTP/1.1\r\nHost: x\r\n\r\n" % path.encode() + LIVE)
             head = await wire.reader.readuntil(b"\r\n\r\n")
             assert b"content-length: " in head
-            assert (await wire.read_answer())[0] == 200  # to what was asked next
+            assert (await wire.read_answer())[0] == 200  # to the next request
 
 
 async def test_garbled_chunk_ends_its_request(served: Listen) -> None:
@@ -300,7 +300,7 @@ async def test_only_plain_requests_are_shed(make_settings: Make, model_path: Pat
             await wire.check_closed()
 
 
-async def test_what_is_refused_is_answered_in_turn(make_settings: Make, model_path: Path) -> None:
+async def test_shed_requests_are_answered_in_order(make_settings: Make, model_path: Path) -> None:
     def post(number: int) -> bytes:
         return b"POST /detect HTTP/1.1\r\nHost: x\r\nX-Request-ID: %d\r\n%b" % (number, BODIES[0])
 
@@ -315,7 +315,7 @@ async def test_what_is_refused_is_answered_in_turn(make_settings: Make, model_pa
         await wire.check_closed()
 
 
-async def test_body_of_what_is_refused_may_come_in_parts(make_settings: Make, model_path: Path) -> None:
+async def test_body_of_a_shed_request_may_come_in_parts(make_settings: Make, model_path: Path) -> None:
     head = b"POST /detect HTTP/1.1\r\nHost: x\r\nContent-Length: 300000\r\n\r\n"
     async with full(make_settings, model_path) as (_, wire):
         for _ in range(2):
@@ -359,7 +359,7 @@ async def test_paused_client_is_answered_at_shutdown(
         assert has_room or (await first.read_answer())[0] == 200
 
 
-async def test_refused_clients_may_hang_up(make_settings: Make, model_path: Path) -> None:
+async def test_paused_clients_may_disconnect(make_settings: Make, model_path: Path) -> None:
     async with full(make_settings, model_path) as (client, _):
         connections = await client.sample("centernet_connections")
         async with connect(client) as wire:
@@ -368,7 +368,7 @@ async def test_refused_clients_may_hang_up(make_settings: Make, model_path: Path
         await client.until("centernet_connections", connections)
 
 
-async def test_what_the_app_refuses_is_no_longer_counted_on(make_settings: Make, model_path: Path) -> None:
+async def test_request_refused_by_the_app_no_longer_counts_as_arriving(make_settings: Make, model_path: Path) -> None:
     detector = HeldDetector(model_path)
     async with listen(make_settings(max_queue=2), detector) as client, connect(client) as wire:
         await client.detect()
@@ -383,14 +383,14 @@ async def test_what_the_app_refuses_is_no_longer_counted_on(make_settings: Make,
         assert [response.status_code for response in await asyncio.gather(*held)] == [200, 200]
 
 
-async def test_body_of_what_is_refused_may_not_be_slow(make_settings: Make, model_path: Path) -> None:
+async def test_slow_body_of_a_shed_request_ends_the_connection(make_settings: Make, model_path: Path) -> None:
     async with full(make_settings, model_path, header_timeout_seconds=0.5) as (_, wire):
         wire.send(b"POST /detect HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n")
         assert (await wire.read_answer())[0] == 503
         await wire.check_closed()
 
 
-async def test_body_of_what_is_refused_ends_its_wait(make_settings: Make, model_path: Path) -> None:
+async def test_complete_body_of_a_shed_request_stops_the_timer(make_settings: Make, model_path: Path) -> None:
     async with full(make_settings, model_path, header_timeout_seconds=1) as (_, wire):
         wire.send(b"POST /detect HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n")
         assert (await wire.read_answer())[0] == 503
@@ -399,7 +399,7 @@ async def test_body_of_what_is_refused_ends_its_wait(make_settings: Make, model_
         await wire.check_alive()
 
 
-async def test_connections_have_a_most(served: Listen) -> None:
+async def test_connection_limit(served: Listen) -> None:
     async with served(max_connections=2) as client, contextlib.AsyncExitStack() as wires:
         first, second = [await wires.enter_async_context(connect(client)) for _ in range(2)]
         await first.check_alive()
