@@ -1,4 +1,4 @@
-"""Turns single requests into batches, without a timer: what arrived during one run is the next batch."""
+"""Dynamic batching without a timer: the items that arrive during one inference form the next batch."""
 
 import asyncio
 import collections
@@ -17,7 +17,7 @@ from app.admission import Admission, Arrival, Stopped
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-_MOST_FAILURES = 3  # batches in a row: fewer may be the fault of what is in them
+_FAILURE_THRESHOLD = 3  # batches in a row: fewer may be due to their inputs
 
 logger = logging.getLogger(__name__)
 
@@ -28,30 +28,30 @@ class InferenceFailed(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Served(Generic[Result]):
-    """A result, and when its item came into the queue and left it, by `time.perf_counter`."""
+    """A result, and when its item entered and left the queue, by `time.perf_counter`."""
 
     result: Result
     queued: float
-    taken: float
+    dequeued: float
 
     @property
     def queue_seconds(self) -> float:
-        """How long it waited for its batch."""
-        return self.taken - self.queued
+        """How long the item waited in the queue."""
+        return self.dequeued - self.queued
 
 
 @dataclasses.dataclass(frozen=True)
-class _Waiting(Generic[Item, Result]):
+class _Entry(Generic[Item, Result]):
     item: Item
     future: asyncio.Future[Served[Result]]
-    since: float
+    queued: float  # when, by `time.perf_counter`
 
     def resolve(self, result: Result, started: float) -> None:
         if not self.future.done():
-            self.future.set_result(Served(result, self.since, started))
+            self.future.set_result(Served(result, self.queued, started))
 
     def call_in_loop(self, callback: Callable[..., object], *arguments: object) -> None:
-        """Has the event loop that awaits the result call what must not be called in another thread."""
+        """Calls `callback` in the event loop that awaits the result; from any thread."""
         with contextlib.suppress(RuntimeError):  # the loop has been closed meanwhile
             self.future.get_loop().call_soon_threadsafe(callback, *arguments)
 
@@ -61,16 +61,17 @@ class _Waiting(Generic[Item, Result]):
 
 
 class Batcher(Generic[Item, Result]):
-    """Runs `compute` over what has queued, first come, first served.
+    """Runs `compute` over batches of queued items, first in, first out.
 
-    No thread waits while there is something to do: a short queue is split among those that are idle. Only items of one
-    `key` are computed together: the oldest and those like it, while the others keep their places, so that none starves.
-    `admission` lets at most `max_queue` in at a time, so that the queue is bounded, and with it the memory of what
-    happens before it; once it has retired and everybody has left, the batcher closes. `compute` is told whether its
-    item is the only one in hand, and returns a result for each, or the exception that awaits who submitted it; where
-    it raises, or takes longer than `timeout_seconds`, its whole batch fails, and no other. `on_drop` is called for each
-    item whose request ended in the queue. `prepare` is what an item goes through beforehand in threads of others, from
-    which it queues without another turn of the event loop; what it raises awaits who submitted the item.
+    `admission` admits at most `max_queue` items: those being prepared, queued and computed. Once it has retired and
+    nothing is in progress, the batcher closes. Worker threads take batches themselves, and share a short queue, so that
+    none idles while items wait. A batch holds only items of one `key`: that of the oldest item. Items of other keys
+    keep their places in the queue, so that none starves.
+
+    `compute` also gets whether its item is the only one in the batcher, and returns a result or an exception for each
+    item, which `admit`'s function then returns or raises. If `compute` raises, or takes longer than `timeout_seconds`,
+    its whole batch fails, and no other. `on_drop` is called for each item that was cancelled in the queue. `prepare`
+    runs in the caller's threads before an item is queued, without another turn of the event loop in between.
     """
 
     def __init__(
@@ -83,206 +84,207 @@ class Batcher(Generic[Item, Result]):
         prepare: Callable[[Item], Item] = lambda item: item,
     ) -> None:
         self._compute = compute
-        self._instances = self._max_batch = 1  # until `run` says
+        self._instances = self._max_batch = 1  # until `run` sets them
         self.admission = Admission(max_queue, self.close)
         self._timeout_seconds = timeout_seconds
         self._on_drop = on_drop
         self._key = key
         self._prepare = prepare
-        self._changed = threading.Condition()  # guards what follows: threads take from it by themselves, so that none
-        self._waiting: collections.deque[_Waiting[Item, Result]] = collections.deque()  # waits for a busy event loop
+        # guards the queue and the batches: workers take from it directly, so that none waits for a busy event loop
+        self._changed = threading.Condition()
+        self._queue: collections.deque[_Entry[Item, Result]] = collections.deque()
         self._computing: dict[threading.Thread, _Batch[Item, Result]] = {}
-        self._left_behind: set[threading.Thread] = set()  # those that hang, whose batches have failed already
-        self._handed_out = self._taken = 0  # batches
+        self._hung_threads: set[threading.Thread] = set()  # replaced; their batches have failed
+        self._batches_started = self._batches_finished = 0
         self._ended = asyncio.Event()
-        self._watch: asyncio.TimerHandle | None = None
+        self._watchdog: asyncio.TimerHandle | None = None
         self._failures = 0
         self.running = False
 
     @property
     def queued(self) -> int:
         """How many items wait for the next batch."""
-        return len(self._waiting)
+        return len(self._queue)
 
     @property
     def failing(self) -> bool:
-        """Whether the last batches failed, one after the other."""
-        return self._failures >= _MOST_FAILURES
+        """Whether `_FAILURE_THRESHOLD` or more batches have failed in a row."""
+        return self._failures >= _FAILURE_THRESHOLD
 
     @property
     def hanging(self) -> bool:
-        """Whether so many batches hang that it will not get better."""
-        return sum(thread.is_alive() for thread in self._left_behind) >= _MOST_FAILURES
+        """Whether so many threads hang that only a restart helps."""
+        return sum(thread.is_alive() for thread in self._hung_threads) >= _FAILURE_THRESHOLD
 
     @contextlib.contextmanager
     def admit(
-        self, places: int = 1, patience_seconds: float = math.inf, arrival: Arrival | None = None
+        self, slots: int = 1, timeout_seconds: float = math.inf, arrival: Arrival | None = None
     ) -> Iterator[Callable[[Item, Executor | None], Awaitable[Served[Result]]]]:
-        """Holds places and gives the way to use them; raises what `Admission.admit` raises.
+        """Holds slots during its block, and yields a function that submits items; raises what `Admission.admit` does.
 
-        It takes an item, and the threads that prepare it before it queues, or None where it queues as it is. Awaiting
-        it raises `InferenceFailed`, `Stopped` or what `prepare` does; cancelled while queued, the item is not computed.
+        The function takes an item and the executor that prepares it, or None to queue the item unprepared. Awaiting it
+        raises `InferenceFailed`, `Stopped` or what `prepare` raises. An item cancelled in the queue is not computed.
         """
-        with self.admission.admit(places, patience_seconds, arrival):
+        with self.admission.admit(slots, timeout_seconds, arrival):
             yield self._submit
 
     async def run(self, instances: int, max_batch: int) -> None:
-        """Computes in `instances` threads, up to `max_batch` items each, until `close`; finishes what has begun."""
+        """Computes in `instances` threads, up to `max_batch` items each, until `close`; finishes running batches."""
         self._instances, self._max_batch = instances, max_batch
         self.running = True
         try:
             for _ in range(self._instances):
-                self._start_thread()
+                self._start_worker()
             await self._ended.wait()
         finally:
             self.running = False
             self.close()
-            for batch in self._computing.values():  # only where this task was cancelled is there any
-                for waiting in batch.waiting:
-                    waiting.fail(Stopped("the server is stopping"))
+            for batch in self._computing.values():  # there are some only if this task was cancelled
+                for entry in batch.entries:
+                    entry.fail(Stopped("the server is stopping"))
 
     def close(self) -> None:
-        """Closes the admission, and fails what is queued with `Stopped`."""
+        """Closes the admission, and fails the queued items with `Stopped`."""
         with self._changed:
             self.admission.closed = True
-            stopped = list(self._waiting)
-            self._waiting.clear()
+            stopped = list(self._queue)
+            self._queue.clear()
             self._changed.notify_all()
-        for waiting in stopped:
-            waiting.fail(Stopped("the server is stopping"))
-        self._note_end()
+        for entry in stopped:
+            entry.fail(Stopped("the server is stopping"))
+        self._end_if_drained()
 
     async def _submit(self, item: Item, preparers: Executor | None) -> Served[Result]:
         self._check_open()
         loop = asyncio.get_running_loop()
-        waiting = _Waiting[Item, Result](item, loop.create_future(), time.perf_counter())
+        entry = _Entry[Item, Result](item, loop.create_future(), time.perf_counter())
         if preparers:
-            preparers.submit(self._prepare_and_queue, waiting)
+            preparers.submit(self._prepare_and_enqueue, entry)
         else:
-            self._queue(waiting)
-        if self._watch is None:
-            self._watch = loop.call_later(self._timeout_seconds, self._end_what_hangs)
-        return await waiting.future
+            self._enqueue(entry)
+        if self._watchdog is None:
+            self._watchdog = loop.call_later(self._timeout_seconds, self._fail_hung_batches)
+        return await entry.future
 
-    def _prepare_and_queue(self, waiting: _Waiting[Item, Result]) -> None:
-        if waiting.future.done():
+    def _prepare_and_enqueue(self, entry: _Entry[Item, Result]) -> None:
+        if entry.future.done():
             return
         try:
             self._check_open()
-            item = self._prepare(waiting.item)
-            self._queue(dataclasses.replace(waiting, item=item, since=time.perf_counter()))
+            item = self._prepare(entry.item)
+            self._enqueue(dataclasses.replace(entry, item=item, queued=time.perf_counter()))
         except Exception as error:
-            waiting.call_in_loop(waiting.fail, error)
+            entry.call_in_loop(entry.fail, error)
 
-    def _queue(self, waiting: _Waiting[Item, Result]) -> None:
+    def _enqueue(self, entry: _Entry[Item, Result]) -> None:
         with self._changed:
             self._check_open()
-            self._waiting.append(waiting)
+            self._queue.append(entry)
             self._changed.notify()
 
     def _check_open(self) -> None:
         if self.admission.closed:
             raise Stopped("the server is stopping")
 
-    def _start_thread(self) -> None:
-        # as a daemon: one that hangs does not keep the process
-        threading.Thread(target=self._work, name="inference", daemon=True).start()
+    def _start_worker(self) -> None:
+        # a daemon, so that a hung one does not keep the process alive
+        threading.Thread(target=self._run_worker, name="inference", daemon=True).start()
 
-    def _work(self) -> None:
-        """What a thread does: takes a batch, computes it and has the event loop hand it out, until there is no more."""
+    def _run_worker(self) -> None:
+        """Takes and computes batches, and delivers them in the event loop, until the batcher is closed."""
         thread = threading.current_thread()
-        while batch := self._take(thread):
+        while batch := self._take_batch(thread):
             outcome: Sequence[Result | Exception] | Exception
             try:
-                outcome = self._compute([waiting.item for waiting in batch.waiting], batch.is_alone)
+                outcome = self._compute([entry.item for entry in batch.entries], batch.is_alone)
             except Exception as error:
                 outcome = error
             with self._changed:
-                if self._computing.pop(thread, None) is None:  # it took too long, and was replaced
+                if self._computing.pop(thread, None) is None:  # it timed out, and this thread was replaced
                     return
-            batch.waiting[0].call_in_loop(self._hand_out, batch, outcome, time.perf_counter())
+            batch.entries[0].call_in_loop(self._deliver, batch, outcome, time.perf_counter())
             del batch, outcome
 
-    def _take(self, thread: threading.Thread) -> "_Batch[Item, Result] | None":
-        """Waits for items and takes this thread's share of them; None when it is time to end."""
+    def _take_batch(self, thread: threading.Thread) -> "_Batch[Item, Result] | None":
+        """Waits for items and takes this thread's share of them; None once the batcher is closed."""
         with self._changed:
             while True:
-                while not self._waiting and not self.admission.closed:
+                while not self._queue and not self.admission.closed:
                     self._changed.wait()
                 if self.admission.closed:
                     return None
                 idle = self._instances - len(self._computing)
-                share = min(self._max_batch, math.ceil(len(self._waiting) / idle))
-                batch: list[_Waiting[Item, Result]] = []
-                others: list[_Waiting[Item, Result]] = []
-                while self._waiting and len(batch) < share:
-                    waiting = self._waiting.popleft()
-                    if waiting.future.done():  # its client has gone, or its time is up
+                share = min(self._max_batch, math.ceil(len(self._queue) / idle))
+                entries: list[_Entry[Item, Result]] = []
+                others: list[_Entry[Item, Result]] = []
+                while self._queue and len(entries) < share:
+                    entry = self._queue.popleft()
+                    if entry.future.done():  # its client disconnected, or its deadline passed
                         self._on_drop()
-                    elif not batch or self._key(waiting.item) == self._key(batch[0].item):
-                        batch.append(waiting)
+                    elif not entries or self._key(entry.item) == self._key(entries[0].item):
+                        entries.append(entry)
                     else:
-                        others.append(waiting)
-                self._waiting.extendleft(reversed(others))
-                if batch:
-                    is_alone = len(batch) == 1 and not self._waiting and not self._computing
-                    self._taken += 1
-                    taken = self._computing[thread] = _Batch(batch, is_alone, time.perf_counter())
-                    return taken
+                        others.append(entry)
+                self._queue.extendleft(reversed(others))
+                if entries:
+                    is_alone = len(entries) == 1 and not self._queue and not self._computing
+                    self._batches_started += 1
+                    batch = self._computing[thread] = _Batch(entries, is_alone, time.perf_counter())
+                    return batch
 
-    def _hand_out(
+    def _deliver(
         self, batch: "_Batch[Item, Result]", outcome: Sequence[Result | Exception] | Exception, ended: float
     ) -> None:
-        """Gives everybody what was computed, in the event loop."""
-        self._handed_out += 1
-        if not isinstance(outcome, Exception) and len(outcome) != len(batch.waiting):
-            outcome = ValueError(f"{len(outcome)} results for {len(batch.waiting)} items")
+        """Resolves the futures of a computed batch; runs in the event loop."""
+        self._batches_finished += 1
+        if not isinstance(outcome, Exception) and len(outcome) != len(batch.entries):
+            outcome = ValueError(f"{len(outcome)} results for {len(batch.entries)} items")
         if isinstance(outcome, Exception):
             self._fail_batch(batch, outcome, "the model could not compute this image")
         else:
-            for waiting, result in zip(batch.waiting, outcome, strict=True):
+            for entry, result in zip(batch.entries, outcome, strict=True):
                 if isinstance(result, Exception):
-                    waiting.fail(result)
+                    entry.fail(result)
                 else:
-                    waiting.resolve(result, batch.started)
-            self.admission.note_pace((ended - batch.started) / len(outcome) / self._instances)
+                    entry.resolve(result, batch.started)
+            self.admission.record_service_time((ended - batch.started) / len(outcome) / self._instances)
             self._failures = 0
-        self._note_end()
+        self._end_if_drained()
 
     def _fail_batch(self, batch: "_Batch[Item, Result]", error: Exception, message: str) -> None:
         self._failures += 1
-        logger.error("a batch of %d failed: %s", len(batch.waiting), message, exc_info=error)
-        for waiting in batch.waiting:
+        logger.error("a batch of %d failed: %s", len(batch.entries), message, exc_info=error)
+        for entry in batch.entries:
             failure = InferenceFailed(message)
             failure.__cause__ = error
-            waiting.fail(failure)
+            entry.fail(failure)
 
-    def _end_what_hangs(self) -> None:
-        """Fails what takes too long and puts another thread in its place; looks again while anything is in hand."""
+    def _fail_hung_batches(self) -> None:
+        """Fails batches that exceed the timeout and replaces their threads; runs again while items are in flight."""
         due = time.perf_counter() - self._timeout_seconds
         with self._changed:
             hanging = {thread: batch for thread, batch in self._computing.items() if batch.started <= due}
             for thread in hanging:
                 del self._computing[thread]
-            begun = [batch.started for batch in self._computing.values()]
-        self._left_behind = {thread for thread in self._left_behind if thread.is_alive()} | hanging.keys()
+            started = [batch.started for batch in self._computing.values()]
+        self._hung_threads = {thread for thread in self._hung_threads if thread.is_alive()} | hanging.keys()
         for batch in hanging.values():
-            self._handed_out += 1
+            self._batches_finished += 1
             self._fail_batch(batch, TimeoutError(), f"the model took longer than {self._timeout_seconds:g} s")
-            self._start_thread()
-        oldest = min(begun, default=due + self._timeout_seconds)
-        self._watch = None
-        if self.admission.taken or begun:
-            self._watch = asyncio.get_running_loop().call_later(oldest - due, self._end_what_hangs)
-        self._note_end()
+            self._start_worker()
+        oldest = min(started, default=due + self._timeout_seconds)
+        self._watchdog = None
+        if self.admission.in_flight or started:
+            self._watchdog = asyncio.get_running_loop().call_later(oldest - due, self._fail_hung_batches)
+        self._end_if_drained()
 
-    def _note_end(self) -> None:
-        if self.admission.closed and self._handed_out == self._taken:
+    def _end_if_drained(self) -> None:
+        if self.admission.closed and self._batches_finished == self._batches_started:
             self._ended.set()
 
 
 @dataclasses.dataclass(frozen=True)
 class _Batch(Generic[Item, Result]):
-    waiting: list[_Waiting[Item, Result]]
-    is_alone: bool  # whether nothing else is in hand
+    entries: list[_Entry[Item, Result]]
+    is_alone: bool  # one item, and no other is queued or being computed
     started: float

@@ -1,4 +1,4 @@
-"""Ends the work for a request whose time is up."""
+"""Request deadlines."""
 
 import contextlib
 from collections.abc import Callable, Coroutine
@@ -13,16 +13,16 @@ TIMEOUT_HEADER = "X-Request-Timeout"
 
 
 class DeadlineExceeded(Exception):
-    """The request's time was up before its answer was there."""
+    """The request's deadline passed before its response was ready."""
 
 
 def answered_within(seconds: float) -> contextlib.AbstractContextManager[None]:
-    """Cancels its block after that time and raises `DeadlineExceeded`; what is queued of it is not computed."""
+    """Cancels its block after `seconds` and raises `DeadlineExceeded`; its queued items are not computed."""
     return cancelled_after(seconds, DeadlineExceeded(f"the answer was not there within {seconds:g} s"))
 
 
 def build_timeout_reader(default_seconds: float) -> Callable[..., Coroutine[None, None, float]]:
-    """Returns the dependency that reads a request's time-out in seconds."""
+    """Returns a FastAPI dependency that reads a request's timeout in seconds."""
 
     async def read_timeout(
         in_query: Annotated[

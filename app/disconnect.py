@@ -1,4 +1,4 @@
-"""Ends the work for a client that has gone."""
+"""Cancels the work for a client that has disconnected."""
 
 import asyncio
 import contextlib
@@ -9,22 +9,22 @@ from starlette.requests import ClientDisconnect
 
 from app.interruption import cancelled_by
 
-HUNG_UP = "hung_up"  # in a request's state, where its connection tells: a future
+DISCONNECTED = "disconnected"  # key in a request's state: a future that its connection resolves
 
 
 @contextlib.contextmanager
 def cancelled_on_disconnect(request: Request) -> Iterator[None]:
-    """Cancels its block when the client hangs up, and raises `ClientDisconnect`; the body must have been read."""
-    told: asyncio.Future[None] | None = getattr(request.state, HUNG_UP, None)
-    watched = told or asyncio.create_task(_watch(request))
+    """Cancels its block when the client disconnects, and raises `ClientDisconnect`; the body must have been read."""
+    future: asyncio.Future[None] | None = getattr(request.state, DISCONNECTED, None)
+    disconnected = future or asyncio.create_task(_wait_for_disconnect(request))
     try:
-        with cancelled_by(watched, ClientDisconnect()):
+        with cancelled_by(disconnected, ClientDisconnect()):
             yield
     finally:
-        if not told:
-            watched.cancel()
+        if not future:
+            disconnected.cancel()
 
 
-async def _watch(request: Request) -> None:
+async def _wait_for_disconnect(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass

@@ -18,8 +18,8 @@ from app.accept import NotAcceptable
 from app.admission import Overloaded, Stopped
 from app.batcher import InferenceFailed
 from app.body import BodyTooLarge, EmptyBody, InvalidJson, SlowBody, UnknownEncoding
-from app.connections.connection import HeadTooLarge, InvalidRequest, SlowHead, TooManyConnections
-from app.connections.untaken import SlowReader
+from app.connections.exceptions import HeadTooLarge, InvalidRequest, SlowHead, TooManyConnections
+from app.connections.write_backlog import SlowReader
 from app.deadline import DeadlineExceeded
 from app.form import InvalidForm
 from app.keys import Unauthorized

@@ -1,4 +1,4 @@
-"""The models that are served: loaded, swapped and taken away while requests run."""
+"""The served models: loaded, replaced and removed while requests run."""
 
 import asyncio
 import logging
@@ -16,13 +16,13 @@ logger = logging.getLogger(__name__)
 
 
 class UnknownModel(Exception):
-    """A model was asked for by a name that is not served; the message lists those that are."""
+    """No model of the requested name is served; the message lists the names of those that are."""
 
 
 class Models:
-    """What is served, by file; the first is the one that a request without a name gets.
+    """The served models by file; a request that names none gets the first.
 
-    Raises `InvalidModel` where two files hold models of one name.
+    Raises `InvalidModel` if two files hold models of the same name.
     """
 
     def __init__(self, detectors: Sequence[Detector], settings: Settings, metrics: Metrics) -> None:
@@ -32,12 +32,12 @@ class Models:
         self._signatures: dict[Path, tuple[int, ...]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._reloading = asyncio.Lock()
-        self.faults: dict[Path, str] = {}  # files that could not be loaded, and why
+        self.faults: dict[Path, str] = {}  # by file, why it could not be loaded
         metrics.refused.set_function(lambda: len(self.faults))
         for detector in detectors:
             self._check_name(detector)
-            self._put(detector.path, ServedModel(detector, settings, metrics))
-            self._signatures[detector.path] = _sign(detector.path)
+            self._add(detector.path, ServedModel(detector, settings, metrics))
+            self._signatures[detector.path] = _read_signature(detector.path)
 
     def __iter__(self) -> Iterator[ServedModel]:
         return iter(self._served.values())
@@ -50,12 +50,12 @@ class Models:
         raise UnknownModel(f"there is no model {name!r}; there is {', '.join(repr(model.name) for model in self)}")
 
     def start(self) -> None:
-        """Begins to warm up and serve, in the background."""
+        """Starts to warm up and serve, in the background."""
         for model in self:
             self._start(model)
 
     async def stop(self, timeout_seconds: float) -> None:
-        """Ends what is queued and waits for what is computed, but no longer than so for what hangs."""
+        """Fails queued items and waits for running batches, at most `timeout_seconds`."""
         for model in self:
             model.batcher.close()
         if self._tasks:
@@ -65,32 +65,32 @@ class Models:
             await asyncio.gather(*hanging, return_exceptions=True)
 
     async def reload(self) -> None:
-        """Serves what the files now hold; what has not changed goes on, and what cannot be loaded changes nothing.
+        """Loads new and changed files, and retires models whose files are gone; a faulty file changes nothing.
 
-        A changed file's old model serves until the new one is warm, and finishes what it was given.
+        A changed file's old model serves until the new one is warm, and finishes the requests it has.
         """
         async with self._reloading:
             paths = self._settings.find_models()
-            gone = [path for path in self._served if path not in paths]
+            removed = [path for path in self._served if path not in paths]
             for path in paths:
-                if _sign(path) != self._signatures.get(path) or path in self.faults:
-                    await self._load(path, gone)
+                if _read_signature(path) != self._signatures.get(path) or path in self.faults:
+                    await self._load(path, removed)
             self.faults = {path: reason for path, reason in self.faults.items() if path in paths}
-            self._signatures = {path: sign for path, sign in self._signatures.items() if path in paths}
+            self._signatures = {path: signature for path, signature in self._signatures.items() if path in paths}
             kept = [path for path in paths if path in self._served]
-            if not kept:  # a server without a model is of no use to anybody
-                logger.error("there is no model file left: what was loaded serves on")
+            if not kept:  # a server without a model would be of no use
+                logger.error("no model file is left: the loaded models keep serving")
                 return
-            for path in gone:
+            for path in removed:
                 self._retire(self._served.pop(path))
             self._served = {path: self._served[path] for path in kept}
 
-    async def _load(self, path: Path, gone: Sequence[Path]) -> None:
-        signature = _sign(path)
+    async def _load(self, path: Path, removed: Sequence[Path]) -> None:
+        signature = _read_signature(path)
 
         def open_and_warm_up() -> ServedModel:
             detector = open_detector(path, self._settings)
-            self._check_name(detector, gone)
+            self._check_name(detector, removed)
             model = ServedModel(detector, self._settings, self._metrics)
             model.warm_up()
             return model
@@ -105,23 +105,23 @@ class Models:
         finally:
             self._signatures[path] = signature
         self.faults.pop(path, None)
-        former = self._served.get(path)
-        self._put(path, model)  # in its place: the first stays the first
+        previous = self._served.get(path)
+        self._add(path, model)  # keeps its position: the first stays the first
         self._start(model)
-        if former:
-            self._retire(former)
+        if previous:
+            self._retire(previous)
         logger.info("%s: loaded from %s", model.name, path)
 
-    def _check_name(self, detector: Detector, gone: Sequence[Path] = ()) -> None:
+    def _check_name(self, detector: Detector, removed: Sequence[Path] = ()) -> None:
         name = detector.metadata.name
         for path, model in self._served.items():
-            if model.name == name and path != detector.path and path not in gone:
+            if model.name == name and path != detector.path and path not in removed:
                 raise InvalidModel(f"{detector.path}: it is named {name!r}, as {path} is: export it under another name")
 
-    def _put(self, path: Path, model: ServedModel) -> None:
+    def _add(self, path: Path, model: ServedModel) -> None:
         self._served[path] = model
         self._metrics.queue_depth.labels(model.name).set_function(lambda: model.batcher.queued)
-        self._metrics.in_flight.labels(model.name).set_function(lambda: model.batcher.admission.taken)
+        self._metrics.in_flight.labels(model.name).set_function(lambda: model.batcher.admission.in_flight)
         model.describe()
         self._metrics.ready.labels(model.name).set_function(lambda: model.is_ready)
 
@@ -136,16 +136,16 @@ class Models:
             for metric in (metrics.queue_depth, metrics.in_flight, metrics.ready, metrics.model):
                 metric.remove(model.name)
         model.batcher.admission.retire()
-        logger.info("%s: taken away", model.name)
+        logger.info("%s: retired", model.name)
 
 
 def open_detector(path: Path, settings: Settings) -> Detector:
-    """Opens a model as it is set; raises what `Detector` raises."""
+    """Opens a model with the settings' provider and threads; raises what `Detector` raises."""
     return Detector(path, settings.provider, settings.threads, settings.gpu)
 
 
-def _sign(path: Path) -> tuple[int, ...]:
-    """What changes when a file is written or replaced."""
+def _read_signature(path: Path) -> tuple[int, ...]:
+    """Returns values that change when the file is written or replaced; empty if it cannot be read."""
     try:
         state = path.stat()
     except OSError:

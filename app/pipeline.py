@@ -117,7 +117,7 @@ async def find_objects(service: Service, model: ServedModel, submit: Submit, pic
     detections = move_to_photo(wanted.select(computed.detections), canvas.letterbox)
 
     service.stages.note(model.name, "decode", decode_started, decode_ended)
-    service.stages.note(model.name, "queue", served.queued, served.taken)
+    service.stages.note(model.name, "queue", served.queued, served.dequeued)
     service.stages.note(model.name, "inference", computed.started, computed.ended)
     for index, count in collections.Counter(detections.labels.tolist()).items():
         service.metrics.detections.labels(model.name, detector.metadata.labels[index]).inc(count)

@@ -1,4 +1,4 @@
-"""How often one client may come."""
+"""Rate limiting per client."""
 
 import functools
 import ipaddress
@@ -6,11 +6,11 @@ import math
 
 from aiolimiter import AsyncLimiter
 
-_REMEMBERED = 10_000  # clients, each some 400 bytes; beyond, who has been away the longest starts anew
+_MAX_CLIENTS = 10_000  # least recently seen ones are forgotten; each takes some 400 bytes
 
 
 class RateLimited(Exception):
-    """The client came too often; `retry_after_seconds` is when to come again."""
+    """The client sent too many requests; `retry_after_seconds` is when it should try again."""
 
     def __init__(self, per_minute: int) -> None:
         self.retry_after_seconds = math.ceil(60 / per_minute)
@@ -18,25 +18,25 @@ class RateLimited(Exception):
 
 
 class RateLimit:
-    """Lets each client in so many times a minute: at first at once, then as a leaky bucket empties."""
+    """A leaky bucket per client: a burst of up to `per_minute` requests, then one every 60 / `per_minute` seconds."""
 
     def __init__(self, per_minute: int) -> None:
         self._per_minute = per_minute
-        self._find = functools.lru_cache(_REMEMBERED)(lambda client: AsyncLimiter(per_minute))
+        self._get_limiter = functools.lru_cache(_MAX_CLIENTS)(lambda client: AsyncLimiter(per_minute))
 
     async def count(self, client: object) -> None:
         """Counts one request of a client; raises `RateLimited`."""
-        limiter = self._find(client)
+        limiter = self._get_limiter(client)
         if not limiter.has_capacity():
             raise RateLimited(self._per_minute)
-        await limiter.acquire()  # at once
+        await limiter.acquire()  # does not wait: there is capacity
 
 
 def find_network(host: str) -> str:
-    """Returns who is behind an address: itself, but for IPv6 its first 64 bits, which are one customer's."""
+    """Returns the client behind an address: the address itself, for IPv6 its /64 network, which one customer has."""
     try:
         address = ipaddress.ip_address(host)
-    except ValueError:  # no address, where the server is reached by other means
+    except ValueError:  # not an IP address, as over a Unix socket
         return host
     if isinstance(address, ipaddress.IPv4Address):
         return host

@@ -1,4 +1,4 @@
-"""A model that is served: warmed up, and computing what has queued for it."""
+"""A served model: its warm-up, its batches, its readiness."""
 
 import asyncio
 import collections
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app import __version__
-from app.arrangement import arrange, batch_sizes
+from app.arrangement import batch_sizes, choose_arrangement
 from app.batcher import Batcher, InferenceFailed
 from app.metrics import Metrics
 from app.schemas import Arrangement
@@ -25,11 +25,11 @@ Picture = bytes | NDArray[np.uint8]  # an image file, or RGB pixels (h, w, 3)
 
 
 class NotReady(Exception):
-    """A model is being warmed up, or cannot be run."""
+    """A model is still warming up, or has stopped working."""
 
 
 class Prepared(NamedTuple):
-    """A picture ready for the model, and when it was made so, by `time.perf_counter`."""
+    """An image as input for the model; the start and end of its preparation, by `time.perf_counter`."""
 
     canvas: Canvas
     started: float
@@ -37,7 +37,7 @@ class Prepared(NamedTuple):
 
 
 class Computed(NamedTuple):
-    """What the model found in a picture, in input pixels, and when it did, by `time.perf_counter`."""
+    """The detections in an image, in input pixels; the start and end of the inference, by `time.perf_counter`."""
 
     detections: Detections
     prepared: Prepared
@@ -46,18 +46,18 @@ class Computed(NamedTuple):
 
 
 class ServedModel:
-    """One model and the queue in front of it.
+    """One model and its batcher.
 
-    Pictures are prepared before they queue where that fills a GPU's batches, or keeps CPUs busy. Where every CPU
-    computes by itself, its thread prepares what it computes, which spares a picture the way from thread to thread.
+    Images are prepared (decoded, letterboxed) before they are queued if that fills a GPU's batches or keeps CPUs busy.
+    If each inference uses a single thread, this thread also prepares its images, which saves the change of threads.
     """
 
     def __init__(self, detector: Detector, settings: Settings, metrics: Metrics) -> None:
         self.detector = detector
         self.name = detector.metadata.name
-        self.threshold = settings.find_threshold(detector.metadata)  # where a request does not say
+        self.threshold = settings.find_threshold(detector.metadata)  # unless a request sets it
         self.prepares_first = detector.provider != "cpu"
-        self.arrangement: Arrangement | None = None  # until it is warm
+        self.arrangement: Arrangement | None = None  # None before the warm-up
         self._settings = settings
         self._metrics = metrics
         self._blank = np.zeros((*detector.shapes[-1], 3), np.uint8)
@@ -67,16 +67,16 @@ class ServedModel:
             settings.max_queue,
             settings.inference_timeout_seconds,
             metrics.abandoned.labels(self.name).inc,
-            key=_find_shape,
+            key=_get_batch_key,
             prepare=self.prepare,
         )
 
     def warm_up(self) -> None:
-        """Arranges how it is run, and computes each batch size that a GPU prepares for; once."""
+        """Chooses the arrangement and runs each batch size that a GPU prepares for; does nothing once it is warm."""
         if self.arrangement:
             return
         started = time.perf_counter()
-        arrangement = arrange(self.detector, self._blank, self._settings)
+        arrangement = choose_arrangement(self.detector, self._blank, self._settings)
         is_on_gpu = self.detector.provider != "cpu"
         for size in batch_sizes(arrangement.max_batch) if is_on_gpu else [1]:
             self.detector.infer([self._blank] * size)
@@ -86,18 +86,18 @@ class ServedModel:
         logger.info("%s: warmed up in %.1f s: %s", self.name, time.perf_counter() - started, arrangement)
 
     def describe(self) -> None:
-        """Tells the metrics what is served, and how."""
-        arranged = self.arrangement.model_dump(exclude={"images_per_second"}) if self.arrangement else {}
+        """Publishes the model and its arrangement as the metric `centernet_model`."""
+        arrangement = self.arrangement.model_dump(exclude={"images_per_second"}) if self.arrangement else {}
         facts = {
             "provider": self.detector.provider,
             "precision": self.detector.metadata.precision,
             "version": __version__,
-            **{name: str(value) for name, value in arranged.items()},
+            **{name: str(value) for name, value in arrangement.items()},
         }
         self._metrics.model.labels(self.name).info(facts)
 
     def prepare(self, picture: Picture | Prepared) -> Prepared:
-        """Decodes and letterboxes what is not yet so; raises what `Detector.prepare` raises."""
+        """Decodes and letterboxes a picture, unless it is prepared; raises what `Detector.prepare` raises."""
         if isinstance(picture, Prepared):
             return picture
         started = time.perf_counter()
@@ -105,7 +105,7 @@ class ServedModel:
         return Prepared(canvas, started, time.perf_counter())
 
     async def run(self) -> None:
-        """Warms the model up, then serves what has queued and what comes, until the batcher is closed."""
+        """Warms the model up, then runs the batcher until it is closed."""
         try:
             await asyncio.to_thread(self.warm_up)
             assert self.arrangement is not None
@@ -117,18 +117,18 @@ class ServedModel:
 
     @property
     def is_ready(self) -> bool:
-        """Whether what is sent is computed, as far as the last batches tell."""
+        """Whether the batcher runs and its latest batches did not all fail."""
         return self.batcher.running and not self.batcher.failing
 
     def check_live(self) -> None:
-        """Raises `NotReady` where inference has ended, or hangs again and again."""
+        """Raises `NotReady` if inference has ended, or hangs repeatedly."""
         if self.batcher.admission.closed:
             raise NotReady(f"{self.name}: inference has ended; the server's log says why")
         if self.batcher.hanging:
             raise NotReady(f"{self.name}: inference hangs; restart the server")
 
     async def check_ready(self) -> None:
-        """Raises `NotReady` where nothing is computed yet, or any more; tries again after repeated failures."""
+        """Raises `NotReady` if the batcher does not run; after repeated failures, tries an inference first."""
         if not self.batcher.running:
             raise NotReady(f"{self.name} is being warmed up, or has ended")
         if self.batcher.failing:
@@ -151,7 +151,7 @@ class ServedModel:
     def _try_to_prepare(self, picture: Picture | Prepared) -> Prepared | Exception:
         try:
             return self.prepare(picture)
-        except Exception as error:  # the picture's own, which is none of the rest of the batch's business
+        except Exception as error:  # fails this picture alone, and not its batch
             return error
 
     def _infer(self, canvases: Canvases, is_alone: bool) -> Sequence[Detections]:
@@ -163,6 +163,6 @@ class ServedModel:
         return self.detector.infer(canvases, None if is_alone else self.arrangement.session_threads)
 
 
-def _find_shape(item: Picture | Prepared) -> tuple[int, ...] | None:
-    """What is computed in one batch; None where only the thread that computes it will know."""
+def _get_batch_key(item: Picture | Prepared) -> tuple[int, ...] | None:
+    """Returns the shape that a batch's items share; None if the worker thread prepares the item."""
     return item.canvas.pixels.shape if isinstance(item, Prepared) else None

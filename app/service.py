@@ -48,14 +48,14 @@ class Service:
         """Announces a picture to the model that a request is for; None where there is none. Raises `Overloaded`."""
         try:
             parameters = self.read_parameters(query, Headers(raw=[*headers]))
-            name, patience_seconds = parameters.model, parameters.timeout
+            name, timeout_seconds = parameters.model, parameters.timeout
         except RequestValidationError:  # what is wrong is for the app to say, where there is a place
-            name, patience_seconds = QueryParams(query).get("model"), self.settings.timeout_seconds
+            name, timeout_seconds = QueryParams(query).get("model"), self.settings.timeout_seconds
         try:
             model = self.models.get(name)
         except UnknownModel:
             return None
-        return model.batcher.admission.announce(patience_seconds)
+        return model.batcher.admission.announce(timeout_seconds)
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:

@@ -1,4 +1,4 @@
-"""The parts of a detection: seconds for Prometheus, and spans where a tracer is given."""
+"""Durations of a detection's stages: as Prometheus metrics, and as spans if there is a tracer."""
 
 import time
 from typing import TYPE_CHECKING
@@ -6,18 +6,18 @@ from typing import TYPE_CHECKING
 from app.metrics import Metrics
 
 if TYPE_CHECKING:
-    from opentelemetry.trace import Tracer  # an extra
+    from opentelemetry.trace import Tracer  # an optional dependency
 
 
 class Stages:
-    """Notes what each stage of a request took: read (the body), decode, queue, inference, encode."""
+    """Records how long each stage of a request took: read (the body), decode, queue, inference, encode."""
 
     def __init__(self, metrics: Metrics, tracer: "Tracer | None" = None) -> None:
         self._seconds = metrics.stage_seconds
         self._tracer = tracer
 
     def note(self, model: str, stage: str, started: float, ended: float) -> None:
-        """Notes one stage; the times are those of `time.perf_counter`."""
+        """Records one stage; `started` and `ended` are times of `time.perf_counter`."""
         self._seconds.labels(model, stage).observe(ended - started)
         if self._tracer:
             since_epoch = time.time() - time.perf_counter()

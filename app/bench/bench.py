@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 from pydantic import BaseModel
 
-from app.arrangement import arrange
+from app.arrangement import choose_arrangement
 from app.bench.load import Seen, build_request, keep_busy
 from app.bench.local_server import NotServing, read_samples, serving
 from app.bench.operators import describe_operators, measure_operators
@@ -103,7 +103,7 @@ def run(
     detector = open_detector(settings.find_models()[0], settings)
     metadata = detector.metadata
     blank = np.zeros((*detector.shapes[-1], 3), np.uint8)
-    arrangement = arrange(detector, blank, settings)
+    arrangement = choose_arrangement(detector, blank, settings)
     try:
         parts = measure_parts(detector, list(photos.values()), settings)
         square_ratio = measure_squares(detector, list(photos.values()), settings)

@@ -1,1 +1,1 @@
-"""The connections that clients hold, and the refusals that come before any route."""
+"""Client connections: limits on slow, greedy and too many clients, and load shedding ahead of the app."""

@@ -1,8 +1,7 @@
-"""A client's connection: uvicorn's, with bounds on what slow clients, and many of them, can hold."""
+"""A client's connection: uvicorn's HTTP protocol, with limits on slow and greedy clients, and with load shedding."""
 
 import asyncio
 import logging
-import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,43 +9,26 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from app.admission import Arrival, Overloaded
 from app.connections.client_socket import ClientSocket
-from app.connections.door import Door, PlainHead, read_plain_head
-from app.connections.untaken import SlowReader, UntakenAnswers
-from app.disconnect import HUNG_UP
+from app.connections.exceptions import HeadTooLarge, InvalidRequest, SlowHead, TooManyConnections
+from app.connections.load_shedding import LoadShedder
+from app.connections.request_head import PlainHead, mask_upgrade, read_plain_head
+from app.connections.write_backlog import SlowReader, WriteBacklog
+from app.disconnect import DISCONNECTED
 from app.metrics import Metrics
 from app.request_id import RAW_HEADER, identified
 from app.settings import Settings
 
 _CLOSE = ((b"connection", b"close"),)
-_UPGRADE = re.compile(rb"\r\n([Uu][Pp][Gg][Rr][Aa][Dd][Ee])[ \t]*:")
-_HEAD_END = re.compile(rb"\r\n\r\n")
-_HEAD_BYTES = 4 * 1024  # of most heads; longer ones take more than one read
+_HEAD_BYTES = 4 * 1024  # enough for most heads; longer ones take more than one read
 
 logger = logging.getLogger(__name__)
 
 
-class InvalidRequest(Exception):
-    """What the client sends is no HTTP."""
+class BufferedAdapter(asyncio.BufferedProtocol):
+    """Passes a transport's calls on to a `Connection`.
 
-
-class HeadTooLarge(Exception):
-    """A request's line and headers have more bytes than allowed."""
-
-
-class SlowHead(Exception):
-    """A request's line and headers took too long to arrive."""
-
-
-class TooManyConnections(Exception):
-    """All connections are taken; `retry_after_seconds` is when one should be free."""
-
-    def __init__(self, retry_after_seconds: int) -> None:
-        super().__init__(f"all connections are taken; try again in {retry_after_seconds} s")
-        self.retry_after_seconds = retry_after_seconds
-
-
-class Buffered(asyncio.BufferedProtocol):
-    """Passes a transport's calls on: it reads into the buffer only of what is no `Protocol`, as uvicorn's is."""
+    A transport reads into `get_buffer` only if its protocol is no `asyncio.Protocol`, and uvicorn's class is one.
+    """
 
     def __init__(self, connection: "Connection") -> None:
         for name in ("connection_made", "connection_lost", "pause_writing", "resume_writing"):
@@ -56,10 +38,10 @@ class Buffered(asyncio.BufferedProtocol):
 
 
 class Connection(HttpToolsProtocol):
-    """One client's connection; `respond` makes the answer to an exception, and counts it.
+    """One client's connection; `respond` turns an exception into a response, and counts it.
 
-    Pictures for which there is no place are refused at the `door`. All connections of an event loop share it, the bound
-    on `untaken` answers, and the `buffer` that they read to: what was read is dealt with at once.
+    All connections of an event loop share the load `shedder`, the write `backlog`, and the `buffer` that they read
+    into: what has been read is handled at once.
     """
 
     def __init__(
@@ -67,8 +49,8 @@ class Connection(HttpToolsProtocol):
         settings: Settings,
         metrics: Metrics,
         respond: Callable[[Exception], tuple[int, bytes]],
-        door: Door,
-        untaken: UntakenAnswers,
+        shedder: LoadShedder,
+        backlog: WriteBacklog,
         buffer: memoryview,
         **uvicorn: Any,
     ) -> None:
@@ -76,267 +58,258 @@ class Connection(HttpToolsProtocol):
         self._settings = settings
         self._metrics = metrics
         self._respond = respond
-        self._door = door
-        self._untaken = untaken
+        self._shedder = shedder
+        self._backlog = backlog
         self._buffer = buffer
         self._socket: ClientSocket | None = None
-        self._is_surplus = False
-        self._is_last = False  # is the next answer
+        self._is_over_limit = False
+        self._is_shutting_down = False  # the next response is the last
         self._arrival: Arrival | None = None
-        self._head_left: int | None = settings.max_header_bytes  # None where no head is awaited
-        self._refusal = b""  # that is not sent yet
-        self._refused_left = 0  # bytes of a body that was refused at the door, yet to come
-        self._padding = 0  # bytes of a body that are neither its content nor the usual frame of its chunks
+        self._head_bytes_left: int | None = settings.max_header_bytes  # None while a body is read
+        self._refusal = b""  # a response that has not been sent yet
+        self._bytes_to_discard = 0  # of the body of a request that was shed
+        self._overhead_bytes = 0  # of a body: chunk headers and trailers, less an allowance for its content
         self._request_timer: asyncio.TimerHandle | None = None
-        self._hung_up: asyncio.Future[None] = self.loop.create_future()
+        self._disconnected: asyncio.Future[None] = self.loop.create_future()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Begins to wait for the first request."""
+        """Starts the timer of the first request; aborts connections far above the limit."""
         super().connection_made(transport)
         self._metrics.connections.inc()
-        self._is_surplus = len(self.connections) > self._settings.max_connections
-        if len(self.connections) > 2 * self._settings.max_connections:  # too many to be told
+        self._is_over_limit = len(self.connections) > self._settings.max_connections
+        if len(self.connections) > 2 * self._settings.max_connections:  # too many to send each a response
             transport.abort()
             return
         self._socket = ClientSocket(transport, self._buffer)
-        transport.set_write_buffer_limits(0)  # `pause_writing` is then called whenever anything waits to be taken
-        self._await_request()
+        transport.set_write_buffer_limits(0)  # calls `pause_writing` as soon as a byte is unsent
+        self._start_request_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stops the timers, and ends what is done for this client."""
+        """Stops the timers, and cancels what runs for this client."""
         self._metrics.connections.dec()
         if self._socket:
             self._socket.detach()
             self._socket = None
-        self._stop_waiting()
-        self._hung_up.set_result(None)
+        self._cancel_request_timer()
+        self._disconnected.set_result(None)
         self.resume_writing()
         super().connection_lost(exc)
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        """Returns the buffer to read into: a small one where a head is awaited, since the body may be refused."""
-        return self._buffer if self._head_left is None else self._buffer[:_HEAD_BYTES]
+        """Returns the buffer to read into: a small part of it for a head, since the body may be refused."""
+        return self._buffer if self._head_bytes_left is None else self._buffer[:_HEAD_BYTES]
 
     def buffer_updated(self, nbytes: int) -> None:
-        """Reads on: drops what was refused, asks at the door for what begins, and has the rest parsed."""
-        if self._is_surplus:  # only now: to close on what was not read would tear the answer from the client's hands
+        """Handles the bytes read: discards the body of a shed request, sheds the next, and parses the rest."""
+        if self._is_over_limit:  # not earlier: closing with unread bytes could reset it and lose the response
             self._refuse(TooManyConnections(1))
             return
         data = self._buffer[:nbytes]
         read = 0
         while read < nbytes and not self.transport.is_closing():
-            read += self._drop(nbytes - read) or self._ask_at_door(data, read) or self._parse(data, read)
-        if self._refused_left and self._socket:
-            self._refused_left -= self._socket.skip(self._refused_left)
-        self._bound_rest()
+            read += self._discard(nbytes - read) or self._try_to_shed(data, read) or self._parse(data, read)
+        if self._bytes_to_discard and self._socket:
+            self._bytes_to_discard -= self._socket.discard(self._bytes_to_discard)
+        self._update_request_timer()
 
-    def _drop(self, most: int) -> int:
-        """Counts down a body that was refused; returns how many of the bytes were its."""
-        dropped = min(most, self._refused_left)
-        self._refused_left -= dropped
-        return dropped
+    def _discard(self, available: int) -> int:
+        """Skips bytes of the body of a request that was shed; returns how many."""
+        discarded = min(available, self._bytes_to_discard)
+        self._bytes_to_discard -= discarded
+        return discarded
 
-    def _ask_at_door(self, data: memoryview, start: int) -> int:
-        """Announces a picture that comes; returns its head's size where it was refused, 0 where it is to be parsed."""
-        most = self._settings.max_header_bytes
-        head = read_plain_head(data, start, start + most) if self._is_idle else None
+    def _try_to_shed(self, data: memoryview, start: int) -> int:
+        """Announces the next request; returns its head's size if it was shed, 0 if the parser is to read it."""
+        end = start + self._settings.max_header_bytes
+        head = read_plain_head(data, start, end) if self._is_idle else None
         if not head:
             return 0
         try:
-            self._arrival = self._door.ask(head)
+            self._arrival = self._shedder.announce(head)
         except Overloaded as overload:
-            self._refuse_at_door(head, overload)
+            self._shed(head, overload)
             return head.size
         return 0
 
     def _parse(self, data: memoryview, start: int) -> int:
-        """Has bytes parsed, but no longer a head than allowed; returns how many."""
-        self.send_answer()  # what is answered next comes after it
-        part: Any = data[start:]  # uvicorn says bytes, and hands it to the parser, which takes any buffer
-        if self._head_left is None:
-            self._padding += len(part)
+        """Parses the bytes, up to the limit of a head; returns how many."""
+        self.flush_refusal()  # responses go out in the order of their requests
+        part: Any = data[start:]  # uvicorn declares bytes, but the parser takes any buffer
+        if self._head_bytes_left is None:
+            self._overhead_bytes += len(part)
             self.data_received(part)
-            if self._padding > self._settings.max_header_bytes:
-                self._refuse(HeadTooLarge("too many bytes around those of the body"))
+            if self._overhead_bytes > self._settings.max_header_bytes:
+                self._refuse(HeadTooLarge("the chunk headers and trailers of the body have too many bytes"))
         else:
-            part = part[: self._head_left]
-            _ignore_offer(part)
-            self._head_left -= len(part)
+            part = part[: self._head_bytes_left]
+            mask_upgrade(part)
+            self._head_bytes_left -= len(part)
             self.data_received(part)
-            if self._head_left == 0:
+            if self._head_bytes_left == 0:
                 self._refuse(HeadTooLarge(f"the head has more than {self._settings.max_header_bytes} bytes"))
         return len(part)
 
     def on_headers_complete(self) -> None:
-        """Hands the request over to the app."""
-        self._head_left = None
-        self._padding = 0
-        self._stop_waiting()
-        if self.parser.should_upgrade():  # an offer that came in two reads, or a proxy is asked for
+        """Starts the app for the request."""
+        self._head_bytes_left = None
+        self._overhead_bytes = 0
+        self._cancel_request_timer()
+        if self.parser.should_upgrade():  # an Upgrade header split between two reads, or CONNECT
             self._refuse(InvalidRequest("send HTTP/1.1, and do not offer another protocol"))
             return
-        self.scope["state"][HUNG_UP] = self._hung_up
-        if self._arrival and self._is_answered:  # there is none before it
+        self.scope["state"][DISCONNECTED] = self._disconnected
+        if self._arrival and self._is_answered:  # else it belongs to the request before this one
             self.scope["state"]["arrival"] = self._arrival
         super().on_headers_complete()
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Keeps a header; not what may follow a body, since nobody reads that."""
-        if self._head_left is not None:
+        """Stores a header; ignores trailers, which nothing reads."""
+        if self._head_bytes_left is not None:
             super().on_header(name, value)
 
     def on_body(self, body: bytes) -> None:
-        """Hands a part of the body over."""
-        self._padding = max(0, self._padding - 16 * len(body))  # what chunks of one byte may cost
+        """Passes a part of the body on to the app."""
+        self._overhead_bytes = max(0, self._overhead_bytes - 16 * len(body))  # the allowance for one-byte chunks
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        """Expects the next head."""
-        self._head_left = self._settings.max_header_bytes
-        self._padding = 0
-        self._stop_waiting()
+        """Prepares for the next head."""
+        self._head_bytes_left = self._settings.max_header_bytes
+        self._overhead_bytes = 0
+        self._cancel_request_timer()
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
-        """Waits for the next request, or for the rest of one that was answered before it was all there."""
+        """Waits for the next request, or for the rest of a body that was answered early."""
         super().on_response_complete()
-        if self._arrival:  # the app may have refused it unseen
+        if self._arrival:  # still counted if the app refused it before `expect`
             self._arrival.end()
-            if self._arrival.has_displaced:
-                self._door.hold_too(self)
+            if self._arrival.others_were_refused:
+                self._shedder.pause_with_others(self)
             self._arrival = None
-        self._bound_rest()
+        self._update_request_timer()
 
     def send_400_response(self, msg: str) -> None:
-        """Refuses what the parser does not understand."""
+        """Refuses what the parser cannot read."""
         self._refuse(InvalidRequest("send HTTP/1.1, and in the address percent-encode what is not ASCII"))
 
     def shutdown(self) -> None:
-        """Hears what the client has sent by now, and closes as soon as it has its answer."""
-        self._is_last = True
-        self.hear()
-        self.send_answer()
+        """Answers what the client has sent by now, then closes."""
+        self._is_shutting_down = True
+        self.read_available()
+        self.flush_refusal()
         super().shutdown()
 
     def pause_writing(self) -> None:
-        """Notes that the client has yet to take what was sent."""
+        """Adds the connection to the write backlog."""
         super().pause_writing()
-        self._untaken.add(self)
+        self._backlog.add(self)
 
     def resume_writing(self) -> None:
-        """Notes that the client has taken it all."""
+        """Removes the connection from the write backlog: its write buffer is empty."""
         super().resume_writing()
-        self._untaken.remove(self)
+        self._backlog.remove(self)
 
-    def _await_request(self) -> None:
+    def _start_request_timer(self) -> None:
         if self._request_timer is None:
-            self._request_timer = self.loop.call_later(self._settings.header_timeout_seconds, self._stop_request)
+            self._request_timer = self.loop.call_later(self._settings.header_timeout_seconds, self._on_request_timeout)
 
-    def _bound_rest(self) -> None:
-        """Bounds the wait for the rest of a head, or of a body that nobody takes; ends it where none is to come."""
-        if self._head_left is None:
-            is_owed = self._is_answered
+    def _update_request_timer(self) -> None:
+        """Runs the timer while the rest of a head, or of a body that is already answered, is to come."""
+        if self._head_bytes_left is None:
+            is_incomplete = self._is_answered
         else:
-            is_owed = self._refused_left > 0 or self._head_left < self._settings.max_header_bytes
-        if is_owed and not self.transport.is_closing():
-            self._await_request()
+            is_incomplete = self._bytes_to_discard > 0 or self._head_bytes_left < self._settings.max_header_bytes
+        if is_incomplete and not self.transport.is_closing():
+            self._start_request_timer()
         else:
-            self._stop_waiting()
+            self._cancel_request_timer()
 
-    def _stop_waiting(self) -> None:
+    def _cancel_request_timer(self) -> None:
         if self._request_timer:
             self._request_timer.cancel()
             self._request_timer = None
 
-    def _stop_request(self) -> None:
+    def _on_request_timeout(self) -> None:
         self._request_timer = None
-        if not self._is_answered:  # it is the next request that is slow; this one goes on
-            self._await_request()
-        elif self._head_left in (None, self._settings.max_header_bytes):  # answered already, or nothing was asked
+        if not self._is_answered:  # a pipelined request is slow: the current one goes on
+            self._start_request_timer()
+        elif self._head_bytes_left in (None, self._settings.max_header_bytes):  # answered early, or no request
             self.transport.close()
         else:
             seconds = self._settings.header_timeout_seconds
             self._refuse(SlowHead(f"the head did not arrive within {seconds:g} s"))
 
     def _refuse(self, error: Exception) -> None:
-        """Answers, unless another answer is on its way, and closes."""
-        status, answer = self._describe(error, _CLOSE)
+        """Sends the error response, unless another response has begun, and closes."""
+        status, response = self._build_response(error, _CLOSE)
         if self._is_answered or not self.cycle.response_started:
-            self.transport.write(answer)
-        if self._is_answered:  # else the app counts
+            self.transport.write(response)
+        if self._is_answered:  # else the app counts it
             self._metrics.requests.labels("unmatched", "other", status).inc()
         self.transport.close()
 
     @property
     def _is_idle(self) -> bool:
-        """Whether nothing is asked, or has begun to be."""
-        return self._head_left == self._settings.max_header_bytes and self._is_answered
+        """Whether no request has begun or is in progress."""
+        return self._head_bytes_left == self._settings.max_header_bytes and self._is_answered
 
     @property
     def _is_answered(self) -> bool:
-        """Whether there is no request, or none that waits for more of its answer."""
+        """Whether the latest request, if any, has its whole response."""
         return self.cycle is None or self.cycle.response_complete
 
-    def _refuse_at_door(self, head: PlainHead, overload: Overloaded) -> None:
-        """Answers at once, and has the body come to nothing."""
-        self.send_answer()
-        status, self._refusal = self._describe(overload, _CLOSE if self._is_last else (), head.request_id)
-        self._door.send_soon(self)
+    def _shed(self, head: PlainHead, overload: Overloaded) -> None:
+        """Refuses a request before it is parsed, and discards its body."""
+        self.flush_refusal()
+        headers = _CLOSE if self._is_shutting_down else ()
+        status, self._refusal = self._build_response(overload, headers, head.request_id)
+        self._shedder.flush_soon(self)
         self._metrics.requests.labels(head.path, "POST", status).inc()
         self._metrics.request_seconds.labels(head.path).observe(0)
-        self._refused_left = head.body_size
-        self._stop_waiting()
+        self._bytes_to_discard = head.body_size
+        self._cancel_request_timer()
         self._unset_keepalive_if_required()
-        self._door.hold(self, overload.wait_seconds)
+        self._shedder.pause(self, overload.wait_seconds)
 
-    def send_answer(self) -> None:
-        """Sends the refusal that was put off, if any."""
+    def flush_refusal(self) -> None:
+        """Sends the deferred refusal, if any."""
         if self._refusal and not self.transport.is_closing():
             self.transport.write(self._refusal)
         self._refusal = b""
 
-    def await_bytes(self, least: int) -> None:
-        """Has the event loop not wake for the client before it has sent so many bytes, or hung up."""
+    def set_low_water_mark(self, min_bytes: int) -> None:
+        """Wakes the event loop only once the client has sent `min_bytes`, or disconnected."""
         if self._socket:
-            self._socket.await_bytes(least)
+            self._socket.set_low_water_mark(min_bytes)
 
-    def hear(self) -> None:
-        """Deals with what the client has sent, without the event loop."""
+    def read_available(self) -> None:
+        """Handles what the client has sent, without waiting for the event loop."""
         if self._socket and (count := self._socket.read(_HEAD_BYTES)):
             self.buffer_updated(count)
 
-    def release(self) -> None:
-        """Closes the connection if no request comes for long."""
+    def start_keep_alive(self) -> None:
+        """Starts the keep-alive timer, unless it runs or a request has begun."""
         if self._is_idle and self.timeout_keep_alive_task is None:
             super().on_response_complete()
 
-    def count_untaken(self) -> int:
-        """Bytes of answers that the client has yet to take."""
+    def count_unsent(self) -> int:
+        """Returns the bytes in the write buffer."""
         return self.transport.get_write_buffer_size()
 
-    def cut_off(self, error: SlowReader) -> None:
-        """Ends the connection at once."""
-        self._describe(error)
+    def abort(self, error: SlowReader) -> None:
+        """Closes the connection at once, and counts and logs the error."""
+        self._build_response(error)
         self.transport.abort()
 
-    def _describe(
-        self, error: Exception, extra: Sequence[tuple[bytes, bytes]] = (), sent_id: str = ""
+    def _build_response(
+        self, error: Exception, headers: Sequence[tuple[bytes, bytes]] = (), request_id: str = ""
     ) -> tuple[int, bytes]:
-        """Returns an answer and its status; counts and logs it."""
-        # of these there are thousands a second, just when the log is needed for the rest
+        """Returns the status and bytes of an error's response; counts and logs it."""
+        # under overload there are thousands of these a second: they would drown the rest of the log
         level = logging.DEBUG if isinstance(error, Overloaded | TooManyConnections) else logging.INFO
-        with identified(sent_id) as request_id:
+        with identified(request_id) as request_id:
             status, rest = self._respond(error)
             logger.log(level, "%s: %d %s", self.client[0] if self.client else "", status, error)
-        headers = [*self.server_state.default_headers, (RAW_HEADER, request_id.encode()), *extra]
+        headers = [*self.server_state.default_headers, (RAW_HEADER, request_id.encode()), *headers]
         return status, b"".join([STATUS_LINE[status], *[b"%b: %b\r\n" % header for header in headers], rest])
-
-
-def _ignore_offer(part: memoryview) -> None:
-    """Renames a head's offer to upgrade, as Java's client and curl send beside a body: the parser would end there.
-
-    A server may ignore it (RFC 9110, section 7.8).
-    """
-    end = _HEAD_END.search(part)
-    for offer in _UPGRADE.finditer(part, 0, end.start() if end else len(part)):
-        part[offer.start(1) : offer.end(1)] = b"offered"

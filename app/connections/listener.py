@@ -1,4 +1,4 @@
-"""How the server listens: uvicorn with this project's connections."""
+"""Listening sockets, and uvicorn with this project's connections."""
 
 import asyncio
 import contextlib
@@ -12,41 +12,43 @@ from typing import Any
 import uvicorn
 from fastapi import FastAPI
 
-from app.connections.connection import Buffered, Connection
-from app.connections.door import Door
-from app.connections.untaken import UntakenAnswers
+from app.connections.connection import BufferedAdapter, Connection
+from app.connections.load_shedding import LoadShedder
+from app.connections.write_backlog import WriteBacklog
 from app.errors import respond
 from app.service import Service
 from app.settings import Settings
 
-_READ_BYTES = 256 * 1024  # at a time
-_OTHER_FILES = 100  # beside connections, and those that wait to be refused
+_READ_BYTES = 256 * 1024  # of the read buffer
+_OTHER_FILES = 100  # besides accepted connections and those over the limit
 
 logger = logging.getLogger(__name__)
 
 
-class _Companion(uvicorn.Server):
-    """A server that leaves the signals to another one."""
+class _MetricsServer(uvicorn.Server):
+    """A server that leaves signals to the main server."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Captures none."""
+        """Captures no signals."""
         yield
 
 
 def configure(app: FastAPI, settings: Settings, host: str, port: int) -> uvicorn.Config:
-    """Returns how uvicorn serves an app of `create_app` at an address."""
+    """Returns uvicorn's configuration for an app of `create_app` at an address."""
     service: Service = app.state.service
-    answer = functools.partial(respond, metrics=service.metrics)
-    door = Door(app.state.paths_of_pictures, service.announce)
-    untaken = UntakenAnswers(settings)
+    respond_and_count = functools.partial(respond, metrics=service.metrics)
+    shedder = LoadShedder(app.state.paths_of_pictures, service.announce)
+    backlog = WriteBacklog(settings)
     buffer = memoryview(bytearray(_READ_BYTES))
 
-    def connect(**uvicorn: Any) -> Buffered:
-        return Buffered(Connection(settings, service.metrics, answer, door, untaken, buffer, **uvicorn))
+    def connect(**uvicorn: Any) -> BufferedAdapter:
+        return BufferedAdapter(
+            Connection(settings, service.metrics, respond_and_count, shedder, backlog, buffer, **uvicorn)
+        )
 
     protocol: Any = connect
-    # uvicorn says int, and takes any number
+    # uvicorn declares int, but takes any number
     keep_alive: Any = settings.idle_timeout_seconds
     grace: Any = settings.stop_timeout_seconds
     return uvicorn.Config(
@@ -63,32 +65,32 @@ def configure(app: FastAPI, settings: Settings, host: str, port: int) -> uvicorn
 
 
 def listen(app: FastAPI, settings: Settings) -> list[tuple[uvicorn.Server, socket.socket]]:
-    """Returns the server, and the one of its metrics if they have a port of their own, with sockets that listen."""
-    allow_open_files(2 * settings.max_connections + _OTHER_FILES)
+    """Returns the server, and the metrics server if it has its own port, each with its listening socket."""
+    raise_open_file_limit(2 * settings.max_connections + _OTHER_FILES)
     servers: list[uvicorn.Server] = [uvicorn.Server(configure(app, settings, settings.host, settings.port))]
     if settings.metrics_port is not None:
         host = settings.metrics_host or settings.host
-        servers.append(_Companion(configure(app.state.admin, settings, host, settings.metrics_port)))
+        servers.append(_MetricsServer(configure(app.state.admin, settings, host, settings.metrics_port)))
     pairs = [(server, server.config.bind_socket()) for server in servers]
     for _, listener in pairs:
-        listener.listen()  # who reads where it listens may connect at once
+        listener.listen()  # a client that reads the address may connect at once
     return pairs
 
 
 async def serve(pairs: Sequence[tuple[uvicorn.Server, socket.socket]]) -> None:
-    """Serves until a signal ends the first, and the others with it."""
-    (server, listener), *companions = pairs
-    tasks = [asyncio.create_task(each.serve(sockets=[its_listener])) for each, its_listener in companions]
+    """Serves until a signal stops the first server, then stops the others."""
+    (server, listener), *others = pairs
+    tasks = [asyncio.create_task(each.serve(sockets=[its_listener])) for each, its_listener in others]
     try:
         await server.serve(sockets=[listener])
     finally:
-        for each, _ in companions:
+        for each, _ in others:
             each.should_exit = True
         await asyncio.gather(*tasks)
 
 
-def allow_open_files(count: int) -> None:
-    """Lets the process have so many connections and files, as far as the system does."""
+def raise_open_file_limit(count: int) -> None:
+    """Raises the soft limit of open files to `count`, as far as the hard limit allows."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     possible = count if hard == resource.RLIM_INFINITY else min(count, hard)
     if soft != resource.RLIM_INFINITY and soft < possible:

@@ -1,4 +1,4 @@
-"""How a model is run: chosen by speeds that are given here, and real sessions for what is set."""
+"""The choice of an arrangement: from speeds given here, and with real sessions."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import NoReturn
 import numpy as np
 import pytest
 
-from app.arrangement import arrange, batch_sizes
+from app.arrangement import batch_sizes, choose_arrangement
 from app.schemas import Arrangement
 from app.settings import Settings
 from model.canvas import Canvases
@@ -30,12 +30,12 @@ def choose(
         return images_per_second(trial.instances, trial.max_batch)
 
     settings = Settings.model_validate({"threads": 4, **set_by_hand})
-    found = arrange(detector, BLANK, settings, measure)
+    found = choose_arrangement(detector, BLANK, settings, measure)
     assert found.images_per_second == images_per_second(found.instances, found.max_batch)
     return found.instances, found.threads, found.max_batch
 
 
-def test_side_by_side_where_that_is_faster(detector: Detector) -> None:
+def test_several_instances_if_that_is_faster(detector: Detector) -> None:
     assert choose(detector, lambda instances, _: 100 * instances) == (4, 1, 1)
     assert choose(detector, lambda instances, _: 100 * min(instances, 2)) == (4, 1, 1)
     assert choose(detector, lambda instances, _: 100 if instances == 2 else 90) == (2, 2, 1)
@@ -48,7 +48,7 @@ def test_a_larger_batch_must_be_worth_its_latency(detector: Detector) -> None:
     assert choose(detector, lambda instances, _: 100 / instances, max_batch=6) == (1, 4, 6)
 
 
-def test_a_quick_model_gets_a_thread_more_than_cpus_and_batches(detector: Detector) -> None:
+def test_a_fast_model_gets_one_instance_more_than_cpus_and_batches(detector: Detector) -> None:
     def quick(instances: int, _: int) -> float:
         return 250 * min(instances, 4)  # 4 ms an image, on its thread
 
@@ -84,39 +84,39 @@ def test_no_batch_takes_longer_than_allowed(detector: Detector) -> None:
         ((0.003, 0.0105), [(2, 1), (1, 1), (2, 2), (1, 2)]),  # near, and gains a lot, but will never do what two do
     ],
 )
-def test_no_time_is_lost_on_batches_that_cannot_pay(
+def test_batches_that_cannot_win_are_not_tried(
     detector: Detector, alone: tuple[float, float], tried: list[tuple[int, int]]
 ) -> None:
     measured = []
 
     def measure(_: Detector, canvases: Canvases, trial: Arrangement) -> float:
         measured.append((trial.instances, trial.max_batch))
-        batch_seconds, image_seconds = {2: (0.001, 0.02), 1: alone}[trial.instances]  # of two gains too little
+        batch_seconds, image_seconds = {2: (0.001, 0.02), 1: alone}[trial.instances]  # two instances: gains too little
         return trial.instances * len(canvases) / (batch_seconds + image_seconds * len(canvases))
 
-    found = arrange(detector, BLANK, Settings(threads=2), measure)
+    found = choose_arrangement(detector, BLANK, Settings(threads=2), measure)
     assert (found.instances, found.max_batch) == (2, 1)
     assert measured == tried
 
 
-def test_sessions_that_were_only_tried_are_let_go(detector: Detector) -> None:
+def test_sessions_of_other_arrangements_are_closed(detector: Detector) -> None:
     assert choose(detector, lambda instances, _: 100 if instances == 2 else 90) == (2, 2, 1)
     assert detector.infer([BLANK], 2)
     with pytest.raises(KeyError):
         detector.infer([BLANK], 1)
 
 
-def test_what_is_set_is_not_measured(detector: Detector) -> None:
+def test_an_arrangement_that_is_set_is_not_measured(detector: Detector) -> None:
     def measure(*_: object) -> NoReturn:
         raise AssertionError
 
-    found = arrange(detector, BLANK, Settings(threads=4, instances=2, max_batch=3), measure)
+    found = choose_arrangement(detector, BLANK, Settings(threads=4, instances=2, max_batch=3), measure)
     assert found == Arrangement(instances=2, threads=2, max_batch=3)
     assert detector.infer([np.zeros((64, 96, 3), np.uint8)] * 3, 2)
 
 
-def test_what_is_measured_can_be_run(detector: Detector) -> None:
-    found = arrange(detector, BLANK, Settings(threads=2))
+def test_a_measured_arrangement_can_be_run(detector: Detector) -> None:
+    found = choose_arrangement(detector, BLANK, Settings(threads=2))
     assert found.images_per_second and found.images_per_second > 0
     assert len(detector.infer([BLANK] * found.max_batch, found.threads if found.instances > 1 else None)) > 0
 

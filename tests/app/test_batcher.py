@@ -45,7 +45,7 @@ async def running(
     yield batcher
     batcher.close()
     await task
-    assert (batcher.queued, batcher.admission.taken, batcher.running) == (0, 0, False)
+    assert (batcher.queued, batcher.admission.in_flight, batcher.running) == (0, 0, False)
 
 
 async def submit(batcher: Batcher[int, int], item: int, preparers: Executor | None = None) -> Served[int]:
@@ -65,14 +65,14 @@ async def hold(compute: Doubling, batcher: Batcher[int, int], items: Sequence[in
     return tasks
 
 
-async def test_single_item_does_not_wait_for_company() -> None:
+async def test_single_item_is_computed_at_once() -> None:
     compute = Doubling()
     async with running(compute) as batcher:
         assert (await submit(batcher, 21)).result == 42
     assert compute.batches == [[21]]
 
 
-async def test_what_queued_during_a_run_is_the_next_batch_in_order() -> None:
+async def test_items_queued_during_a_run_form_the_next_batch_in_order() -> None:
     compute = Doubling()
     async with running(compute, max_batch=4) as batcher:
         tasks = await hold(compute, batcher, range(10))
@@ -81,7 +81,7 @@ async def test_what_queued_during_a_run_is_the_next_batch_in_order() -> None:
     assert compute.batches == [[0], [1, 2, 3, 4], [5, 6, 7, 8], [9]]
 
 
-async def test_times_say_who_waited() -> None:
+async def test_queue_seconds_cover_the_wait() -> None:
     compute = Doubling()
     async with running(compute) as batcher:
         _, second = await hold(compute, batcher, [1, 2])
@@ -135,7 +135,7 @@ async def test_prepared_items_queue_and_are_computed_together() -> None:
     assert compute.batches == [[1], [2, 3]]
 
 
-async def test_what_cannot_be_prepared_is_its_own_fault_and_not_computed() -> None:
+async def test_item_that_cannot_be_prepared_fails_alone() -> None:
     compute = Doubling()
     with ThreadPoolExecutor(1) as preparers:
         async with running(compute, prepare=negate) as batcher:
@@ -157,7 +157,7 @@ async def test_item_cancelled_while_it_is_prepared_is_not_computed() -> None:
         async with running(compute, prepare=prepare) as batcher:
             tasks = [asyncio.create_task(submit(batcher, item, preparers)) for item in (1, 2, 3)]
             await asyncio.to_thread(begun.wait)
-            tasks[0].cancel()  # in hand
+            tasks[0].cancel()  # being prepared
             tasks[1].cancel()  # still waits for the thread
             await asyncio.sleep(0)
             gate.set()
@@ -165,7 +165,7 @@ async def test_item_cancelled_while_it_is_prepared_is_not_computed() -> None:
     assert compute.batches == [[3]]
 
 
-async def test_what_is_prepared_when_the_batcher_has_closed_is_stopped() -> None:
+async def test_item_prepared_after_the_batcher_closed_is_stopped() -> None:
     gate, begun, prepared = threading.Event(), threading.Event(), list[int]()
 
     def prepare(item: int) -> int:
@@ -197,7 +197,7 @@ async def test_batch_of_cancelled_items_is_not_run() -> None:
     assert compute.batches == [[1], [3]]
 
 
-async def test_item_cancelled_while_it_computes_harms_nobody() -> None:
+async def test_item_cancelled_while_computing_does_not_affect_its_batch() -> None:
     compute = Doubling()
     async with running(compute) as batcher:
         tasks = await hold(compute, batcher, [1, 2])
@@ -216,13 +216,13 @@ async def test_failing_batch_fails_only_its_own_items() -> None:
         assert (await submit(batcher, 5)).result == 10
 
 
-async def test_results_missing_are_a_failure_not_a_hang() -> None:
+async def test_missing_results_are_a_failure_not_a_hang() -> None:
     async with running(lambda items, is_alone: []) as batcher:
         with pytest.raises(InferenceFailed):
             await submit(batcher, 1)
 
 
-async def test_closing_finishes_the_batch_and_ends_the_queue() -> None:
+async def test_closing_finishes_the_batch_and_stops_queued_items() -> None:
     compute = Doubling()
     async with running(compute) as batcher:
         first, second = await hold(compute, batcher, [1, 2])
@@ -235,7 +235,7 @@ async def test_closing_finishes_the_batch_and_ends_the_queue() -> None:
             await submit(batcher, 3)
 
 
-async def test_cancelled_batcher_leaves_nobody_waiting() -> None:
+async def test_cancelled_batcher_fails_all_its_items() -> None:
     compute = Doubling()
     batcher = Batcher[int, int](compute, 10)
     task = asyncio.create_task(batcher.run(1, 4))
@@ -258,7 +258,7 @@ async def test_items_submitted_before_the_start_are_the_first_batch() -> None:
     await runner
 
 
-async def test_items_dropped_in_the_queue_are_told() -> None:
+async def test_items_dropped_from_the_queue_are_reported() -> None:
     compute, drops = Doubling(), []
     batcher = Batcher[int, int](compute, 10, on_drop=lambda: drops.append(1))
     runner = asyncio.create_task(batcher.run(1, 4))
@@ -282,7 +282,7 @@ async def test_batch_that_hangs_fails_alone() -> None:
             await submit(batcher, 1)
         assert (batcher.failing, batcher.hanging) == (hangs == 3, hangs == 3)
     compute.gate.set()
-    await until(lambda: not batcher.hanging)  # the threads left behind end when the model answers after all
+    await until(lambda: not batcher.hanging)  # the hung threads end when the model answers after all
     while batcher.failing:
         with contextlib.suppress(InferenceFailed):  # a busy machine may take 10 ms for it
             assert (await submit(batcher, 2)).result == 4
@@ -290,7 +290,7 @@ async def test_batch_that_hangs_fails_alone() -> None:
     await runner
 
 
-async def test_batch_that_hangs_is_given_up_where_nobody_awaits_it_any_more() -> None:
+async def test_hung_batch_is_given_up_even_if_nothing_awaits_it() -> None:
     compute = Doubling()
     batcher = Batcher[int, int](compute, 10, timeout_seconds=0.05)
     runner = asyncio.create_task(batcher.run(1, 1))
@@ -313,7 +313,7 @@ async def test_failures_in_a_row_are_remembered_until_a_success() -> None:
         assert not batcher.failing
 
 
-async def test_a_time_out_of_the_model_itself_is_a_failure_not_a_hang() -> None:
+async def test_timeout_error_of_the_model_is_a_failure_not_a_hang() -> None:
     def compute(items: Sequence[int], is_alone: bool) -> list[int]:
         raise TimeoutError
 
@@ -324,7 +324,7 @@ async def test_a_time_out_of_the_model_itself_is_a_failure_not_a_hang() -> None:
         assert batcher.failing and not batcher.hanging
 
 
-async def test_retired_batcher_serves_who_was_admitted() -> None:
+async def test_retired_batcher_serves_admitted_items() -> None:
     compute = Doubling()
     batcher = Batcher[int, int](compute, 10)
     runner = asyncio.create_task(batcher.run(1, 4))
@@ -340,11 +340,11 @@ async def test_retired_batcher_serves_who_was_admitted() -> None:
 
 
 async def until_taken(batcher: Batcher[int, int], left: int) -> None:
-    """Waits for the threads to have taken all but so many of what is queued."""
+    """Waits until no more than `left` items are queued."""
     await until(lambda: batcher.queued <= left)
 
 
-async def test_what_is_queued_is_computed_side_by_side() -> None:
+async def test_batches_are_computed_concurrently() -> None:
     compute = Doubling()
     async with running(compute, max_batch=1, instances=3) as batcher:
         compute.gate.clear()
@@ -394,7 +394,7 @@ async def test_an_exception_among_the_results_is_for_its_own_item() -> None:
         assert not batcher.failing
 
 
-async def test_one_thread_that_hangs_leaves_the_other_to_work() -> None:
+async def test_one_hung_thread_does_not_stop_the_other() -> None:
     compute = Doubling()
     gate = threading.Event()
 

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from app.admission import Admission
-from app.connections.connection import _ignore_offer
 from app.settings import Settings
 from model.detector import Detector
 from tests.app.client import Client
@@ -97,7 +96,7 @@ async def test_slow_head_after_an_answer_is_ended(served: Listen, head: bytes) -
         await wire.check_refused(408, "slow-head")
 
 
-async def test_silent_clients_are_let_go(served: Listen) -> None:
+async def test_silent_clients_are_disconnected(served: Listen) -> None:
     async with served(header_timeout_seconds=0.05, idle_timeout_seconds=0.05) as client, connect(client) as mute:
         await mute.check_closed()
         async with connect(client) as idle:
@@ -106,7 +105,7 @@ async def test_silent_clients_are_let_go(served: Listen) -> None:
         assert await client.sample("centernet_rejections_total") == 0
 
 
-async def test_answer_may_take_longer_than_a_head(served: Listen, model_path: Path) -> None:
+async def test_response_may_take_longer_than_a_head(served: Listen, model_path: Path) -> None:
     async with served(header_timeout_seconds=0.001, body_timeout_seconds=0.1) as client, connect(client) as wire:
         wire.send(b"POST /detect HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n")
         answered, _, body = await wire.read_answer()
@@ -132,19 +131,12 @@ async def test_offer_to_upgrade_in_two_parts_is_refused(served: Listen) -> None:
         await wire.check_refused(400, "invalid-request")
 
 
-def test_body_is_no_offer_to_upgrade() -> None:
-    for data in (b"POST / HTTP/1.1\r\nHost: x\r\n\r\n\r\nUpgrade: x", b"GET / HTTP/1.1\r\nA: b\r\n Upgrade: c\r\n"):
-        part = bytearray(data)
-        _ignore_offer(memoryview(part))
-        assert part == data
-
-
 def pad(length: int) -> bytes:
     head = b"GET /health/live HTTP/1.1\r\nHost: x\r\nA: \r\n\r\n"
     return head.replace(b"A: ", b"A: " + b"b" * (length - len(head)))
 
 
-async def test_head_has_a_longest_length(served: Listen) -> None:
+async def test_head_size_is_limited(served: Listen) -> None:
     async with served(max_header_bytes=1000) as client, connect(client) as wire:
         for _ in range(2):
             wire.send(pad(1000))
@@ -181,7 +173,7 @@ async def test_body_in_small_chunks_is_read(served: Listen) -> None:
 
 
 @pytest.mark.parametrize("later", [b"", b"x", b"x" * 1000])
-async def test_rest_of_a_body_is_not_awaited_for_ever(served: Listen, later: bytes) -> None:
+async def test_wait_for_the_rest_of_a_body_is_bounded(served: Listen, later: bytes) -> None:
     async with served(header_timeout_seconds=0.05, max_image_bytes=1000) as client, connect(client) as wire:
         wire.send(b"POST /detect HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n")
         assert (await wire.read_answer())[0] == 413
@@ -206,7 +198,7 @@ async def test_slow_reader_is_cut_off(served: Listen) -> None:
         assert (await client.detect()).status_code == 200
 
 
-async def test_answers_that_nobody_takes_are_bounded(served: Listen) -> None:
+async def test_unread_answers_are_bounded(served: Listen) -> None:
     limits = {"max_image_bytes": 1000, "max_request_bytes": 1000, "max_held_bytes": 1000}
     async with served(**limits) as client, connect(client) as wire:
         wire.writer.transport.pause_reading()  # type: ignore[attr-defined]
@@ -215,7 +207,7 @@ async def test_answers_that_nobody_takes_are_bounded(served: Listen) -> None:
         await client.until("centernet_connections", 1)
 
 
-async def test_requests_may_come_all_at_once(served: Listen) -> None:
+async def test_pipelined_requests_are_answered(served: Listen) -> None:
     async with served(max_header_bytes=100) as client, connect(client) as wire:
         wire.send(LIVE * 50)
         for _ in range(50):
@@ -238,7 +230,7 @@ async def test_head_is_answered_as_get_without_a_body(served: Listen) -> None:
             wire.send(b"HEAD %b HTTP/1.1\r\nHost: x\r\n\r\n" % path.encode() + LIVE)
             head = await wire.reader.readuntil(b"\r\n\r\n")
             assert b"content-length: " in head
-            assert (await wire.read_answer())[0] == 200  # to what was asked next
+            assert (await wire.read_answer())[0] == 200  # to the next request
 
 
 async def test_garbled_chunk_ends_its_request(served: Listen) -> None:
@@ -250,7 +242,7 @@ async def test_garbled_chunk_ends_its_request(served: Listen) -> None:
 
 @contextlib.asynccontextmanager
 async def full(make_settings: Make, model_path: Path, **changes: float) -> AsyncIterator[tuple[Client, Wire]]:
-    """A server with one place, which is taken until the block ends; and a connection to it."""
+    """A server with a queue of one, which is full until the block ends; and a connection to it."""
     detector = HeldDetector(model_path)
     async with listen(make_settings(max_queue=1, **changes), detector) as client:
         await client.detect()
@@ -281,7 +273,7 @@ async def test_full_queue_refuses(make_settings: Make, model_path: Path, body: b
         assert (await wire.read_answer())[0] == 404
         wire.send(b"POST /detect?model=other&threshold=7 HTTP/1.1\r\nHost: x\r\n" + body)
         assert (await wire.read_answer())[0] == 422
-        await wire.check_alive()  # the bodies have come to nothing
+        await wire.check_alive()  # the bodies were discarded
         assert await client.sample("centernet_requests_total", route="/detect", status="503") == 2
         assert await client.sample("centernet_rejections_total", reason="overloaded") == 2
 
@@ -289,12 +281,12 @@ async def test_full_queue_refuses(make_settings: Make, model_path: Path, body: b
 @pytest.mark.parametrize(
     ("head", "status"),
     [
-        (b"", 503),  # at the door, where nobody looks into the request
-        (b"Origin: https://else.where\r\n", 422),  # a page's, to which the app itself answers, with what CORS asks for
+        (b"", 503),  # shed before the parameters are validated
+        (b"Origin: https://else.where\r\n", 422),  # a browser's: the app answers, with CORS headers
         (b"Connection: close\r\n", 422),
     ],
 )
-async def test_door_is_for_what_is_plain(make_settings: Make, model_path: Path, head: bytes, status: int) -> None:
+async def test_only_plain_requests_are_shed(make_settings: Make, model_path: Path, head: bytes, status: int) -> None:
     async with full(make_settings, model_path) as (_, wire):
         wire.send(b"POST /detect?threshold=7 HTTP/1.1\r\nHost: x\r\n" + head + BODIES[0])
         assert (await wire.read_answer())[0] == status
@@ -302,7 +294,7 @@ async def test_door_is_for_what_is_plain(make_settings: Make, model_path: Path, 
             await wire.check_closed()
 
 
-async def test_what_is_refused_is_answered_in_turn(make_settings: Make, model_path: Path) -> None:
+async def test_shed_requests_are_answered_in_order(make_settings: Make, model_path: Path) -> None:
     def post(number: int) -> bytes:
         return b"POST /detect HTTP/1.1\r\nHost: x\r\nX-Request-ID: %d\r\n%b" % (number, BODIES[0])
 
@@ -317,7 +309,7 @@ async def test_what_is_refused_is_answered_in_turn(make_settings: Make, model_pa
         await wire.check_closed()
 
 
-async def test_body_of_what_is_refused_may_come_in_parts(make_settings: Make, model_path: Path) -> None:
+async def test_body_of_a_shed_request_may_come_in_parts(make_settings: Make, model_path: Path) -> None:
     head = b"POST /detect HTTP/1.1\r\nHost: x\r\nContent-Length: 300000\r\n\r\n"
     async with full(make_settings, model_path) as (_, wire):
         for _ in range(2):
@@ -329,11 +321,11 @@ async def test_body_of_what_is_refused_may_come_in_parts(make_settings: Make, mo
 
 
 @pytest.mark.parametrize("has_room", [False, True])
-async def test_who_waits_to_be_heard_is_answered_at_a_stop(
+async def test_paused_client_is_answered_at_shutdown(
     make_settings: Make, model_path: Path, monkeypatch: pytest.MonkeyPatch, has_room: bool
 ) -> None:
-    monkeypatch.setattr("app.connections.door._MOST_HOLD_SECONDS", 3600)
-    monkeypatch.setattr(Admission, "note_pace", lambda self, _: setattr(self, "_seconds_per_item", 3600))
+    monkeypatch.setattr("app.connections.load_shedding._MAX_PAUSE_SECONDS", 3600)
+    monkeypatch.setattr(Admission, "record_service_time", lambda self, _: setattr(self, "_seconds_per_item", 3600))
     post = b"POST /detect?timeout=3600 HTTP/1.1\r\nHost: x\r\n" + BODIES[0]
     detector = HeldDetector(model_path)
     async with contextlib.AsyncExitStack() as stack:
@@ -345,7 +337,7 @@ async def test_who_waits_to_be_heard_is_answered_at_a_stop(
             await client.until("centernet_requests_in_flight", 1)
             second.send(post)
             assert (await second.read_answer())[0] == 503
-            second.send(post)  # nobody listens now
+            second.send(post)  # it is paused
             if has_room:
                 detector.gate.set()
                 assert (await first.read_answer())[0] == 200
@@ -361,7 +353,7 @@ async def test_who_waits_to_be_heard_is_answered_at_a_stop(
         assert has_room or (await first.read_answer())[0] == 200
 
 
-async def test_refused_clients_may_hang_up(make_settings: Make, model_path: Path) -> None:
+async def test_paused_clients_may_disconnect(make_settings: Make, model_path: Path) -> None:
     async with full(make_settings, model_path) as (client, _):
         connections = await client.sample("centernet_connections")
         async with connect(client) as wire:
@@ -370,7 +362,7 @@ async def test_refused_clients_may_hang_up(make_settings: Make, model_path: Path
         await client.until("centernet_connections", connections)
 
 
-async def test_what_the_app_refuses_is_no_longer_counted_on(make_settings: Make, model_path: Path) -> None:
+async def test_request_refused_by_the_app_no_longer_counts_as_arriving(make_settings: Make, model_path: Path) -> None:
     detector = HeldDetector(model_path)
     async with listen(make_settings(max_queue=2), detector) as client, connect(client) as wire:
         await client.detect()
@@ -385,14 +377,14 @@ async def test_what_the_app_refuses_is_no_longer_counted_on(make_settings: Make,
         assert [response.status_code for response in await asyncio.gather(*held)] == [200, 200]
 
 
-async def test_body_of_what_is_refused_may_not_be_slow(make_settings: Make, model_path: Path) -> None:
+async def test_slow_body_of_a_shed_request_ends_the_connection(make_settings: Make, model_path: Path) -> None:
     async with full(make_settings, model_path, header_timeout_seconds=0.5) as (_, wire):
         wire.send(b"POST /detect HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n")
         assert (await wire.read_answer())[0] == 503
         await wire.check_closed()
 
 
-async def test_body_of_what_is_refused_ends_its_wait(make_settings: Make, model_path: Path) -> None:
+async def test_complete_body_of_a_shed_request_stops_the_timer(make_settings: Make, model_path: Path) -> None:
     async with full(make_settings, model_path, header_timeout_seconds=1) as (_, wire):
         wire.send(b"POST /detect HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n")
         assert (await wire.read_answer())[0] == 503
@@ -401,7 +393,7 @@ async def test_body_of_what_is_refused_ends_its_wait(make_settings: Make, model_
         await wire.check_alive()
 
 
-async def test_connections_have_a_most(served: Listen) -> None:
+async def test_connection_limit(served: Listen) -> None:
     async with served(max_connections=2) as client, contextlib.AsyncExitStack() as wires:
         first, second = [await wires.enter_async_context(connect(client)) for _ in range(2)]
         await first.check_alive()

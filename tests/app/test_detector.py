@@ -163,10 +163,11 @@ def test_a_gpu_is_never_replaced_silently(model_path: Path) -> None:
 
 
 OURS = """accept access admission answers arrangement batcher body connections connections.client_socket
-    connections.connection connections.door connections.listener connections.untaken deadline disconnect
-    errors form head interruption keys logs memory metrics models parameters pipeline rates reloading request_id
-    routes routes.admin routes.deepstack routes.detection routes.health routes.inference_protocol
-    routes.models routes.page routes.tensors schemas served_model server service settings shortcut stages tracing"""
+    connections.connection connections.exceptions connections.listener connections.load_shedding
+    connections.request_head connections.write_backlog deadline disconnect errors form head interruption keys logs
+    memory metrics models parameters pipeline rates reloading request_id routes routes.admin routes.deepstack
+    routes.detection routes.health routes.inference_protocol routes.models routes.page routes.tensors schemas
+    served_model server service settings shortcut stages tracing"""
 THEIRS = """PIL aiolimiter annotated_doc annotated_types anyio click cv2 dotenv fastapi httptools numpy onnxruntime
     prometheus_client pydantic pydantic_core pydantic_settings python_multipart pythonjsonlogger sniffio starlette
     typing_extensions typing_inspection uvicorn uvloop watchfiles yaml"""  # uvicorn takes dotenv and yaml along

@@ -1,4 +1,4 @@
-"""Blocks that are ended from outside, and what else may happen to their task meanwhile."""
+"""Cancel scopes, and other cancellations and errors of their task."""
 
 import asyncio
 
@@ -10,33 +10,33 @@ pytestmark = pytest.mark.anyio
 
 
 class Due(Exception):
-    """The block's time is up."""
+    """The block timed out."""
 
 
 class Gone(Exception):
-    """Who waited has gone."""
+    """The client is gone."""
 
 
-async def test_block_is_ended_by_time() -> None:
+async def test_block_is_cancelled_by_timer() -> None:
     with pytest.raises(Due), cancelled_after(0.01, Due()):
         await asyncio.sleep(30)
 
 
-async def test_block_is_ended_by_a_future() -> None:
+async def test_block_is_cancelled_by_future() -> None:
     event = asyncio.get_running_loop().create_future()
     asyncio.get_running_loop().call_soon(event.set_result, None)
     with pytest.raises(Gone), cancelled_by(event, Gone()):
         await asyncio.sleep(30)
 
 
-async def test_block_is_ended_by_what_was_done_before() -> None:
+async def test_block_is_cancelled_by_future_that_is_already_done() -> None:
     event = asyncio.get_running_loop().create_future()
     event.set_result(None)
     with pytest.raises(Gone), cancelled_by(event, Gone()):
         await asyncio.sleep(30)
 
 
-async def test_what_ends_in_time_is_left_alone() -> None:
+async def test_block_that_ends_in_time_is_not_cancelled() -> None:
     event = asyncio.get_running_loop().create_future()
     with cancelled_after(0.01, Due()), cancelled_by(event, Gone()):
         await asyncio.sleep(0)
@@ -44,14 +44,14 @@ async def test_what_ends_in_time_is_left_alone() -> None:
     await asyncio.sleep(0.05)
 
 
-async def test_what_has_ended_cannot_be_ended_any_more() -> None:
+async def test_block_that_has_ended_cannot_be_cancelled() -> None:
     event = asyncio.get_running_loop().create_future()
     with cancelled_by(event, Gone()):
-        event.set_result(None)  # its callbacks are on their way
+        event.set_result(None)  # its callbacks are scheduled
     await asyncio.sleep(0.01)
 
 
-async def test_of_two_that_end_at_once_the_outer_one_says_why() -> None:
+async def test_outer_error_wins_where_two_scopes_are_cancelled_at_once() -> None:
     with pytest.raises(Due), Interruption(Due()) as outer, Interruption(Gone()) as inner:
         asyncio.get_running_loop().call_soon(inner.end)
         asyncio.get_running_loop().call_soon(outer.end)
@@ -61,7 +61,7 @@ async def test_of_two_that_end_at_once_the_outer_one_says_why() -> None:
     assert task.cancelling() == 0
 
 
-async def test_own_faults_of_a_block_are_not_hidden() -> None:
+async def test_error_of_the_block_itself_is_raised() -> None:
     with pytest.raises(ZeroDivisionError), Interruption(Due()) as block:
         asyncio.get_running_loop().call_soon(block.end)
         try:
@@ -70,7 +70,7 @@ async def test_own_faults_of_a_block_are_not_hidden() -> None:
             _ = 1 // 0
 
 
-async def test_a_task_that_is_cancelled_is_cancelled() -> None:
+async def test_cancellation_of_the_task_passes_through() -> None:
     async def work() -> None:
         with cancelled_after(30, Due()):
             await asyncio.sleep(30)

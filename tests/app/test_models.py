@@ -74,7 +74,7 @@ async def test_a_request_names_its_model(client: Client) -> None:
     assert await client.sample("centernet_batch_size_count", model="second") == 2
 
 
-async def test_reload_adds_swaps_and_takes_away(client: Client, folder: Path) -> None:
+async def test_reload_adds_replaces_and_removes(client: Client, folder: Path) -> None:
     put(folder, "a.onnx", "better")
     (folder / "b.onnx").unlink()
     put(folder, "c.onnx", "third")
@@ -111,7 +111,7 @@ async def test_two_files_of_one_name_are_refused(client: Client, folder: Path, s
         Models(load(settings), settings, Metrics())
 
 
-async def test_renamed_file_goes_on_serving(client: Client, folder: Path) -> None:
+async def test_renamed_file_keeps_serving(client: Client, folder: Path) -> None:
     (folder / "a.onnx").rename(folder / "z.onnx")
     assert (await client.post("/models/reload")).json()["refused"] == []
     assert await names(client) == ["second", "first"]
@@ -126,7 +126,7 @@ async def test_the_last_model_is_kept(client: Client, folder: Path) -> None:
     assert (await client.detect()).status_code == 200
 
 
-async def test_swap_under_load_drops_nothing(client: Client, folder: Path) -> None:
+async def test_replacement_under_load_drops_nothing(client: Client, folder: Path) -> None:
     stop = False
 
     async def ask() -> list[tuple[int, str]]:
@@ -147,7 +147,7 @@ async def test_swap_under_load_drops_nothing(client: Client, folder: Path) -> No
     assert len({name for _, name in answers}) >= 3
 
 
-async def test_a_model_taken_away_finishes_what_it_was_given(folder: Path, settings: Settings) -> None:
+async def test_a_removed_model_finishes_its_requests(folder: Path, settings: Settings) -> None:
     held = HeldDetector(folder / "a.onnx")
     app = create_app(settings, held, Detector(folder / "b.onnx", "cpu", 1))
     transport = httpx.ASGITransport(app)
@@ -164,7 +164,7 @@ async def test_a_model_taken_away_finishes_what_it_was_given(folder: Path, setti
         assert (await request).json()["model"] == "first"
 
 
-async def test_hangup_signal_reloads(client: Client, folder: Path) -> None:
+async def test_sighup_reloads(client: Client, folder: Path) -> None:
     put(folder, "a.onnx", "signalled")
     os.kill(os.getpid(), signal.SIGHUP)
     async with asyncio.timeout(30):
@@ -290,9 +290,7 @@ def rectangular(tmp_path: Path) -> HeldDetector:
     return HeldDetector(save_rectangular_model(tmp_path / "rectangles.onnx"))
 
 
-def test_a_thread_that_prepares_for_itself_sorts_its_batch_by_shape(
-    rectangular: HeldDetector, settings: Settings
-) -> None:
+def test_a_worker_that_prepares_images_groups_them_by_shape(rectangular: HeldDetector, settings: Settings) -> None:
     metrics = Metrics()
     model = ServedModel(rectangular, settings.model_copy(update={"max_batch": 4, "instances": 1}), metrics)
     model.warm_up()
@@ -325,7 +323,7 @@ async def test_photos_of_one_shape_are_a_batch(rectangular: HeldDetector) -> Non
     assert rectangular.shapes_seen == [[(64, 96)], [(96, 64)] * 3, [(64, 96)] * 2]
 
 
-def test_a_broken_picture_spoils_no_other_of_its_batch(folder: Path, settings: Settings) -> None:
+def test_a_broken_image_does_not_fail_its_batch(folder: Path, settings: Settings) -> None:
     model = ServedModel(HeldDetector(folder / "a.onnx"), settings, Metrics())
     model.warm_up()
     first, broken, last = model._compute([PHOTO_PNG, PHOTO_PNG[:-40], PHOTO_PNG], False)
@@ -334,7 +332,7 @@ def test_a_broken_picture_spoils_no_other_of_its_batch(folder: Path, settings: S
     assert [type(each) for each in model._compute([b"nothing"], True)] == [UnknownFormat]
 
 
-async def test_the_arrangement_is_told(client: Client) -> None:
+async def test_the_arrangement_is_reported(client: Client) -> None:
     await client.detect()
     [first, _] = (await client.get("/models")).json()["models"]
     arrangement = first["arrangement"]
