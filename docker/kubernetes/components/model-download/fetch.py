@@ -38,7 +38,7 @@ def fetch(environment: Mapping[str, str], file: Path) -> None:
             raise NotFetched(f"the file at MODEL_URL has the SHA-256 {found.hexdigest()}, not {digest}")
         part.replace(file)
     except (OSError, ValueError) as error:  # ValueError: a URL without a host
-        raise NotFetched(f"{url.partition('?')[0]} cannot be fetched: {error}") from error  # the query may contain a signature
+        raise NotFetched(f"{url.partition('?')[0]} cannot be fetched: {error}") from error  # a query may be a signature
     finally:
         part.unlink(missing_ok=True)
 
