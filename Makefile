@@ -1,4 +1,4 @@
-# Every target does its own set-up; all that a machine needs is make and Python 3.11 or newer.
+# Every target does its own setup and needs only make and Python 3.11 or newer.
 PYTHON ?= python3
 INSTALL = pip install --quiet --constraint constraints.txt --editable
 VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' app/__init__.py)
@@ -10,18 +10,18 @@ VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' app/__init__.py)
 serve: .venv-serve/ready
 	.venv-serve/bin/python -m app $(ARGS)
 
-# serve-ray: the same as replicas behind Ray Serve, as docker/ray/serve.yaml says
+# serve-ray: replicas of the server behind Ray Serve, configured in docker/ray/serve.yaml
 serve-ray: .venv-ray/ready
 	RAY_USAGE_STATS_ENABLED=0 .venv-ray/bin/serve run docker/ray/serve.yaml
 
-# develop: a .venv to train and work in
+# develop: a .venv for training and development
 develop: .venv/ready
 
 # test: the whole suite
 test: .venv/ready
 	.venv/bin/python -m pytest $(ARGS)
 
-# weights: train what is shipped anew and export it: make weights DATA=FOLDER, the one of train.json, val.json and images/
+# weights: retrain and export the shipped models: make weights DATA=FOLDER, with train.json, val.json and images/
 weights: .venv/ready
 	test -n "$(DATA)"
 	$(TRAIN) train training/configs/photos.toml --data-root "$(DATA)" $(ARGS)
@@ -33,7 +33,7 @@ TRAIN = .venv/bin/python -m training
 ON_DATA = --annotations "$(DATA)/val.json" --images "$(DATA)/images" \
 	--train-annotations "$(DATA)/train.json" --train-images "$(DATA)/images"
 
-# check: lint, format, types, which package may import which, and the workflows
+# check: lint, format, types, import rules, and the workflows
 check: .venv/ready
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
@@ -47,33 +47,33 @@ format: .venv/ready
 	.venv/bin/ruff check --fix .
 	.venv/bin/ruff format .
 
-# test-serving: the server's tests where there is no torch
+# test-serving: the server's tests without torch installed
 test-serving: .venv-test-serving/ready
 	! .venv-test-serving/bin/python -c "import torch" 2>/dev/null
 	.venv-test-serving/bin/python -m pytest tests/app $(ARGS)
 
-# bench: what a detection costs here part by part, the limit, and what the server reaches
+# bench: the cost of each stage of a detection, the limit without HTTP, and the server's throughput
 bench: .venv-serve/ready
 	.venv-serve/bin/python -m app bench $(ARGS)
 
-# check-gpu: what an NVIDIA GPU finds beside the CPU, and what the server reaches of it; exits with 77 where there is none
+# check-gpu: compares an NVIDIA GPU's detections with the CPU's, and measures the server; exits with 77 without a GPU
 check-gpu: .venv-gpu/ready
 	.venv-gpu/bin/python -m tests.gpu $(ARGS)
 
-# soak: overload a real server, then 20 minutes of full load with clients that vanish
+# soak: overload a real server, then 20 minutes of full load with clients that disconnect
 soak: .venv/ready
 	.venv/bin/python -m tests.load.soak $(ARGS)
 
 # fuzz: 120,000 damaged pictures and bodies for a real server
-# (the variables have glibc give freed memory back, so that what grows is what leaks)
+# (the variables make glibc return freed memory, so that growth means a leak)
 fuzz: .venv/ready
 	MALLOC_ARENA_MAX=1 MALLOC_MMAP_THRESHOLD_=1048576 .venv/bin/python -m tests.load.fuzz $(ARGS)
 
-# slow-clients: a usual client beside 1,000 slow ones; needs slowhttptest
+# slow-clients: a normal client while 1,000 slow ones attack; needs slowhttptest
 slow-clients: .venv/ready
 	.venv/bin/python -m tests.slow_clients
 
-# images: what docker compose runs, with their version and commit in their labels
+# images: the images of docker compose, labelled with version and commit
 images:
 	docker build -f docker/serve.Dockerfile --target cpu -t centernet-service:cpu $(LABELS) .
 	docker build -f docker/serve.Dockerfile --target cuda -t centernet-service:cuda $(LABELS) .
@@ -81,7 +81,7 @@ images:
 LABELS = --label org.opencontainers.image.version=$(VERSION) \
 	--label org.opencontainers.image.revision="$$(git describe --always --dirty --abbrev=40 --exclude='*')"
 
-# push: those images under their version: make push IMAGE=registry.example.com/team/centernet-service
+# push: push the server's images, tagged with their version: make push IMAGE=registry.example.com/team/centernet-service
 push:
 	test -n "$(IMAGE)"
 	docker tag centernet-service:cpu "$(IMAGE):$(VERSION)"
@@ -89,11 +89,11 @@ push:
 	docker push "$(IMAGE):$(VERSION)"
 	docker push "$(IMAGE):$(VERSION)-cuda"
 
-# licences: of all that the server installs; one that pyproject.toml does not allow is an error
+# licences: list those of the server's packages; one that pyproject.toml does not allow is an error
 licences: .venv/ready .venv-serve/ready
 	.venv/bin/pip-licenses --python .venv-serve/bin/python
 
-# sbom: the same as a bill of materials, CycloneDX in JSON
+# sbom: the same as a bill of materials, in CycloneDX JSON
 sbom: .venv/ready .venv-serve/ready
 	mkdir -p dist
 	.venv/bin/cyclonedx-py environment --output-reproducible --output-file dist/centernet-service-$(VERSION).cdx.json \
@@ -102,11 +102,11 @@ sbom: .venv/ready .venv-serve/ready
 version:
 	@echo $(VERSION)
 
-# notes: what CHANGELOG.md says of this version
+# notes: this version's section of CHANGELOG.md
 notes:
 	@sed -n '/^## \[$(VERSION)\]/,/^## \[/ { /^## \[/d; p; }' CHANGELOG.md
 
-# requirements: pins what the images install, by hash; the versions are those of constraints.txt
+# requirements: pin the images' packages by hash, in the versions of constraints.txt
 requirements: .venv/ready
 	echo "setuptools>=77" | $(COMPILE) - -o docker/requirements/build.txt
 	$(COMPILE) pyproject.toml --extra otel -o docker/requirements/serve.txt
@@ -115,7 +115,7 @@ requirements: .venv/ready
 COMPILE = .venv/bin/uv pip compile --quiet --generate-hashes --universal --python-version 3.13 --no-annotate \
 	--constraint constraints.txt --custom-compile-command "make requirements"
 
-# try-compose: builds and runs all of docker-compose.yml that a machine without a GPU can; needs a Docker engine
+# try-compose: build and run all of docker-compose.yml that works without a GPU; needs a Docker engine
 try-compose: .venv/ready
 	.venv/bin/python -m tests.compose $(ARGS)
 

@@ -1,6 +1,6 @@
 # The server: target `cpu`, or `cuda` for an NVIDIA GPU. Build from the repository's root:
 #   docker build -f docker/serve.Dockerfile --target cpu -t centernet-service:cpu .
-# No BuildKit is needed. The classic builder makes the stages in their order, so what `cpu` needs comes first.
+# BuildKit is not needed. The classic builder builds the stages in order, so those that `cpu` needs come first.
 FROM python:3.13-slim-trixie AS package
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
 COPY docker/requirements/build.txt /requirements/
@@ -18,13 +18,13 @@ LABEL org.opencontainers.image.title="CenterNet service" \
       org.opencontainers.image.description="Object detection as a REST microservice: POST a picture, get boxes." \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.base.name="python:3.13-slim-trixie"
-# the thresholds keep glibc from giving each decoded image's pages back: a third less time for 1080p
+# the thresholds keep glibc from returning each decoded image's pages to the kernel: a third less time for 1080p
 ENV CENTERNET_HOST=0.0.0.0 \
     CENTERNET_PORT=8000 \
     MALLOC_MMAP_THRESHOLD_=134217728 \
     MALLOC_TRIM_THRESHOLD_=268435456 \
     PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
-# a new volume takes its owner from the folder that it is mounted at
+# a new volume inherits the owner of its mount point
 RUN install --directory --owner=10001 --group=10001 /models \
  && python -m venv --without-pip /opt/centernet
 EXPOSE 8000
@@ -35,7 +35,7 @@ ENTRYPOINT ["/opt/centernet/bin/centernet-serve"]
 FROM runtime AS cpu
 ENV CENTERNET_PROVIDER=cpu
 COPY docker/requirements/serve.txt /requirements/
-# without the libraries of ONNX Runtime's GPU build that only a GPU or a program in C needs, and the packages' tests
+# drop the libraries of ONNX Runtime's GPU build that only a GPU or a C program needs, and the packages' tests
 RUN pip --python /opt/centernet/bin/python install --require-hashes --requirement /requirements/serve.txt \
  && cd /opt/centernet/lib/python3.*/site-packages \
  && rm -f onnxruntime/capi/libonnxruntime.so* onnxruntime/capi/libonnxruntime_providers_[ct]*.so \
@@ -44,7 +44,7 @@ COPY --from=package /opt/package /opt/centernet
 USER 10001:10001
 
 FROM runtime AS cuda
-# CUDA is in the wheels; the host gives its driver alone. Without a GPU the server says so and ends.
+# CUDA is in the wheels; the host provides only the driver. Without a GPU the server exits with an error.
 ENV CENTERNET_PROVIDER=cuda \
     CENTERNET_MODEL=default-fp32 \
     NVIDIA_VISIBLE_DEVICES=all \

@@ -85,7 +85,7 @@ def test_a_secret_goes_to_nobody_else(shop: http.server.HTTPServer, tmp_path: Pa
 @pytest.mark.parametrize(
     ("path", "digest", "words"),
     [
-        ("/model.onnx", "0" * 64, f"what is at MODEL_URL has the SHA-256 {DIGEST}"),
+        ("/model.onnx", "0" * 64, f"the file at MODEL_URL has the SHA-256 {DIGEST}"),
         ("/half", DIGEST, "has the SHA-256"),
         ("/none?signature=secret", DIGEST, "/none cannot be fetched: HTTP Error 403"),
     ],
