@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from pydantic_core import to_json
 
 from app.models import Models
-from app.pipeline import Found
+from app.pipeline import DetectionResult
 from app.schemas import Label, ModelDescription, ModelList, Refusal, Size
 from app.served_model import ServedModel
 from model.detector import Detections
@@ -73,7 +73,7 @@ def _round(values: NDArray[np.float32], digits: int) -> list[Any]:
     return rounded
 
 
-def encode_answer(metadata: Metadata, found: Found, total_seconds: float) -> bytes:
+def encode_answer(metadata: Metadata, found: DetectionResult, total_seconds: float) -> bytes:
     """Returns an `Answer` as JSON; built of plain values, since models would cost more than the rest of the request."""
     timings = {
         "decode": found.decode_seconds,

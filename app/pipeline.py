@@ -25,7 +25,7 @@ from model.metadata import Metadata
 Submit = Callable[[Picture | Prepared, Executor | None], Awaitable[Served[Computed]]]
 
 # what may happen to one picture of several without a fault of the others
-PICTURE_FAULTS = (InvalidImage, InferenceFailed, Stopped)
+IMAGE_ERRORS = (InvalidImage, InferenceFailed, Stopped)
 
 
 class UnknownLabel(Exception):
@@ -80,7 +80,7 @@ def _find_labels(wanted: str, known: Sequence[str]) -> list[int]:
 
 
 @dataclasses.dataclass(frozen=True)
-class Found:
+class DetectionResult:
     """What was found in one photo, in its own pixels, and where the time went."""
 
     detections: Detections
@@ -108,8 +108,8 @@ def expect(model: ServedModel, timeout_seconds: float, arrival: Arrival | None =
         yield expected
 
 
-async def find_objects(service: Service, model: ServedModel, submit: Submit, picture: Picture, wanted: Filter) -> Found:
-    """Takes one picture, an image file or RGB pixels (h, w, 3), all the way; raises `PICTURE_FAULTS`."""
+async def find_objects(service: Service, model: ServedModel, submit: Submit, picture: Picture, wanted: Filter) -> DetectionResult:
+    """Takes one picture, an image file or RGB pixels (h, w, 3), all the way; raises `IMAGE_ERRORS`."""
     detector = model.detector
     served = await submit(picture, service.decoders if model.prepares_first else None)
     computed = served.result
@@ -121,7 +121,7 @@ async def find_objects(service: Service, model: ServedModel, submit: Submit, pic
     service.stages.note(model.name, "inference", computed.started, computed.ended)
     for index, count in collections.Counter(detections.labels.tolist()).items():
         service.metrics.detections.labels(model.name, detector.metadata.labels[index]).inc(count)
-    return Found(
+    return DetectionResult(
         detections,
         canvas.letterbox,
         decode_ended - decode_started,
@@ -132,13 +132,13 @@ async def find_objects(service: Service, model: ServedModel, submit: Submit, pic
 
 async def find_objects_in_each(
     service: Service, model: ServedModel, submit: Submit, pictures: Sequence[Picture], wanted: Filter
-) -> list[Found | Exception]:
+) -> list[DetectionResult | Exception]:
     """Takes pictures the same way side by side; gives in their order what was found, or the picture's fault."""
 
-    async def find(picture: Picture) -> Found | Exception:
+    async def find(picture: Picture) -> DetectionResult | Exception:
         try:
             return await find_objects(service, model, submit, picture, wanted)
-        except PICTURE_FAULTS as fault:
+        except IMAGE_ERRORS as fault:
             return fault
 
     async with asyncio.TaskGroup() as group:

@@ -16,8 +16,8 @@ from PIL import Image
 from pydantic import BaseModel
 
 from app.arrangement import arrange
-from app.bench.load import Seen, build_request, keep_busy
-from app.bench.local_server import NotServing, read_samples, serving
+from app.bench.load import ClientStats, build_request, run_clients
+from app.bench.local_server import NotServing, read_samples, run_server
 from app.bench.operators import describe_operators, measure_operators
 from app.bench.parts import measure_limit, measure_parts, measure_squares
 from app.models import open_detector
@@ -37,7 +37,7 @@ class Unusable(Exception):
     """There is nothing to measure with."""
 
 
-class Load(BaseModel):
+class LoadResult(BaseModel):
     """What clients get that send their next photo as soon as they have an answer; they share the machine."""
 
     connections: int
@@ -61,7 +61,7 @@ class Report(BaseModel):
     limit_images_per_second: float
     ready_seconds: float
     memory_mib: float
-    loads: list[Load]
+    loads: list[LoadResult]
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -113,12 +113,12 @@ def run(
     requests = [build_request(data) for data in photos.values()]
     loads = []
     started = time.perf_counter()
-    with serving([*flags, f"--max-queue={max(settings.max_queue, *connections)}", "--log-level=warning"]) as port:
+    with run_server([*flags, f"--max-queue={max(settings.max_queue, *connections)}", "--log-level=warning"]) as port:
         ready_seconds = time.perf_counter() - started
-        asyncio.run(keep_busy(port, requests, _WARM_UP_SECONDS, max(connections)))
+        asyncio.run(run_clients(port, requests, _WARM_UP_SECONDS, max(connections)))
         for count in connections:
             before = _sum_samples(port)
-            seen = asyncio.run(keep_busy(port, requests, seconds, count))
+            seen = asyncio.run(run_clients(port, requests, seconds, count))
             after = _sum_samples(port)
             loads.append(_summarise(count, seen, seconds, limit, before, after))
     return Report(
@@ -190,8 +190,8 @@ def describe(report: Report) -> str:
 
 
 def _summarise(
-    connections: int, seen: Seen, seconds: float, limit: float, before: Mapping[str, float], after: Mapping[str, float]
-) -> Load:
+    connections: int, seen: ClientStats, seconds: float, limit: float, before: Mapping[str, float], after: Mapping[str, float]
+) -> LoadResult:
     if set(seen.statuses) != {200}:
         raise Unusable(f"the server answered {dict(seen.statuses)} to {connections} connections: see its log above")
     images = len(seen.seconds)
@@ -200,7 +200,7 @@ def _summarise(
     rest = 1000 * statistics.mean(seen.seconds) - sum(spent_ms.values())
     speed = images / seconds
     percentiles = statistics.quantiles(seen.seconds, n=100) if images > 1 else seen.seconds * 99
-    return Load(
+    return LoadResult(
         connections=connections,
         images_per_second=speed,
         of_limit=speed / limit,

@@ -10,13 +10,13 @@ from collections.abc import Awaitable, Callable, Sequence
 
 
 @dataclasses.dataclass
-class Seen:
+class ClientStats:
     """What the clients saw."""
 
     statuses: Counter[int] = dataclasses.field(default_factory=Counter)
     seconds: list[float] = dataclasses.field(default_factory=list)  # that the answers 200 took
     moments: list[float] = dataclasses.field(default_factory=list)  # when they came, by `time.perf_counter`
-    vanished: int = 0
+    disconnected: int = 0
 
 
 class Connection:
@@ -26,7 +26,7 @@ class Connection:
         self._port = port
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
-    async def post(self, request: bytes, seen: Seen) -> None:
+    async def post(self, request: bytes, seen: ClientStats) -> None:
         """Sends a request and notes its answer; status 0 where there is none."""
         started = time.perf_counter()
         if self._streams and self._streams[0].at_eof():  # it has been idle for too long
@@ -49,14 +49,14 @@ class Connection:
         if b"connection: close" in head:
             self.close()
 
-    async def vanish(self, request: bytes, seen: Seen) -> None:
+    async def disconnect(self, request: bytes, seen: ClientStats) -> None:
         """Sends a request and hangs up."""
         _, writer = self._streams or await self._open()
         with contextlib.suppress(ConnectionError):
             writer.write(request)
             await writer.drain()
         self.close()
-        seen.vanished += 1
+        seen.disconnected += 1
 
     def close(self) -> None:
         """Hangs up."""
@@ -74,18 +74,18 @@ def build_request(data: bytes, query: str = "") -> bytes:
     return f"POST /detect{query} HTTP/1.1\r\nHost: load\r\nContent-Length: {len(data)}\r\n\r\n".encode() + data
 
 
-async def keep_busy(
+async def run_clients(
     port: int,
     requests: Sequence[bytes],
     seconds: float,
     connections: int,
-    send: Callable[[int, Connection, bytes, Seen], Awaitable[None]] | None = None,
-) -> Seen:
+    send: Callable[[int, Connection, bytes, ClientStats], Awaitable[None]] | None = None,
+) -> ClientStats:
     """Each of so many clients sends its next request, in turn, as soon as it has its answer.
 
     `send` does so where it is not just `Connection.post`; it is told the client's number.
     """
-    seen, end = Seen(), time.monotonic() + seconds
+    seen, end = ClientStats(), time.monotonic() + seconds
 
     async def ask(number: int) -> None:
         connection = Connection(port)

@@ -20,7 +20,7 @@ class NotServing(Exception):
 
 
 @contextlib.contextmanager
-def serving(flags: Sequence[str], log: IO[bytes] | None = None) -> Iterator[int]:
+def run_server(flags: Sequence[str], log: IO[bytes] | None = None) -> Iterator[int]:
     """Runs a server, which writes into the file `log` if there is one, and gives its port once it is ready.
 
     Raises `NotServing`.

@@ -10,7 +10,7 @@ import numpy as np
 
 from app.answers import encode_answer
 from app.arrangement import time_runs
-from app.pipeline import Found, build_filter
+from app.pipeline import DetectionResult, build_filter
 from app.schemas import Arrangement
 from app.settings import Settings
 from model.canvas import Canvases
@@ -27,8 +27,8 @@ def measure_parts(detector: Detector, photos: Sequence[bytes], settings: Setting
     [found] = detector.infer([canvases[0].pixels])
     letterbox = canvases[0].letterbox
 
-    def finish(_: int = 0) -> Found:
-        return Found(move_to_photo(wanted.select(found), letterbox), letterbox, 0, 0, 0)
+    def finish(_: int = 0) -> DetectionResult:
+        return DetectionResult(move_to_photo(wanted.select(found), letterbox), letterbox, 0, 0, 0)
 
     ready = finish()
     parts: dict[str, Callable[[int], object]] = {

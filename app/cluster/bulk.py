@@ -11,10 +11,10 @@ import pyarrow.compute as pc
 import ray
 from ray.data import ActorPoolStrategy
 
-from app.arguments import add_wanted, count, read_given
+from app.arguments import add_filter_arguments, count, read_settings_from
 from app.cluster.bulk_steps import FindObjects, ReadPhotos
 from app.cluster.storage import Storage, UnusableStorage, open_storage, read_column
-from app.files.pictures import NoPictures
+from app.files.sources import NoPictures
 from app.pipeline import Filter, UnknownLabel, build_filter
 from app.settings import InvalidSettings, Settings
 from model.detector import Detector
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed = _parse(arguments)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray reports home unless told not to
     try:
-        settings = read_given(parsed, "model", "provider")
+        settings = read_settings_from(parsed, "model", "provider")
         model = settings.find_models()[0].absolute()
         detector = Detector(model, "cpu", 1)
         wanted = build_filter(settings, detector.metadata, parsed.threshold, parsed.limit, parsed.labels)
@@ -76,7 +76,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     where.add_argument(
         "--photos-per-file", type=count, default=1000, help="what a kill may lose for each task; default: 1000"
     )
-    add_wanted(parser, "the settings'")
+    add_filter_arguments(parser, "the settings'")
     return parser.parse_args(arguments)
 
 

@@ -12,7 +12,7 @@ from pyarrow import fs
 
 from app.answers import describe_detections
 from app.body import BodyTooLarge, EmptyBody, check_file_size
-from app.errors import KINDS
+from app.errors import PROBLEM_KINDS
 from app.pipeline import Filter
 from model.canvas import prepare
 from model.detector import Detections, Detector, move_to_photo
@@ -54,7 +54,7 @@ class ReadPhotos:
             try:
                 canvas = prepare(self._read(file), self.shapes, self.max_pixels)
             except _FAULTS as fault:
-                kind = KINDS.get(type(fault))
+                kind = PROBLEM_KINDS.get(type(fault))
                 faults[:, at] = kind.reason if kind else "unreadable-file", str(fault)
             else:
                 shapes[:, at] = height, width = canvas.letterbox.shape

@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.logs import set_up_logging
 from app.models import open_detector
 from app.request_id import HEADER
-from app.routes.admin import OwnAdmin
+from app.routes.admin import LocalAdmin
 from app.schemas import ModelList
 from app.server import create_app
 from app.service import Service
@@ -39,7 +39,7 @@ class Replica:
         set_up_logging(settings.log_level, settings.log_format)
         detectors = [open_detector(path, settings) for path in settings.find_models()]
         self._app = create_app(settings, *detectors, admin=_AllReplicas())
-        self._app.add_middleware(_LeaveRequestId)
+        self._app.add_middleware(_DropRequestId)
         self._service: Service = self._app.state.service
         for model in self._service.models:
             model.warm_up()  # a replica gets no requests before it is built
@@ -61,7 +61,7 @@ class Replica:
 
     async def reload(self) -> ModelList:
         """Loads what has changed, here."""
-        return await OwnAdmin(self._service).reload()
+        return await LocalAdmin(self._service).reload()
 
 
 class _AllReplicas:
@@ -69,11 +69,11 @@ class _AllReplicas:
 
     async def expose(self) -> bytes:
         registry = CollectorRegistry()
-        registry.register(_Merged(await _ask_all(Replica.collect.__name__)))
+        registry.register(_Merged(await _broadcast(Replica.collect.__name__)))
         return generate_latest(registry)
 
     async def reload(self) -> ModelList:
-        lists: list[ModelList] = await _ask_all(Replica.reload.__name__)
+        lists: list[ModelList] = await _broadcast(Replica.reload.__name__)
         models = {model.name: model for each in lists for model in each.models}
         refused = {(refusal.file, refusal.reason): refusal for each in lists for refusal in each.refused}
         return ModelList(models=list(models.values()), refused=list(refused.values()))
@@ -95,7 +95,7 @@ class _Merged(Collector):
         yield from merged.values()
 
 
-class _LeaveRequestId:
+class _DropRequestId:
     """ASGI middleware that leaves the header with the request's id to Ray, which sends the same."""
 
     def __init__(self, app: ASGIApp) -> None:
@@ -110,7 +110,7 @@ class _LeaveRequestId:
         await self._app(scope, receive, leave)
 
 
-async def _ask_all(method: str) -> list[Any]:
+async def _broadcast(method: str) -> list[Any]:
     """Returns what the replicas answer; one that is just ending need not."""
     asked = serve.get_deployment_handle(_NAME).broadcast(method)
     answers = await asked.results_async(timeout_s=_ANSWER_SECONDS, return_exceptions=True)

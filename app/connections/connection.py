@@ -14,7 +14,7 @@ from app.connections.door import Door, PlainHead, read_plain_head
 from app.connections.untaken import SlowReader, UntakenAnswers
 from app.disconnect import HUNG_UP
 from app.metrics import Metrics
-from app.request_id import RAW_HEADER, identified
+from app.request_id import RAW_HEADER, request_id_context
 from app.settings import Settings
 
 _CLOSE = ((b"connection", b"close"),)
@@ -325,7 +325,7 @@ class Connection(HttpToolsProtocol):
         """Returns an answer and its status; counts and logs it."""
         # of these there are thousands a second, just when the log is needed for the rest
         level = logging.DEBUG if isinstance(error, Overloaded | TooManyConnections) else logging.INFO
-        with identified(sent_id) as request_id:
+        with request_id_context(sent_id) as request_id:
             status, rest = self._respond(error)
             logger.log(level, "%s: %d %s", self.client[0] if self.client else "", status, error)
         headers = [*self.server_state.default_headers, (RAW_HEADER, request_id.encode()), *extra]

@@ -15,7 +15,7 @@ from fastapi import FastAPI
 from app.connections.connection import Buffered, Connection
 from app.connections.door import Door
 from app.connections.untaken import UntakenAnswers
-from app.errors import respond
+from app.errors import encode_error_response
 from app.service import Service
 from app.settings import Settings
 
@@ -37,8 +37,8 @@ class _Companion(uvicorn.Server):
 def configure(app: FastAPI, settings: Settings, host: str, port: int) -> uvicorn.Config:
     """Returns how uvicorn serves an app of `create_app` at an address."""
     service: Service = app.state.service
-    answer = functools.partial(respond, metrics=service.metrics)
-    door = Door(app.state.paths_of_pictures, service.announce)
+    answer = functools.partial(encode_error_response, metrics=service.metrics)
+    door = Door(app.state.image_paths, service.announce)
     untaken = UntakenAnswers(settings)
     buffer = memoryview(bytearray(_READ_BYTES))
 

@@ -18,10 +18,10 @@ from anyio.from_thread import BlockingPortal, start_blocking_portal
 from numpy.typing import NDArray
 
 from app import __version__
-from app.arguments import add_wanted, count, read_given
-from app.files.finder import Finder, ask_server, run_model
-from app.files.outputs import Copies, Looked, Write, draw, name_copy, write_lines, write_table
-from app.files.pictures import (
+from app.arguments import add_filter_arguments, count, read_settings_from
+from app.files.backend import Backend, ask_server, run_model
+from app.files.outputs import AnnotatedCopies, ImageResult, Write, draw, name_copy, write_json_lines, write_csv
+from app.files.sources import (
     VIDEO_SUFFIXES,
     NoPictures,
     Picture,
@@ -79,20 +79,20 @@ def run(arguments: Sequence[str] | None = None) -> int:
             sources = find_sources(parsed.paths, parsed.annotated)
             _check_outputs(parsed, sources)
             portal = stack.enter_context(start_blocking_portal())
-            finder = stack.enter_context(portal.wrap_async_context_manager(_open_finder(parsed)))
+            backend = stack.enter_context(portal.wrap_async_context_manager(_open_backend(parsed)))
             writes = stack.enter_context(_open_outputs(parsed))
         except (NoPictures, Overwriting, InvalidSettings, InvalidModel, ProviderUnavailable, UnknownLabel) as error:
-            return _complain(error, 2)
+            return _report(error, 2)
         except (Refused, OSError, ModuleNotFoundError) as error:  # of the server, of the outputs, of httpx
-            return _complain(error, 2)
+            return _report(error, 2)
         try:
-            return _look_at_all(parsed, sources, portal, finder, writes)
+            return _process_all(parsed, sources, portal, backend, writes)
         except Refused as error:
-            return _complain(error, 2 if error.problem.status < 500 else 1)
+            return _report(error, 2 if error.problem.status < 500 else 1)
         except BrokenPipeError:
             raise
         except OSError as error:
-            return _complain(error, 1)
+            return _report(error, 1)
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -117,7 +117,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     where.add_argument(
         "--api-key", default=os.environ.get("CENTERNET_API_KEY"), help="the server's; default: CENTERNET_API_KEY"
     )
-    what = add_wanted(parser, "the settings', or the server's")
+    what = add_filter_arguments(parser, "the settings', or the server's")
     what.add_argument("--every", type=count, default=1, metavar="N", help="of a video, look at every N-th frame")
     output = parser.add_argument_group("output", "Any of them together; - is standard output. Default: --jsonl -")
     output.add_argument("--jsonl", type=Path, metavar="FILE", help="a line of JSON for each picture")
@@ -151,10 +151,10 @@ def _check_outputs(parsed: argparse.Namespace, sources: Sequence[Source]) -> Non
             raise Overwriting(f"{file} is one of the pictures: write elsewhere")
 
 
-def _open_finder(parsed: argparse.Namespace) -> contextlib.AbstractAsyncContextManager[Finder]:
+def _open_backend(parsed: argparse.Namespace) -> contextlib.AbstractAsyncContextManager[Backend]:
     if parsed.url:
         return ask_server(parsed.url, parsed.api_key, parsed.model, parsed.threshold, parsed.limit, parsed.labels)
-    settings = read_given(parsed, "model", "provider", "threads")
+    settings = read_settings_from(parsed, "model", "provider", "threads")
     return run_model(settings, parsed.threshold, parsed.limit, parsed.labels)
 
 
@@ -164,11 +164,11 @@ def _open_outputs(parsed: argparse.Namespace) -> Iterator[Sequence[Write]]:
         writes: list[Write] = []
         if parsed.annotated:  # first: who reads a line finds the photo's copy
             parsed.annotated.mkdir(parents=True, exist_ok=True)
-            writes.append(stack.enter_context(contextlib.closing(Copies(parsed.annotated))).write)
+            writes.append(stack.enter_context(contextlib.closing(AnnotatedCopies(parsed.annotated))).write)
         if parsed.csv:
-            writes.append(write_table(stack.enter_context(_open_stream(parsed.csv))))
+            writes.append(write_csv(stack.enter_context(_open_stream(parsed.csv))))
         if parsed.jsonl:
-            writes.append(write_lines(stack.enter_context(_open_stream(parsed.jsonl))))
+            writes.append(write_json_lines(stack.enter_context(_open_stream(parsed.jsonl))))
         yield writes
 
 
@@ -178,27 +178,27 @@ def _open_stream(file: Path) -> contextlib.AbstractContextManager[TextIO]:
     return file.open("w", encoding="utf-8", newline="")
 
 
-def _look_at_all(
+def _process_all(
     parsed: argparse.Namespace,
     sources: Sequence[Source],
     portal: BlockingPortal,
-    finder: Finder,
+    backend: Backend,
     writes: Sequence[Write],
 ) -> int:
     """Returns 0, or 1 if there was a problem."""
 
-    async def look(picture: Picture) -> Looked:
-        return await _look(picture, finder, parsed.annotated is not None)
+    async def process(picture: Picture) -> ImageResult:
+        return await _process(picture, backend, parsed.annotated is not None)
 
     status = 0
     pictures = read_pictures(sources, parsed.every)
-    everything = contextlib.closing(in_order(portal, look, pictures, finder.in_flight))
+    everything = contextlib.closing(in_order(portal, process, pictures, backend.in_flight))
     with _show_progress(parsed, sources) as advance, everything as results:
-        for looked in results:
-            if isinstance(looked.result, Problem):
-                status = _complain(f"{looked.picture}: {looked.result.title}: {looked.result.detail}", 1)
+        for done in results:
+            if isinstance(done.result, Problem):
+                status = _report(f"{done.picture}: {done.result.title}: {done.result.detail}", 1)
             for write in writes:
-                write(looked)
+                write(done)
             advance()
     return status
 
@@ -219,7 +219,7 @@ def in_order(
         wait(pending)  # nobody closes a connection under those that are on their way
 
 
-async def _look(picture: Picture, finder: Finder, annotate: bool) -> Looked:
+async def _process(picture: Picture, backend: Backend, annotate: bool) -> ImageResult:
     """Raises `Refused` for what would befall every picture, and `ConnectionError`."""
     copy: bytes | NDArray[np.uint8] | None = None
     if annotate and isinstance(picture.content, np.ndarray):
@@ -227,24 +227,24 @@ async def _look(picture: Picture, finder: Finder, annotate: bool) -> Looked:
     try:
         if isinstance(picture.content, UnreadableFile):
             raise picture.content
-        answer = await finder.find(picture.content)
+        answer = await backend.detect(picture.content)
         if annotate:
-            model = finder.models.get(answer.model)
+            model = backend.models.get(answer.model)
             if model is None or not (
                 {found.label_id for found in answer.detections} <= {label.label_id for label in model.labels}
             ):
                 raise ConnectionError(f"the server's model {answer.model} has been swapped meanwhile: start again")
             copy = await to_thread.run_sync(draw, picture, answer, model)
-        return Looked(picture, answer, copy)
+        return ImageResult(picture, answer, copy)
     except Refused as refused:
         if refused.reason in _REASONS_OF_ALL or refused.problem.status in _STATUSES_OF_ALL:
             raise
-        return Looked(picture, refused.problem, copy)
+        return ImageResult(picture, refused.problem, copy)
     except ConnectionError:
         raise
     except (UnreadableFile, OSError, InvalidImage) as error:
         problem = Problem(type="/docs#unreadable-file", title="The file cannot be read", status=422, detail=str(error))
-        return Looked(picture, problem, copy)
+        return ImageResult(picture, problem, copy)
 
 
 @contextlib.contextmanager
@@ -257,7 +257,7 @@ def _show_progress(parsed: argparse.Namespace, sources: Sequence[Source]) -> Ite
         yield bar.update
 
 
-def _complain(error: object, status: int) -> int:
+def _report(error: object, status: int) -> int:
     """Says on standard error what is wrong, clear of the bar; returns the status."""
     say = print if tqdm is None else tqdm.write
     say(f"centernet-detect: {error}", file=sys.stderr)

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from app.files.pictures import Picture, Source
+from app.files.sources import Picture, Source
 from app.schemas import Answer, ModelDescription, Problem
 from model.detector import Detections
 from model.draw import draw_detections, draw_file
@@ -22,7 +22,7 @@ _KINDS = {".jpg": "jpeg", ".jpeg": "jpeg", ".jpe": "jpeg", ".png": "png"}
 
 
 @dataclasses.dataclass(frozen=True)
-class Looked:
+class ImageResult:
     """What came of a picture: its answer or its problem, and its annotated copy where one is wanted.
 
     `copy` is an image file, or RGB pixels (h, w, 3) of a video.
@@ -33,35 +33,35 @@ class Looked:
     copy: bytes | NDArray[np.uint8] | None
 
 
-Write = Callable[[Looked], None]
+Write = Callable[[ImageResult], None]
 
 
-def write_lines(stream: TextIO) -> Write:
+def write_json_lines(stream: TextIO) -> Write:
     """Writes a line of JSON for each picture: its file, its place in a video, and its answer or problem."""
 
-    def write(looked: Looked) -> None:
-        line: dict[str, object] = {"file": str(looked.picture.source.path)}
-        if looked.picture.frame:
-            line |= {"frame": looked.picture.frame.index, "seconds": looked.picture.frame.seconds}
-        stream.write(json.dumps(line | looked.result.model_dump(exclude_none=True)) + "\n")
+    def write(done: ImageResult) -> None:
+        line: dict[str, object] = {"file": str(done.picture.source.path)}
+        if done.picture.frame:
+            line |= {"frame": done.picture.frame.index, "seconds": done.picture.frame.seconds}
+        stream.write(json.dumps(line | done.result.model_dump(exclude_none=True)) + "\n")
         stream.flush()
 
     return write
 
 
-def write_table(stream: TextIO) -> Write:
+def write_csv(stream: TextIO) -> Write:
     """Writes CSV: a heading, then a row for each object; a picture with a problem has none."""
     table = csv.writer(stream, lineterminator="\n")
     table.writerow(_PLACE + _OBJECT)
     stream.flush()
 
-    def write(looked: Looked) -> None:
-        if isinstance(looked.result, Problem):
+    def write(done: ImageResult) -> None:
+        if isinstance(done.result, Problem):
             return
-        frame, size = looked.picture.frame, looked.result.image
-        file = str(looked.picture.source.path).encode(errors="replace").decode()  # a name need not be UTF-8
+        frame, size = done.picture.frame, done.result.image
+        file = str(done.picture.source.path).encode(errors="replace").decode()  # a name need not be UTF-8
         place = [file, *((frame.index, frame.seconds) if frame else ("", ""))]
-        for each in looked.result.detections:
+        for each in done.result.detections:
             edges = (each.box.x_min, each.box.y_min, each.box.x_max, each.box.y_max)
             table.writerow([*place, size.width, size.height, each.label, each.label_id, each.score, *edges])
         stream.flush()
@@ -69,7 +69,7 @@ def write_table(stream: TextIO) -> Write:
     return write
 
 
-class Copies:
+class AnnotatedCopies:
     """Writes annotated copies into a folder, a video's pictures as one video; `close` completes the last."""
 
     def __init__(self, folder: Path) -> None:
@@ -77,30 +77,30 @@ class Copies:
         self._source: Source | None = None
         self._video: cv2.VideoWriter | None = None
 
-    def write(self, looked: Looked) -> None:
+    def write(self, done: ImageResult) -> None:
         """Writes one copy, if there is one."""
-        source, frame = looked.picture.source, looked.picture.frame
+        source, frame = done.picture.source, done.picture.frame
         if source != self._source:
             self.close()
             self._source = source
-        if looked.copy is None:
+        if done.copy is None:
             return
         path = self._folder / name_copy(source)
         path.parent.mkdir(parents=True, exist_ok=True)
-        if isinstance(looked.copy, bytes):
+        if isinstance(done.copy, bytes):
             part = path.with_name(f".{path.name}.part")
-            part.write_bytes(looked.copy)
+            part.write_bytes(done.copy)
             part.replace(path)
             return
         assert frame is not None
         if self._video is None:
-            height, width, _ = looked.copy.shape
+            height, width, _ = done.copy.shape
             self._video = cv2.VideoWriter(
                 str(path), cv2.CAP_FFMPEG, cv2.VideoWriter.fourcc(*"mp4v"), frame.per_second, (width, height)
             )
             if not self._video.isOpened():
                 raise OSError(f"no video can be written to {path}")
-        self._video.write(cv2.cvtColor(looked.copy, cv2.COLOR_RGB2BGR))
+        self._video.write(cv2.cvtColor(done.copy, cv2.COLOR_RGB2BGR))
 
     def close(self) -> None:
         """Completes the video that is being written, if any."""
@@ -116,7 +116,7 @@ def name_copy(source: Source) -> Path:
 
 
 def draw(picture: Picture, answer: Answer, model: ModelDescription) -> bytes | NDArray[np.uint8]:
-    """Returns a copy of a picture with what was found by `model`, as `Looked` has it.
+    """Returns a copy of a picture with what was found by `model`, as `ImageResult` has it.
 
     Raises `OSError`, and what `model.image` raises.
     """

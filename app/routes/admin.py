@@ -20,7 +20,7 @@ class Admin(Protocol):
         """Loads what has changed, and returns what is served now."""
 
 
-class OwnAdmin:
+class LocalAdmin:
     """Asks this process."""
 
     def __init__(self, service: Service) -> None:

@@ -11,9 +11,9 @@ from pydantic_core import to_json
 
 from app.body import EmptyBody, read_parts
 from app.deadline import answered_within, build_timeout_reader
-from app.errors import document
+from app.errors import document_problems
 from app.form import InvalidForm, Part, find_text
-from app.pipeline import Found, admit, build_filter, find_objects
+from app.pipeline import DetectionResult, admit, build_filter, find_objects
 from app.schemas import Problem
 from app.service import Service
 
@@ -70,7 +70,7 @@ class CustomModels(BaseModel):
     models: list[str] = Field(examples=[["resnet18-coco-512"]])
 
 
-def shape_problem(problem: Problem) -> Mapping[str, Any]:
+def format_problem(problem: Problem) -> Mapping[str, Any]:
     """Returns a problem as these clients read one."""
     error = f"{problem.title}: {problem.detail}"
     return {"success": False, "code": problem.status, "error": error, "count": 0, "predictions": []}
@@ -80,7 +80,7 @@ def build_deepstack_router(service: Service) -> APIRouter:
     """Returns the routes over `service`."""
     settings = service.settings
     router = APIRouter(tags=["DeepStack, CodeProject.AI"])
-    refusals = document(400, 401, 408, 413, 415, 422, 429, 500, 503, 504, shape=shape_problem)
+    refusals = document_problems(400, 401, 408, 413, 415, 422, 429, 500, 503, 504, format_problem=format_problem)
 
     read_timeout = build_timeout_reader(settings.timeout_seconds)
 
@@ -125,7 +125,7 @@ def build_deepstack_router(service: Service) -> APIRouter:
         "/v1/vision/custom/{model}",
         summary="Find objects in a picture with the model of this name",
         response_model=Predictions,
-        responses=document(404, shape=shape_problem) | refusals,
+        responses=document_problems(404, format_problem=format_problem) | refusals,
         openapi_extra=_BODY,
     )
     async def detect_with(
@@ -161,7 +161,7 @@ def _find_threshold(parts: Sequence[Part]) -> float | None:
     return threshold
 
 
-def _encode(found: Found, labels: Sequence[str], seconds: float) -> bytes:
+def _encode(found: DetectionResult, labels: Sequence[str], seconds: float) -> bytes:
     rows = found.detections
     predictions = [
         {"label": labels[index], "confidence": round(score, 4), "x_min": x1, "y_min": y1, "x_max": x2, "y_max": y2}

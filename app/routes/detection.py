@@ -11,9 +11,9 @@ from app.accept import choose_media_type
 from app.admission import Arrival
 from app.answers import encode_answer, encode_answers
 from app.body import read_image, read_images
-from app.errors import describe, document
+from app.errors import build_problem, document_problems
 from app.parameters import document_parameters
-from app.pipeline import Filter, Found, admit, build_filter, expect, find_objects, find_objects_in_each
+from app.pipeline import Filter, DetectionResult, admit, build_filter, expect, find_objects, find_objects_in_each
 from app.schemas import Answer, Answers
 from app.served_model import ServedModel
 from app.service import Service
@@ -85,7 +85,7 @@ def build_detection_router(service: Service) -> APIRouter:
         response_model=Answer,
         description="Boxes as JSON; or, for a client that accepts `image/jpeg` or `image/png` rather than JSON, the "
         "picture at its full size, upright, with the boxes drawn.",
-        responses=document(400, 401, 404, 406, 408, 413, 415, 422, 429, 500, 503, 504)
+        responses=document_problems(400, 401, 404, 406, 408, 413, 415, 422, 429, 500, 503, 504)
         | {
             200: {
                 "description": "What was found, in the picture's own pixels, the surest first",
@@ -121,7 +121,7 @@ def build_detection_router(service: Service) -> APIRouter:
         summary="Find objects in several pictures",
         response_model=Answers,
         response_description="For each picture, in their order, what `/detect` answers, or why it could not be read",
-        responses=document(400, 401, 404, 408, 413, 422, 429, 500, 503, 504),
+        responses=document_problems(400, 401, 404, 408, 413, 422, 429, 500, 503, 504),
         openapi_extra=_BATCH_BODY | documented,
     )
     async def detect_batch(request: Request) -> Response:
@@ -137,8 +137,8 @@ def build_detection_router(service: Service) -> APIRouter:
         content = encode_answers(
             [
                 encode_answer(metadata, result, computed - started)
-                if isinstance(result, Found)
-                else describe(result, metrics).model_dump_json().encode()
+                if isinstance(result, DetectionResult)
+                else build_problem(result, metrics).model_dump_json().encode()
                 for result in results
             ]
         )

@@ -12,8 +12,8 @@ from pydantic import BaseModel, Field
 from app import __version__
 from app.body import read_body
 from app.deadline import build_timeout_reader
-from app.errors import document
-from app.pipeline import Found, admit, build_filter, expect, find_objects_in_each
+from app.errors import document_problems
+from app.pipeline import DetectionResult, admit, build_filter, expect, find_objects_in_each
 from app.routes.tensors import TensorDescription, describe_outputs, read_inference, write_inference
 from app.schemas import Problem
 from app.service import Service
@@ -59,7 +59,7 @@ class TensorModel(BaseModel):
     outputs: list[TensorDescription]
 
 
-def shape_problem(problem: Problem) -> Mapping[str, Any]:
+def format_problem(problem: Problem) -> Mapping[str, Any]:
     """Returns a problem as these clients read one."""
     return {"error": f"{problem.title}: {problem.detail}"}
 
@@ -67,7 +67,7 @@ def shape_problem(problem: Problem) -> Mapping[str, Any]:
 def build_probe_router(service: Service) -> APIRouter:
     """Returns the routes for orchestrators, which send no key."""
     router = APIRouter(tags=_TAGS)
-    not_ready = document(503, shape=shape_problem)
+    not_ready = document_problems(503, format_problem=format_problem)
 
     @router.get("/v2/health/live", summary="Is the process worth keeping?", responses=not_ready)
     async def live() -> dict[str, bool]:
@@ -86,8 +86,8 @@ def build_inference_router(service: Service) -> APIRouter:
     """Returns the routes over `service`, but for those of `build_probe_router`."""
     settings = service.settings
     router = APIRouter(tags=_TAGS)
-    not_ready = document(503, shape=shape_problem)
-    unknown = document(404, shape=shape_problem)
+    not_ready = document_problems(503, format_problem=format_problem)
+    unknown = document_problems(404, format_problem=format_problem)
 
     @router.get("/v2", summary="What serves")
     async def describe_server() -> ServerDescription:
@@ -117,7 +117,7 @@ def build_inference_router(service: Service) -> APIRouter:
         summary="Find objects in pictures",
         response_description="`boxes` in each picture's own pixels, `scores`, `labels` and `names`, the surest first; "
         "`keypoints` (x, y, score) where the model knows joints",
-        responses=document(400, 401, 404, 408, 413, 415, 422, 429, 500, 503, 504, shape=shape_problem),
+        responses=document_problems(400, 401, 404, 408, 413, 415, 422, 429, 500, 503, 504, format_problem=format_problem),
         response_class=Response,
         openapi_extra=_BODY,
     )
@@ -141,7 +141,7 @@ def build_inference_router(service: Service) -> APIRouter:
             with admit(service, served, request, timeout_seconds, len(pictures), arrival) as submit:
                 results = await find_objects_in_each(service, served, submit, pictures, wanted)
         computed = time.perf_counter()
-        found: list[Found] = []
+        found: list[DetectionResult] = []
         for result in results:
             if isinstance(result, Exception):  # a tensor has no place for one picture's fault
                 raise result

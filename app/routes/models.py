@@ -3,7 +3,7 @@
 from fastapi import APIRouter
 
 from app.answers import describe_model, list_models
-from app.errors import document
+from app.errors import document_problems
 from app.schemas import ModelDescription, ModelList
 from app.service import Service
 
@@ -16,7 +16,7 @@ def build_models_router(service: Service) -> APIRouter:
     async def show_models() -> ModelList:
         return list_models(service.models)
 
-    @router.get("/models/{name}", summary="One model", responses=document(404))
+    @router.get("/models/{name}", summary="One model", responses=document_problems(404))
     async def show_model(name: str) -> ModelDescription:
         return describe_model(service.models.get(name))
 

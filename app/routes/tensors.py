@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, FailFast, Field, ValidationError
 from pydantic_core import to_json
 
-from app.body import check_values
-from app.pipeline import Found, check_count
+from app.body import check_value_count
+from app.pipeline import DetectionResult, check_count
 from app.settings import Settings
 from model.metadata import Metadata
 
@@ -104,7 +104,7 @@ def read_inference(
     """
     end = len(body) if header_length is None else _read_length(header_length, len(body))
     text = body[:end]
-    check_values(text, _MOST_VALUES)
+    check_value_count(text, _MOST_VALUES)
     try:
         inference = Inference.model_validate_json(text)
     except ValidationError as error:
@@ -129,7 +129,7 @@ def _read_length(text: str, most: int) -> int:
     return int(text)
 
 
-def write_inference(inference: Inference, results: Sequence[Found], metadata: Metadata) -> tuple[bytes, int | None]:
+def write_inference(inference: Inference, results: Sequence[DetectionResult], metadata: Metadata) -> tuple[bytes, int | None]:
     """Returns the answer, and the length of its JSON where tensors follow behind that.
 
     Pictures with fewer detections than others are filled up with rows of score 0, label -1 and an empty name.
@@ -203,7 +203,7 @@ def _to_pixels(data: Sequence[Any]) -> NDArray[np.uint8]:
     return values.astype(np.uint8)
 
 
-def _stack(results: Sequence[Found], metadata: Metadata) -> dict[str, Array]:
+def _stack(results: Sequence[DetectionResult], metadata: Metadata) -> dict[str, Array]:
     pictures, rows = len(results), max(len(result.detections.scores) for result in results)
     boxes = np.zeros((pictures, rows, 4), "<f4")
     scores = np.zeros((pictures, rows), "<f4")

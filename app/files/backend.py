@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from app.answers import describe_model, encode_answer
 from app.body import BodyTooLarge, EmptyBody, check_file_size
-from app.errors import describe
+from app.errors import build_problem
 from app.models import open_detector
-from app.pipeline import PICTURE_FAULTS, Filter, build_filter, find_objects
+from app.pipeline import IMAGE_ERRORS, Filter, build_filter, find_objects
 from app.schemas import Answer, ModelDescription, Refused
 from app.served_model import ServedModel
 from app.service import Service, build_service
@@ -27,7 +27,7 @@ _RETRIES = 20  # nobody waits at a screen for each picture
 
 
 @dataclasses.dataclass(frozen=True)
-class Finder:
+class Backend:
     """Finds objects: `find` takes an image file or RGB pixels (h, w, 3), `in_flight` of them at once at most.
 
     It raises `Refused`, `OSError` for a file that cannot be read, and `ConnectionError` where nothing answers.
@@ -41,7 +41,7 @@ class Finder:
 @contextlib.asynccontextmanager
 async def run_model(
     settings: Settings, threshold: float | None, limit: int | None, labels: str | None
-) -> AsyncIterator[Finder]:
+) -> AsyncIterator[Backend]:
     """Runs the first model of the settings, which also have the threshold and the limit unless given.
 
     Raises `UnknownLabel`, and what `Detector` raises.
@@ -52,20 +52,20 @@ async def run_model(
     model = service.models.get()
     async with service.running():
         find = functools.partial(_find, service, model, wanted)
-        yield Finder(find, {model.name: describe_model(model)}, min(_IMAGES_IN_FLIGHT, settings.max_queue))
+        yield Backend(find, {model.name: describe_model(model)}, min(_IMAGES_IN_FLIGHT, settings.max_queue))
 
 
 @contextlib.asynccontextmanager
 async def ask_server(
     url: str, api_key: str | None, model: str | None, threshold: float | None, limit: int | None, labels: str | None
-) -> AsyncIterator[Finder]:
+) -> AsyncIterator[Backend]:
     """Sends pictures to a server; raises `NoAnswer`, `Refused`, and `ModuleNotFoundError` where httpx is missing."""
     from app.client import AsyncClient
 
     async with AsyncClient(url, api_key=api_key, retries=_RETRIES) as client:
         models = {each.name: each for each in await client.models()}
         find = functools.partial(client.detect, model=model, threshold=threshold, limit=limit, labels=labels)
-        yield Finder(find, models, _REQUESTS_IN_FLIGHT)
+        yield Backend(find, models, _REQUESTS_IN_FLIGHT)
 
 
 async def _find(service: Service, model: ServedModel, wanted: Filter, picture: Path | NDArray[np.uint8]) -> Answer:
@@ -76,8 +76,8 @@ async def _find(service: Service, model: ServedModel, wanted: Filter, picture: P
             most_bytes = service.settings.max_image_bytes
             content = await asyncio.to_thread(_read_file, picture, most_bytes) if isinstance(picture, Path) else picture
             found = await find_objects(service, model, submit, content, wanted)
-    except (EmptyBody, BodyTooLarge, *PICTURE_FAULTS) as error:
-        raise Refused(describe(error, service.metrics)) from error
+    except (EmptyBody, BodyTooLarge, *IMAGE_ERRORS) as error:
+        raise Refused(build_problem(error, service.metrics)) from error
     return Answer.model_validate_json(encode_answer(model.detector.metadata, found, time.perf_counter() - started))
 
 

@@ -23,7 +23,7 @@ _FALLBACK_PER_SECOND = 25.0  # for a video that does not say
 
 
 class NoPictures(Exception):
-    """A path names nothing that can be looked at."""
+    """A path names nothing that can be done at."""
 
 
 class UnreadableFile(Exception):
@@ -64,14 +64,14 @@ class Picture:
         return str(self.source.path) + ("" if self.frame is None else f", frame {self.frame.index}")
 
 
-def find_sources(paths: Sequence[str], apart_from: Path | None = None) -> list[Source]:
+def find_sources(paths: Sequence[str], exclude: Path | None = None) -> list[Source]:
     """Returns what files, folders (their photos, however deep) and globs (photos and videos) name, each file once.
 
-    What lies in the folder `apart_from` is not searched, unless the search begins there. Raises `NoPictures`.
+    What lies in the folder `exclude` is not searched, unless the search begins there. Raises `NoPictures`.
     """
     sources: dict[Path, Source] = {}
     for path in paths:
-        for source in _expand(path, apart_from):
+        for source in _expand(path, exclude):
             sources.setdefault(source.path, source)
     return list(sources.values())
 
@@ -99,10 +99,10 @@ def read_pictures(sources: Sequence[Source], every: int) -> Iterator[Picture]:
             yield Picture(source, error)
 
 
-def _expand(path: str, apart_from: Path | None) -> list[Source]:
+def _expand(path: str, exclude: Path | None) -> list[Source]:
     here = Path(path)
     if here.is_dir():
-        photos = _search(here, "**/*", SUFFIXES, apart_from)
+        photos = _search(here, "**/*", SUFFIXES, exclude)
         if not photos:
             raise NoPictures(f"{path}: no photos in this folder; videos are named themselves, or by '{here}/*.mp4'")
         return photos
@@ -112,15 +112,15 @@ def _expand(path: str, apart_from: Path | None) -> list[Source]:
         raise NoPictures(f"{path}: there is no such file or folder")
     fixed = list(itertools.takewhile(lambda part: not glob.has_magic(part), here.parts))
     pattern = str(Path(*here.parts[len(fixed) :]))
-    pictures = _search(Path(*fixed), pattern, SUFFIXES | VIDEO_SUFFIXES, apart_from)
+    pictures = _search(Path(*fixed), pattern, SUFFIXES | VIDEO_SUFFIXES, exclude)
     if not pictures:
         raise NoPictures(f"{path}: no photo or video is named so")
     return pictures
 
 
-def _search(root: Path, pattern: str, suffixes: Collection[str], apart_from: Path | None) -> list[Source]:
+def _search(root: Path, pattern: str, suffixes: Collection[str], exclude: Path | None) -> list[Source]:
     """Returns the files that match, sorted, without what is hidden, as a shell's `*` does."""
-    within, apart = root.resolve(), apart_from and apart_from.resolve()
+    within, apart = root.resolve(), exclude and exclude.resolve()
     sources = [Source(file, file.relative_to(root)) for file in sorted(root.glob(pattern))]
     return [
         source
