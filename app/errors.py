@@ -56,9 +56,9 @@ PROBLEM_KINDS: Mapping[type[Exception], ProblemKind] = {
     InvalidForm: ProblemKind(400, "invalid-form", "The form does not hold what is needed"),
     InvalidJson: ProblemKind(400, "invalid-json", "The JSON does not hold what is needed"),
     InvalidTensor: ProblemKind(400, "invalid-tensor", "The tensors are not what the model takes"),
-    Unauthorized: ProblemKind(401, "unauthorized", "A key is needed"),
+    Unauthorized: ProblemKind(401, "unauthorized", "An API key is required"),
     UnknownModel: ProblemKind(404, "unknown-model", "There is no model of this name"),
-    NotAcceptable: ProblemKind(406, "not-acceptable", "There is no answer of an accepted type"),
+    NotAcceptable: ProblemKind(406, "not-acceptable", "No accepted media type is available"),
     SlowHead: ProblemKind(408, "slow-head", "The request took too long to arrive"),
     SlowBody: ProblemKind(408, "slow-body", "The image took too long to arrive"),
     BodyTooLarge: ProblemKind(413, "body-too-large", "The body has too many bytes"),
@@ -72,14 +72,14 @@ PROBLEM_KINDS: Mapping[type[Exception], ProblemKind] = {
     RateLimited: ProblemKind(429, "rate-limited", "Too many requests in too short a time"),
     HeadTooLarge: ProblemKind(431, "head-too-large", "The request's headers have too many bytes"),
     ClientDisconnect: ProblemKind(499, "client-gone", "The client hung up"),
-    SlowReader: ProblemKind(499, "slow-reader", "The client took too long to take its answer"),
+    SlowReader: ProblemKind(499, "slow-reader", "The client took too long to read the response"),
     InferenceFailed: ProblemKind(500, "inference-failed", "The model failed"),
     Exception: ProblemKind(500, "internal-error", "The server failed"),
     Overloaded: ProblemKind(503, "overloaded", "The server is busy"),
     TooManyConnections: ProblemKind(503, "too-many-connections", "The server has too many clients"),
     NotReady: ProblemKind(503, "not-ready", "The server is not ready"),
     Stopped: ProblemKind(503, "stopped", "The server is stopping"),
-    DeadlineExceeded: ProblemKind(504, "deadline-exceeded", "The time is up"),
+    DeadlineExceeded: ProblemKind(504, "deadline-exceeded", "The request timed out"),
 }
 
 

@@ -1,4 +1,4 @@
-"""Builds the app: its routes, what answers its errors, and what runs behind it."""
+"""Builds the app: routes, error handlers, middleware and lifespan."""
 
 import contextlib
 from collections.abc import AsyncIterator
@@ -30,14 +30,14 @@ from app.tracing import Tracing
 from model.detector import Detector
 from model.image import quieten_decoders
 
-# FastAPI's own, which looks for tracers at each request, for a tenth of the event loop's time; see `tracing` for ours
+# FastAPI's own telemetry looks up tracers at each request, for a tenth of the event loop's time; `tracing` replaces it
 _NO_TELEMETRY: TelemetryConfig = {"tracing": False, "metrics": False, "logs": False}
 
 
 def create_app(settings: Settings, *detectors: Detector, admin: Admin | None = None) -> FastAPI:
-    """Returns the server of these models; nothing runs before its lifespan begins. Raises `TracingUnavailable`.
+    """Returns the app that serves these models; nothing runs before its lifespan begins. Raises `TracingUnavailable`.
 
-    `admin` asks others together with this process, where there are others; its service is the app's `state.service`.
+    `admin` is given where several processes serve together; by default the admin routes act on this process alone.
     """
     quieten_decoders()
     traces = Tracing() if settings.traces else None
@@ -54,7 +54,7 @@ def create_app(settings: Settings, *detectors: Detector, admin: Admin | None = N
     app = FastAPI(
         title="CenterNet service",
         version=__version__,
-        summary="Object detection: send a picture, get boxes.",
+        summary="Object detection: send an image, get boxes.",
         lifespan=lifespan,
         telemetry=_NO_TELEMETRY,
     )
@@ -72,7 +72,7 @@ def create_app(settings: Settings, *detectors: Detector, admin: Admin | None = N
     app.include_router(build_health_router(service))
     app.include_router(build_page_router())
     formats = {deepstack.PATH: deepstack.format_problem, inference_protocol.PATH: inference_protocol.format_problem}
-    app.state.service = service  # for who runs the app
+    app.state.service = service  # for the listener, and for Ray's replicas
     routes = [route for route in detection.routes if isinstance(route, APIRoute)]
     app.state.image_paths = {route.path for route in routes}
     if not access.guards:
@@ -87,7 +87,7 @@ def create_app(settings: Settings, *detectors: Detector, admin: Admin | None = N
             allow_headers=["*"],
             expose_headers=["*"],
         )
-    _surround(app, metrics)
+    _add_outer_middleware(app, metrics)
 
     if traces:
         traces.instrument(app)
@@ -96,18 +96,18 @@ def create_app(settings: Settings, *detectors: Detector, admin: Admin | None = N
 
 
 def _build_admin_app(service: Service, router: APIRouter) -> FastAPI:
-    app = FastAPI(title="CenterNet service: for who runs it", version=__version__, telemetry=_NO_TELEMETRY)
+    app = FastAPI(title="CenterNet service: administration", version=__version__, telemetry=_NO_TELEMETRY)
     app.state.service = service
     app.state.image_paths = set()
     app.include_router(router)
-    app.include_router(build_health_router(service))  # here they answer when all connections of clients are taken
+    app.include_router(build_health_router(service))  # reachable here even when client connections are exhausted
     add_error_handlers(app, service.metrics, {})
-    _surround(app, service.metrics)
+    _add_outer_middleware(app, service.metrics)
     return app
 
 
-def _surround(app: FastAPI, metrics: Metrics) -> None:
-    """Adds what is around everything else."""
+def _add_outer_middleware(app: FastAPI, metrics: Metrics) -> None:
+    """Adds the middleware that wraps all other middleware."""
     app.add_middleware(CountRequests, metrics=metrics)
     app.add_middleware(AddRequestIds)
     app.add_middleware(HeadAsGet)

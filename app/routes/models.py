@@ -1,4 +1,4 @@
-"""The routes that say what is served."""
+"""The routes that describe the served models."""
 
 from fastapi import APIRouter
 
@@ -9,14 +9,14 @@ from app.service import Service
 
 
 def build_models_router(service: Service) -> APIRouter:
-    """Returns the routes over `service`."""
+    """Returns the routes for model descriptions."""
     router = APIRouter()
 
-    @router.get("/models", summary="What is served")
+    @router.get("/models", summary="List the served models")
     async def show_models() -> ModelList:
         return list_models(service.models)
 
-    @router.get("/models/{name}", summary="One model", responses=document_problems(404))
+    @router.get("/models/{name}", summary="Describe one model", responses=document_problems(404))
     async def show_model(name: str) -> ModelDescription:
         return describe_model(service.models.get(name))
 
