@@ -120,7 +120,10 @@ def add_error_handlers(app: FastAPI, metrics: Metrics, formats: Mapping[str, Pro
 
     for each in PROBLEM_KINDS.values():
         metrics.rejections.labels(each.reason)  # starts at 0: Prometheus needs two samples to see an increase
-    handlers = dict.fromkeys(PROBLEM_KINDS, handle) | {HTTPException: handle_http_exception, Exception: handle_unexpected}
+    handlers = dict.fromkeys(PROBLEM_KINDS, handle) | {
+        HTTPException: handle_http_exception,
+        Exception: handle_unexpected,
+    }
     app.exception_handlers = {HTTPException: handle_http_exception}  # replaces FastAPI's own, which run first
     # not as the app's handlers: those handle unexpected errors outside of all middleware, where nothing counts them
     app.add_middleware(ExceptionMiddleware, handlers=handlers)
@@ -167,13 +170,17 @@ def document_problems(*statuses: int, format_problem: ProblemFormat | None = Non
 
 
 def _count(error: Exception, metrics: Metrics) -> ProblemKind:
-    kind = PROBLEM_KINDS.get(type(error)) or next(PROBLEM_KINDS[each] for each in type(error).__mro__ if each in PROBLEM_KINDS)
+    kind = PROBLEM_KINDS.get(type(error)) or next(
+        PROBLEM_KINDS[each] for each in type(error).__mro__ if each in PROBLEM_KINDS
+    )
     metrics.rejections.labels(kind.reason).inc()
     return kind
 
 
 @functools.lru_cache
-def _encode_around_id(kind: ProblemKind, detail: str, headers: tuple[tuple[str, str], ...]) -> tuple[bytes, bytes, bytes]:
+def _encode_around_id(
+    kind: ProblemKind, detail: str, headers: tuple[tuple[str, str], ...]
+) -> tuple[bytes, bytes, bytes]:
     """Returns a problem's headers, its JSON up to the request id, and the rest of the JSON."""
     lines = [f"{name}: {value}\r\n" for name, value in (*headers, ("content-type", _MEDIA_TYPE))]
     before, after = _make_problem(kind, detail, _REQUEST_ID).model_dump_json().encode().rsplit(to_json(_REQUEST_ID), 1)

@@ -23,9 +23,9 @@ class Metrics:
         prometheus.ProcessCollector(registry=registry)
         prometheus.PlatformCollector(registry=registry)
         if limit := read_memory_limit():
-            prometheus.Gauge(
-                "centernet_memory_limit_bytes", "Memory limit of the container.", registry=registry
-            ).set(limit)
+            prometheus.Gauge("centernet_memory_limit_bytes", "Memory limit of the container.", registry=registry).set(
+                limit
+            )
         self.requests = prometheus.Counter(
             "centernet_requests", "Responses sent.", ["route", "method", "status"], registry=registry
         )

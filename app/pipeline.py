@@ -108,7 +108,9 @@ def expect(model: ServedModel, timeout_seconds: float, arrival: Arrival | None =
         yield expected
 
 
-async def find_objects(service: Service, model: ServedModel, submit: Submit, picture: Picture, wanted: Filter) -> DetectionResult:
+async def find_objects(
+    service: Service, model: ServedModel, submit: Submit, picture: Picture, wanted: Filter
+) -> DetectionResult:
     """Detects objects in one image, a file or RGB pixels (h, w, 3); raises `IMAGE_ERRORS`."""
     detector = model.detector
     served = await submit(picture, service.decoders if model.prepares_first else None)
@@ -155,10 +157,10 @@ def admit(
     images: int = 1,
     arrival: Arrival | None = None,
 ) -> Iterator[Submit]:
-    """Reserves a place in the model's queue for each image, once the body has been read, and yields the submit function.
+    """Reserves a place in the model's queue for each image and yields the submit function.
 
-    `arrival` comes from `expect`. Cancels the block with `ClientDisconnect` when the client disconnects. Raises
-    `TooManyImages`, `Stopped`, and `Overloaded`, also if the queue is too long for the timeout.
+    The body must have been read; `arrival` comes from `expect`. A client's disconnect cancels the block. Raises
+    `ClientDisconnect`, `TooManyImages`, `Stopped`, and `Overloaded`, also if the queue is too long for the timeout.
     """
     check_count(images, service.settings)
     with model.batcher.admit(images, timeout_seconds, arrival) as submit, cancelled_on_disconnect(request):

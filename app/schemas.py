@@ -6,7 +6,7 @@ from model.skeleton import Skeleton
 
 
 class Arrangement(BaseModel):
-    """How a model is run: `instances` concurrent batches of up to `max_batch` images, with `threads` CPU threads each."""
+    """How a model is run: `instances` concurrent batches of up to `max_batch` images, on `threads` CPU threads each."""
 
     instances: int = Field(examples=[2])
     threads: int = Field(examples=[1])

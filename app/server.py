@@ -11,6 +11,7 @@ from starlette.middleware.cors import CORSMiddleware
 from app import __version__
 from app.body import LimitBodyMemory
 from app.errors import add_error_handlers
+from app.fast_path import FastPath
 from app.head_method import HeadAsGet
 from app.metrics import CountRequests, Metrics
 from app.reloading import reloading
@@ -25,7 +26,6 @@ from app.routes.models import build_models_router
 from app.routes.page import build_page_router
 from app.service import Service, build_service
 from app.settings import Settings
-from app.fast_path import FastPath
 from app.tracing import Tracing
 from model.detector import Detector
 from model.image import quieten_decoders

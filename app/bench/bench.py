@@ -1,4 +1,4 @@
-"""`python -m app bench`: what a detection costs on this machine part by part, the limit, and what is reached of it."""
+"""`python -m app bench`: the cost of each part of a detection, the throughput limit, and what the server reaches."""
 
 import argparse
 import asyncio
@@ -34,11 +34,11 @@ _STAGES = ("read", "decode", "queue", "inference", "encode")
 
 
 class Unusable(Exception):
-    """There is nothing to measure with."""
+    """The photos or the server cannot be measured; the message says why."""
 
 
 class LoadResult(BaseModel):
-    """What clients get that send their next photo as soon as they have an answer; they share the machine."""
+    """The performance with closed-loop clients on the same machine, each with one request in flight."""
 
     connections: int
     images_per_second: float
@@ -46,17 +46,17 @@ class LoadResult(BaseModel):
     p50_ms: float
     p99_ms: float
     server_cpu_ms_per_image: float
-    stages_ms: dict[str, float]  # means, by the server's word; "rest": what a client waits beside them
+    stages_ms: dict[str, float]  # means, as reported by the server; "rest" is the remaining time that clients see
 
 
 class Report(BaseModel):
-    """All that was measured."""
+    """All measurements."""
 
     model: str
     provider: str
     photos: list[str]
-    parts_ms: dict[str, float]  # one after the other, in one thread unless it says otherwise
-    square_ratio: float | None  # times as long an inference of one would take; none where squares are all that there is
+    parts_ms: dict[str, float]  # measured one after the other, in one thread unless the name says otherwise
+    square_ratio: float | None  # inference time with square inputs / in the photos' shapes; None if all are square
     arrangement: Arrangement
     limit_images_per_second: float
     ready_seconds: float
@@ -65,17 +65,19 @@ class Report(BaseModel):
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Measures and prints; returns the exit status: 2 for arguments of no use."""
+    """Runs the benchmark and prints the report; returns the exit status: 2 for unusable arguments."""
     parser = argparse.ArgumentParser(
         "centernet-serve bench",
-        description="Measures what a detection costs on this machine, and what the server reaches of the limit.",
-        epilog="Further flags are the server's own, such as --model, --instances and --max-batch.",
+        description="Measures the cost of a detection on this machine, and the server's throughput and latency.",
+        epilog="Further flags are passed to the server, such as --model, --instances and --max-batch.",
     )
-    parser.add_argument("--photos", type=Path, metavar="FOLDER", help="what to send; default: a drawn one, 900 x 600")
-    parser.add_argument("--connections", default="1,8,32", help="clients at once, separated by commas")
-    parser.add_argument("--seconds", type=float, default=5.0, help="that each number of clients is measured for")
-    parser.add_argument("--operators", action="store_true", help="what each kind of nodes costs, and no more")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="all figures, for other programs")
+    parser.add_argument(
+        "--photos", type=Path, metavar="FOLDER", help="photos to send; default: a generated one, 900 x 600"
+    )
+    parser.add_argument("--connections", default="1,8,32", help="numbers of concurrent clients, separated by commas")
+    parser.add_argument("--seconds", type=float, default=5.0, help="duration of each measurement")
+    parser.add_argument("--operators", action="store_true", help="only profile the time per operator type")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all measurements as JSON")
     parsed, flags = parser.parse_known_args(arguments)
     quieten_decoders()
     try:
@@ -99,7 +101,7 @@ def main(arguments: Sequence[str]) -> int:
 def run(
     settings: Settings, flags: Sequence[str], photos: dict[str, bytes], connections: Sequence[int], seconds: float
 ) -> Report:
-    """Measures the parts, the limit, and a server of these `flags`; raises what `Detector` raises, and `Unusable`."""
+    """Measures the parts, the limit and a server with these `flags`; raises what `Detector` raises, and `Unusable`."""
     detector = open_detector(settings.find_models()[0], settings)
     metadata = detector.metadata
     blank = np.zeros((*detector.shapes[-1], 3), np.uint8)
@@ -118,9 +120,9 @@ def run(
         asyncio.run(run_clients(port, requests, _WARM_UP_SECONDS, max(connections)))
         for count in connections:
             before = _sum_samples(port)
-            seen = asyncio.run(run_clients(port, requests, seconds, count))
+            stats = asyncio.run(run_clients(port, requests, seconds, count))
             after = _sum_samples(port)
-            loads.append(_summarise(count, seen, seconds, limit, before, after))
+            loads.append(_summarise(count, stats, seconds, limit, before, after))
     return Report(
         model=metadata.name,
         provider=detector.provider,
@@ -141,7 +143,10 @@ def _profile(settings: Settings, photos: dict[str, bytes]) -> dict[str, float]:
 
 
 def _sum_samples(port: int) -> Mapping[str, float]:
-    """Returns a server's samples summed by name, and seconds by stage; 0 for what some do not tell, as their CPU."""
+    """Returns a server's samples summed by name, and the seconds by stage.
+
+    Missing samples are 0: the CPU time is not available on every platform.
+    """
     values: defaultdict[str, float] = defaultdict(float)
     for sample in read_samples(port):
         is_stage = sample.name == "centernet_stage_seconds_sum"
@@ -190,16 +195,21 @@ def describe(report: Report) -> str:
 
 
 def _summarise(
-    connections: int, seen: ClientStats, seconds: float, limit: float, before: Mapping[str, float], after: Mapping[str, float]
+    connections: int,
+    stats: ClientStats,
+    seconds: float,
+    limit: float,
+    before: Mapping[str, float],
+    after: Mapping[str, float],
 ) -> LoadResult:
-    if set(seen.statuses) != {200}:
-        raise Unusable(f"the server answered {dict(seen.statuses)} to {connections} connections: see its log above")
-    images = len(seen.seconds)
+    if set(stats.statuses) != {200}:
+        raise Unusable(f"the server answered {dict(stats.statuses)} to {connections} connections: see its log above")
+    images = len(stats.seconds)
     spent_ms = {name: 1000 * (after[name] - before[name]) / images for name in (_CPU, *_STAGES)}
     cpu = spent_ms.pop(_CPU)
-    rest = 1000 * statistics.mean(seen.seconds) - sum(spent_ms.values())
+    rest = 1000 * statistics.mean(stats.seconds) - sum(spent_ms.values())
     speed = images / seconds
-    percentiles = statistics.quantiles(seen.seconds, n=100) if images > 1 else seen.seconds * 99
+    percentiles = statistics.quantiles(stats.seconds, n=100) if images > 1 else stats.seconds * 99
     return LoadResult(
         connections=connections,
         images_per_second=speed,
@@ -212,7 +222,7 @@ def _summarise(
 
 
 def _read_photos(folder: Path | None) -> dict[str, bytes]:
-    """Returns photos by name; raises `Unusable` where the folder holds none."""
+    """Returns up to 100 photos by name; raises `Unusable` if the folder has none."""
     if folder is None:
         return {"drawn": draw_photo()}
     files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
@@ -222,7 +232,7 @@ def _read_photos(folder: Path | None) -> dict[str, bytes]:
 
 
 def draw_photo() -> bytes:
-    """Returns a JPEG of 900 x 600 pixels."""
+    """Returns a generated JPEG of 900 x 600 pixels."""
     coarse = np.random.default_rng(0).integers(0, 256, (30, 45, 3), np.uint8)
     file = io.BytesIO()
     Image.fromarray(coarse).resize((900, 600), Image.Resampling.BICUBIC).save(file, "JPEG", quality=90)

@@ -1,4 +1,4 @@
-"""Writes what was found in pictures: JSON lines, CSV, and annotated copies."""
+"""Writes results as JSON lines, CSV and annotated copies."""
 
 import csv
 import dataclasses
@@ -23,9 +23,9 @@ _KINDS = {".jpg": "jpeg", ".jpeg": "jpeg", ".jpe": "jpeg", ".png": "png"}
 
 @dataclasses.dataclass(frozen=True)
 class ImageResult:
-    """What came of a picture: its answer or its problem, and its annotated copy where one is wanted.
+    """A picture's detections or problem, and its annotated copy if requested.
 
-    `copy` is an image file, or RGB pixels (h, w, 3) of a video.
+    `copy` is an image file, or RGB pixels (h, w, 3) of a video frame.
     """
 
     picture: Picture
@@ -37,31 +37,31 @@ Write = Callable[[ImageResult], None]
 
 
 def write_json_lines(stream: TextIO) -> Write:
-    """Writes a line of JSON for each picture: its file, its place in a video, and its answer or problem."""
+    """Returns a writer of one JSON line per picture: its file, its frame in a video, and its detections or problem."""
 
-    def write(done: ImageResult) -> None:
-        line: dict[str, object] = {"file": str(done.picture.source.path)}
-        if done.picture.frame:
-            line |= {"frame": done.picture.frame.index, "seconds": done.picture.frame.seconds}
-        stream.write(json.dumps(line | done.result.model_dump(exclude_none=True)) + "\n")
+    def write(processed: ImageResult) -> None:
+        line: dict[str, object] = {"file": str(processed.picture.source.path)}
+        if processed.picture.frame:
+            line |= {"frame": processed.picture.frame.index, "seconds": processed.picture.frame.seconds}
+        stream.write(json.dumps(line | processed.result.model_dump(exclude_none=True)) + "\n")
         stream.flush()
 
     return write
 
 
 def write_csv(stream: TextIO) -> Write:
-    """Writes CSV: a heading, then a row for each object; a picture with a problem has none."""
+    """Writes a CSV header; returns a writer of one row per object. A picture with a problem has no rows."""
     table = csv.writer(stream, lineterminator="\n")
     table.writerow(_PLACE + _OBJECT)
     stream.flush()
 
-    def write(done: ImageResult) -> None:
-        if isinstance(done.result, Problem):
+    def write(processed: ImageResult) -> None:
+        if isinstance(processed.result, Problem):
             return
-        frame, size = done.picture.frame, done.result.image
-        file = str(done.picture.source.path).encode(errors="replace").decode()  # a name need not be UTF-8
+        frame, size = processed.picture.frame, processed.result.image
+        file = str(processed.picture.source.path).encode(errors="replace").decode()  # file names need not be UTF-8
         place = [file, *((frame.index, frame.seconds) if frame else ("", ""))]
-        for each in done.result.detections:
+        for each in processed.result.detections:
             edges = (each.box.x_min, each.box.y_min, each.box.x_max, each.box.y_max)
             table.writerow([*place, size.width, size.height, each.label, each.label_id, each.score, *edges])
         stream.flush()
@@ -70,53 +70,53 @@ def write_csv(stream: TextIO) -> Write:
 
 
 class AnnotatedCopies:
-    """Writes annotated copies into a folder, a video's pictures as one video; `close` completes the last."""
+    """Writes annotated copies into a folder, the frames of a video as one video; `close` completes the last one."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._source: Source | None = None
         self._video: cv2.VideoWriter | None = None
 
-    def write(self, done: ImageResult) -> None:
-        """Writes one copy, if there is one."""
-        source, frame = done.picture.source, done.picture.frame
+    def write(self, processed: ImageResult) -> None:
+        """Writes the picture's copy, if there is one."""
+        source, frame = processed.picture.source, processed.picture.frame
         if source != self._source:
             self.close()
             self._source = source
-        if done.copy is None:
+        if processed.copy is None:
             return
         path = self._folder / name_copy(source)
         path.parent.mkdir(parents=True, exist_ok=True)
-        if isinstance(done.copy, bytes):
+        if isinstance(processed.copy, bytes):
             part = path.with_name(f".{path.name}.part")
-            part.write_bytes(done.copy)
+            part.write_bytes(processed.copy)
             part.replace(path)
             return
         assert frame is not None
         if self._video is None:
-            height, width, _ = done.copy.shape
+            height, width, _ = processed.copy.shape
             self._video = cv2.VideoWriter(
                 str(path), cv2.CAP_FFMPEG, cv2.VideoWriter.fourcc(*"mp4v"), frame.per_second, (width, height)
             )
             if not self._video.isOpened():
                 raise OSError(f"no video can be written to {path}")
-        self._video.write(cv2.cvtColor(done.copy, cv2.COLOR_RGB2BGR))
+        self._video.write(cv2.cvtColor(processed.copy, cv2.COLOR_RGB2BGR))
 
     def close(self) -> None:
-        """Completes the video that is being written, if any."""
+        """Completes the current video, if any."""
         if self._video is not None:
             self._video.release()
             self._video = None
 
 
 def name_copy(source: Source) -> Path:
-    """Returns a copy's path in its folder: a JPEG, PNG or MP4 keeps its name, others get `.png` or `.mp4` behind it."""
+    """Returns a copy's relative path: JPEG, PNG and MP4 files keep their name, others get `.png` or `.mp4` appended."""
     wanted, known = (".mp4", [".mp4"]) if source.is_video else (".png", _KINDS)
     return source.name if source.name.suffix.lower() in known else source.name.with_name(source.name.name + wanted)
 
 
 def draw(picture: Picture, answer: Answer, model: ModelDescription) -> bytes | NDArray[np.uint8]:
-    """Returns a copy of a picture with what was found by `model`, as `ImageResult` has it.
+    """Returns a copy of a picture with its detections drawn, an image file or pixels as in `ImageResult`.
 
     Raises `OSError`, and what `model.image` raises.
     """

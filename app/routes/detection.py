@@ -13,7 +13,7 @@ from app.answers import encode_answer, encode_answers
 from app.body import read_image, read_images
 from app.errors import build_problem, document_problems
 from app.parameters import document_parameters
-from app.pipeline import Filter, DetectionResult, admit, build_filter, expect, find_objects, find_objects_in_each
+from app.pipeline import DetectionResult, Filter, admit, build_filter, expect, find_objects, find_objects_in_each
 from app.schemas import Answer, Answers
 from app.served_model import ServedModel
 from app.service import Service

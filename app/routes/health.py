@@ -16,7 +16,9 @@ def build_health_router(service: Service) -> APIRouter:
         service.check_live()
         return Health(status="live")
 
-    @router.get("/health/ready", summary="Readiness: are the models warmed up and working?", responses=document_problems(503))
+    @router.get(
+        "/health/ready", summary="Readiness: are the models warmed up and working?", responses=document_problems(503)
+    )
     async def ready() -> Health:
         await service.check_ready()
         return Health(status="ready")

@@ -117,7 +117,9 @@ def build_inference_router(service: Service) -> APIRouter:
         summary="Detect objects in images",
         response_description="`boxes` in pixels of each original image, `scores`, `labels` and `names`, sorted by "
         "descending score; `keypoints` (x, y, score) if the model has them",
-        responses=document_problems(400, 401, 404, 408, 413, 415, 422, 429, 500, 503, 504, format_problem=format_problem),
+        responses=document_problems(
+            400, 401, 404, 408, 413, 415, 422, 429, 500, 503, 504, format_problem=format_problem
+        ),
         response_class=Response,
         openapi_extra=_BODY,
     )
@@ -132,14 +134,14 @@ def build_inference_router(service: Service) -> APIRouter:
         loop = asyncio.get_running_loop()
         with expect(served, timeout_seconds) as arrival:
             body = await read_body(request, settings.max_request_bytes, settings)
-            inference, pictures = await loop.run_in_executor(
+            inference, images = await loop.run_in_executor(
                 service.decoders, read_inference, body, request.headers.get(_HEADER_LENGTH), metadata, settings
             )
             read = time.perf_counter()
             parameters = inference.parameters
             wanted = build_filter(settings, metadata, parameters.threshold, parameters.limit)
-            with admit(service, served, request, timeout_seconds, len(pictures), arrival) as submit:
-                results = await find_objects_in_each(service, served, submit, pictures, wanted)
+            with admit(service, served, request, timeout_seconds, len(images), arrival) as submit:
+                results = await find_objects_in_each(service, served, submit, images, wanted)
         computed = time.perf_counter()
         found: list[DetectionResult] = []
         for result in results:

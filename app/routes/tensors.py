@@ -120,7 +120,7 @@ def read_inference(
         raise InvalidTensor("send one input, `image` or `pixels`")
     [tensor] = inference.inputs
     check_count(tensor.shape[0] if len(tensor.shape) in (1, 4) else 1, settings)
-    return inference, _read_pictures(tensor, body[end:])
+    return inference, _read_images(tensor, body[end:])
 
 
 def _read_length(text: str, maximum: int) -> int:
@@ -129,7 +129,9 @@ def _read_length(text: str, maximum: int) -> int:
     return int(text)
 
 
-def write_inference(inference: Inference, results: Sequence[DetectionResult], metadata: Metadata) -> tuple[bytes, int | None]:
+def write_inference(
+    inference: Inference, results: Sequence[DetectionResult], metadata: Metadata
+) -> tuple[bytes, int | None]:
     """Returns the response's body, and the length of its JSON if binary tensors follow, else None.
 
     Images with fewer detections than others are padded with rows of score 0, label -1 and an empty name.
@@ -156,7 +158,7 @@ def write_inference(inference: Inference, results: Sequence[DetectionResult], me
     return b"".join([head, *tail]), len(head) if tail else None
 
 
-def _read_pictures(tensor: Input, tail: bytes) -> list[bytes | NDArray[np.uint8]]:
+def _read_images(tensor: Input, tail: bytes) -> list[bytes | NDArray[np.uint8]]:
     size = tensor.parameters.binary_data_size
     if len(tail) != (size or 0) or (size is None) == (tensor.data is None):
         raise InvalidTensor(f"{tensor.name} needs data in the JSON, or binary_data_size bytes after it")

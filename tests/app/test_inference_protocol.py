@@ -159,7 +159,7 @@ async def test_one_picture_may_do_without_its_first_axis(client: Client) -> None
         ({"name": "pixels", "datatype": "UINT8", "shape": [1, 1, 1, 3], "data": [1, 2]}, "2 values, not 3"),
         ({"name": "pixels", "datatype": "UINT8", "shape": [1, 1, 1, 3], "data": [1, 2, 256]}, "0 to 255"),
         ({"name": "pixels", "datatype": "UINT8", "shape": [1, 1, 1, 3], "data": [1, 2, 0.5]}, "0 to 255"),
-        ({"name": "pixels", "datatype": "UINT8", "shape": [1, 1, 1, 3], "data": [[1, 2], [3]]}, "no rectangle"),
+        ({"name": "pixels", "datatype": "UINT8", "shape": [1, 1, 1, 3], "data": [[1, 2], [3]]}, "rectangular array"),
         ({"name": "pixels", "datatype": "UINT8", "shape": [1, 1, 1, 3], "data": []}, "0 to 255"),
     ],
 )

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from app.bench.bench import draw_photo
-from app.bench.load import Connection, ClientStats, build_request, run_clients
+from app.bench.load import ClientStats, Connection, build_request, run_clients
 from app.bench.local_server import run_server
 from tests.load.server import read_metrics
 
@@ -122,12 +122,13 @@ def main() -> None:
         status: int(after[f"status:{status}"] - before[f"status:{status}"]) for status in (200, 499, 500, 503, 504)
     }
     statuses = first.statuses + rest.statuses
+    gone = first.disconnected + rest.disconnected
     print(
-        f"{options.minutes:g} minutes: answers {dict(statuses)}, {first.disconnected + rest.disconnected} clients vanished;"
+        f"{options.minutes:g} minutes: answers {dict(statuses)}, {gone} clients disconnected;"
         f" the server counted {counted}, {int(after['centernet_requests_in_flight'])} stuck;"
         f" memory {early[memory] / 2**20:.0f} MiB after a minute, {100 * growth:+.1f} % at the end"
     )
-    agree = statuses[200] <= counted[200] <= statuses[200] + first.disconnected + rest.disconnected
+    agree = statuses[200] <= counted[200] <= statuses[200] + gone
     is_good = (
         share >= 0.95
         and seen.statuses[504] + seen.statuses[500] + seen.statuses[0] == 0
