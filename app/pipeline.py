@@ -109,11 +109,11 @@ def expect(model: ServedModel, timeout_seconds: float, arrival: Arrival | None =
 
 
 async def find_objects(
-    service: Service, model: ServedModel, submit: Submit, picture: Picture, wanted: Filter
+    service: Service, model: ServedModel, submit: Submit, image: Picture, wanted: Filter
 ) -> DetectionResult:
     """Detects objects in one image, a file or RGB pixels (h, w, 3); raises `IMAGE_ERRORS`."""
     detector = model.detector
-    served = await submit(picture, service.decoders if model.prepares_first else None)
+    served = await submit(image, service.decoders if model.prepares_first else None)
     computed = served.result
     canvas, decode_started, decode_ended = computed.prepared
     detections = move_to_photo(wanted.select(computed.detections), canvas.letterbox)
@@ -133,18 +133,18 @@ async def find_objects(
 
 
 async def find_objects_in_each(
-    service: Service, model: ServedModel, submit: Submit, pictures: Sequence[Picture], wanted: Filter
+    service: Service, model: ServedModel, submit: Submit, images: Sequence[Picture], wanted: Filter
 ) -> list[DetectionResult | Exception]:
     """Detects objects in several images concurrently; returns for each, in order, its result or its error."""
 
-    async def find(picture: Picture) -> DetectionResult | Exception:
+    async def find(image: Picture) -> DetectionResult | Exception:
         try:
-            return await find_objects(service, model, submit, picture, wanted)
+            return await find_objects(service, model, submit, image, wanted)
         except IMAGE_ERRORS as error:
             return error
 
     async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(find(picture)) for picture in pictures]
+        tasks = [group.create_task(find(image)) for image in images]
     return [task.result() for task in tasks]
 
 

@@ -14,7 +14,7 @@ from ray.data import ActorPoolStrategy
 from app.arguments import add_filter_arguments, count, read_settings_from
 from app.cluster.bulk_steps import FindObjects, ReadPhotos
 from app.cluster.storage import Storage, UnusableStorage, open_storage, read_column
-from app.files.sources import NoPictures
+from app.files.sources import NoImages
 from app.pipeline import Filter, UnknownLabel, build_filter
 from app.settings import InvalidSettings, Settings
 from model.detector import Detector
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _find_objects(parsed, settings, detector, wanted, photos, found, missing)
         problems = read_column(found, "problem")
     except (
-        *(InvalidSettings, InvalidModel, ProviderUnavailable, UnknownLabel, NoPictures, UnusableStorage),
+        *(InvalidSettings, InvalidModel, ProviderUnavailable, UnknownLabel, NoImages, UnusableStorage),
         *(TooManyActors, OSError),
     ) as error:
         print(f"centernet-bulk: {error}", file=sys.stderr)
@@ -85,10 +85,10 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _find_missing(photos: Storage, found: Storage) -> tuple[int, pa.Array]:
-    """Returns the number of photos, and the names of those without a row; raises `NoPictures`."""
+    """Returns the number of photos, and the names of those without a row; raises `NoImages`."""
     names = pa.array([photos.prefix + file.path for file in photos.list_files(SUFFIXES)], pa.string())
     if not len(names):
-        raise NoPictures(f"{photos.prefix}{photos.path}: no photos in this folder")
+        raise NoImages(f"{photos.prefix}{photos.path}: no photos in this folder")
     done = read_column(found, "file")
     return len(names), names.filter(pc.invert(pc.is_in(names, done)))
 

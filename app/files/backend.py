@@ -65,13 +65,13 @@ async def open_server_backend(
         yield Backend(detect, models, _REQUESTS_IN_FLIGHT)
 
 
-async def _detect(service: Service, model: ServedModel, wanted: Filter, picture: Path | NDArray[np.uint8]) -> Answer:
+async def _detect(service: Service, model: ServedModel, wanted: Filter, image: Path | NDArray[np.uint8]) -> Answer:
     """Processes one image like a request, but without a timeout."""
     started = time.perf_counter()
     try:
         with model.batcher.admit() as submit:
             max_bytes = service.settings.max_image_bytes
-            content = await asyncio.to_thread(_read_file, picture, max_bytes) if isinstance(picture, Path) else picture
+            content = await asyncio.to_thread(_read_file, image, max_bytes) if isinstance(image, Path) else image
             found = await find_objects(service, model, submit, content, wanted)
     except (EmptyBody, BodyTooLarge, *IMAGE_ERRORS) as error:
         raise Refused(build_problem(error, service.metrics)) from error

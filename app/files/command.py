@@ -23,13 +23,13 @@ from app.files.backend import Backend, open_local_backend, open_server_backend
 from app.files.outputs import AnnotatedCopies, ImageResult, Write, draw, name_copy, write_csv, write_json_lines
 from app.files.sources import (
     VIDEO_SUFFIXES,
-    NoPictures,
-    Picture,
+    InputImage,
+    NoImages,
     Source,
     UnreadableFile,
-    count_pictures,
+    count_images,
     find_sources,
-    read_pictures,
+    read_images,
 )
 from app.pipeline import UnknownLabel
 from app.schemas import Problem, Refused
@@ -48,7 +48,7 @@ Result = TypeVar("Result")
 
 _STDOUT = Path("-")
 
-# refusals that every other picture would get too
+# refusals that every other image would get too
 _FATAL_REASONS = {"invalid-parameter", "unknown-label", "unknown-model", "stopped"}
 _FATAL_STATUSES = {401, 403, 404}
 
@@ -73,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command; returns the exit status: 1 if a picture failed or it had to stop, 2 for unusable arguments."""
+    """Runs the command; returns the exit status: 1 if an image failed or it had to stop, 2 for unusable arguments."""
     parsed = _parse(arguments)
     quieten_decoders()
     with contextlib.ExitStack() as stack:
@@ -83,7 +83,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
             portal = stack.enter_context(start_blocking_portal())
             backend = stack.enter_context(portal.wrap_async_context_manager(_open_backend(parsed)))
             writes = stack.enter_context(_open_outputs(parsed))
-        except (NoPictures, OutputConflict, InvalidSettings, InvalidModel, ProviderUnavailable, UnknownLabel) as error:
+        except (NoImages, OutputConflict, InvalidSettings, InvalidModel, ProviderUnavailable, UnknownLabel) as error:
             return _report(error, 2)
         except (Refused, OSError, ModuleNotFoundError) as error:  # from the server, the outputs, httpx
             return _report(error, 2)
@@ -100,7 +100,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         "centernet-detect",
-        description="Detects objects in photos and videos. Exit status: 1 if a picture failed, 2 for unusable "
+        description="Detects objects in photos and videos. Exit status: 1 if an image failed, 2 for unusable "
         "arguments.",
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
@@ -123,7 +123,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     detections = add_filter_arguments(parser, "from the settings, or from the server")
     detections.add_argument("--every", type=count, default=1, metavar="N", help="process every N-th frame of a video")
     output = parser.add_argument_group("output", "Can be combined; - is standard output. Default: --jsonl -")
-    output.add_argument("--jsonl", type=Path, metavar="FILE", help="one line of JSON per picture")
+    output.add_argument("--jsonl", type=Path, metavar="FILE", help="one line of JSON per image")
     output.add_argument("--csv", type=Path, metavar="FILE", help="one row per object")
     output.add_argument(
         "--annotated", type=Path, metavar="FOLDER", help="copies with the boxes drawn; videos as MP4, without sound"
@@ -141,7 +141,7 @@ def _check_outputs(parsed: argparse.Namespace, sources: Sequence[Source]) -> Non
     files = [file for file in (parsed.jsonl, parsed.csv) if file not in (None, _STDOUT)]
     for file in files:
         if file.suffix.lower() in SUFFIXES | VIDEO_SUFFIXES:  # as in --csv *.jpg, expanded by the shell
-            raise OutputConflict(f"{file} is named like a picture: --jsonl and --csv take the name of a file to write")
+            raise OutputConflict(f"{file} is named like an image: --jsonl and --csv take the name of a file to write")
     if parsed.jsonl == parsed.csv is not None:
         raise OutputConflict("--jsonl and --csv cannot both go to the same place")
     copies = [parsed.annotated / name_copy(source) for source in sources] if parsed.annotated else []
@@ -151,7 +151,7 @@ def _check_outputs(parsed: argparse.Namespace, sources: Sequence[Source]) -> Non
     inputs = {(status.st_dev, status.st_ino) for status in (source.path.stat() for source in sources)}
     for file in [*files, *copies]:
         if file.exists() and ((status := file.stat()).st_dev, status.st_ino) in inputs:
-            raise OutputConflict(f"{file} is one of the pictures: write elsewhere")
+            raise OutputConflict(f"{file} is one of the inputs: write elsewhere")
 
 
 def _open_backend(parsed: argparse.Namespace) -> contextlib.AbstractAsyncContextManager[Backend]:
@@ -190,18 +190,18 @@ def _process_all(
     backend: Backend,
     writes: Sequence[Write],
 ) -> int:
-    """Processes and writes all pictures; returns 0, or 1 if any had a problem."""
+    """Processes and writes all images; returns 0, or 1 if any had a problem."""
 
-    async def process(picture: Picture) -> ImageResult:
-        return await _process(picture, backend, parsed.annotated is not None)
+    async def process(image: InputImage) -> ImageResult:
+        return await _process(image, backend, parsed.annotated is not None)
 
     status = 0
-    pictures = read_pictures(sources, parsed.every)
-    closing_results = contextlib.closing(map_in_order(portal, process, pictures, backend.in_flight))
+    images = read_images(sources, parsed.every)
+    closing_results = contextlib.closing(map_in_order(portal, process, images, backend.in_flight))
     with _show_progress(parsed, sources) as advance, closing_results as results:
         for processed in results:
             if isinstance(processed.result, Problem):
-                status = _report(f"{processed.picture}: {processed.result.title}: {processed.result.detail}", 1)
+                status = _report(f"{processed.image}: {processed.result.title}: {processed.result.detail}", 1)
             for write in writes:
                 write(processed)
             advance()
@@ -224,32 +224,32 @@ def map_in_order(
         wait(pending)  # before the backend closes, which they use
 
 
-async def _process(picture: Picture, backend: Backend, annotate: bool) -> ImageResult:
-    """Processes one picture; raises `Refused` if every other picture would be refused too, and `ConnectionError`."""
+async def _process(image: InputImage, backend: Backend, annotate: bool) -> ImageResult:
+    """Processes one image; raises `Refused` if every other image would be refused too, and `ConnectionError`."""
     copy: bytes | NDArray[np.uint8] | None = None
-    if annotate and isinstance(picture.content, np.ndarray):
-        copy = picture.content  # a frame that fails still appears in the video
+    if annotate and isinstance(image.content, np.ndarray):
+        copy = image.content  # a frame that fails still appears in the video
     try:
-        if isinstance(picture.content, UnreadableFile):
-            raise picture.content
-        answer = await backend.detect(picture.content)
+        if isinstance(image.content, UnreadableFile):
+            raise image.content
+        answer = await backend.detect(image.content)
         if annotate:
             model = backend.models.get(answer.model)
             if model is None or not (
                 {found.label_id for found in answer.detections} <= {label.label_id for label in model.labels}
             ):
                 raise ConnectionError(f"the server's model {answer.model} was replaced in the meantime: start again")
-            copy = await to_thread.run_sync(draw, picture, answer, model)
-        return ImageResult(picture, answer, copy)
+            copy = await to_thread.run_sync(draw, image, answer, model)
+        return ImageResult(image, answer, copy)
     except Refused as refused:
         if refused.reason in _FATAL_REASONS or refused.problem.status in _FATAL_STATUSES:
             raise
-        return ImageResult(picture, refused.problem, copy)
+        return ImageResult(image, refused.problem, copy)
     except ConnectionError:
         raise
     except (UnreadableFile, OSError, InvalidImage) as error:
         problem = Problem(type="/docs#unreadable-file", title="The file cannot be read", status=422, detail=str(error))
-        return ImageResult(picture, problem, copy)
+        return ImageResult(image, problem, copy)
 
 
 @contextlib.contextmanager
@@ -258,7 +258,7 @@ def _show_progress(parsed: argparse.Namespace, sources: Sequence[Source]) -> Ite
     if tqdm is None or not sys.stderr.isatty() or (_STDOUT in (parsed.jsonl, parsed.csv) and sys.stdout.isatty()):
         yield lambda: None
         return
-    with tqdm(total=count_pictures(sources, parsed.every), unit=" pictures", file=sys.stderr) as bar:
+    with tqdm(total=count_images(sources, parsed.every), unit=" images", file=sys.stderr) as bar:
         yield bar.update
 
 

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from app.files.sources import Picture, Source
+from app.files.sources import InputImage, Source
 from app.schemas import Answer, ModelDescription, Problem
 from model.detector import Detections
 from model.draw import draw_detections, draw_file
@@ -23,12 +23,12 @@ _KINDS = {".jpg": "jpeg", ".jpeg": "jpeg", ".jpe": "jpeg", ".png": "png"}
 
 @dataclasses.dataclass(frozen=True)
 class ImageResult:
-    """A picture's detections or problem, and its annotated copy if requested.
+    """An image's detections or problem, and its annotated copy if requested.
 
     `copy` is an image file, or RGB pixels (h, w, 3) of a video frame.
     """
 
-    picture: Picture
+    image: InputImage
     result: Answer | Problem
     copy: bytes | NDArray[np.uint8] | None
 
@@ -37,12 +37,12 @@ Write = Callable[[ImageResult], None]
 
 
 def write_json_lines(stream: TextIO) -> Write:
-    """Returns a writer of one JSON line per picture: its file, its frame in a video, and its detections or problem."""
+    """Returns a writer of one JSON line per image: its file, its frame in a video, and its detections or problem."""
 
     def write(processed: ImageResult) -> None:
-        line: dict[str, object] = {"file": str(processed.picture.source.path)}
-        if processed.picture.frame:
-            line |= {"frame": processed.picture.frame.index, "seconds": processed.picture.frame.seconds}
+        line: dict[str, object] = {"file": str(processed.image.source.path)}
+        if processed.image.frame:
+            line |= {"frame": processed.image.frame.index, "seconds": processed.image.frame.seconds}
         stream.write(json.dumps(line | processed.result.model_dump(exclude_none=True)) + "\n")
         stream.flush()
 
@@ -50,7 +50,7 @@ def write_json_lines(stream: TextIO) -> Write:
 
 
 def write_csv(stream: TextIO) -> Write:
-    """Writes a CSV header; returns a writer of one row per object. A picture with a problem has no rows."""
+    """Writes a CSV header; returns a writer of one row per object. An image with a problem has no rows."""
     table = csv.writer(stream, lineterminator="\n")
     table.writerow(_PLACE + _OBJECT)
     stream.flush()
@@ -58,8 +58,8 @@ def write_csv(stream: TextIO) -> Write:
     def write(processed: ImageResult) -> None:
         if isinstance(processed.result, Problem):
             return
-        frame, size = processed.picture.frame, processed.result.image
-        file = str(processed.picture.source.path).encode(errors="replace").decode()  # file names need not be UTF-8
+        frame, size = processed.image.frame, processed.result.image
+        file = str(processed.image.source.path).encode(errors="replace").decode()  # file names need not be UTF-8
         place = [file, *((frame.index, frame.seconds) if frame else ("", ""))]
         for each in processed.result.detections:
             edges = (each.box.x_min, each.box.y_min, each.box.x_max, each.box.y_max)
@@ -78,8 +78,8 @@ class AnnotatedCopies:
         self._video: cv2.VideoWriter | None = None
 
     def write(self, processed: ImageResult) -> None:
-        """Writes the picture's copy, if there is one."""
-        source, frame = processed.picture.source, processed.picture.frame
+        """Writes the image's copy, if there is one."""
+        source, frame = processed.image.source, processed.image.frame
         if source != self._source:
             self.close()
             self._source = source
@@ -115,8 +115,8 @@ def name_copy(source: Source) -> Path:
     return source.name if source.name.suffix.lower() in known else source.name.with_name(source.name.name + wanted)
 
 
-def draw(picture: Picture, answer: Answer, model: ModelDescription) -> bytes | NDArray[np.uint8]:
-    """Returns a copy of a picture with its detections drawn, an image file or pixels as in `ImageResult`.
+def draw(image: InputImage, answer: Answer, model: ModelDescription) -> bytes | NDArray[np.uint8]:
+    """Returns a copy of an image with its detections drawn, an image file or pixels as in `ImageResult`.
 
     Raises `OSError`, and what `model.image` raises.
     """
@@ -130,8 +130,8 @@ def draw(picture: Picture, answer: Answer, model: ModelDescription) -> bytes | N
         None if not joints else np.array(joints, np.float32),
     )
     names = [each.label for each in model.labels]
-    if isinstance(picture.content, np.ndarray):
-        return draw_detections(picture.content, found, names, model.skeleton)
-    kind = _KINDS[name_copy(picture.source).suffix.lower()]
+    if isinstance(image.content, np.ndarray):
+        return draw_detections(image.content, found, names, model.skeleton)
+    kind = _KINDS[name_copy(image.source).suffix.lower()]
     pixels = answer.image.width * answer.image.height
-    return draw_file(picture.source.path.read_bytes(), found, names, kind, pixels, model.skeleton)
+    return draw_file(image.source.path.read_bytes(), found, names, kind, pixels, model.skeleton)

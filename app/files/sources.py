@@ -22,7 +22,7 @@ VIDEO_SUFFIXES = {
 _DEFAULT_FRAME_RATE = 25.0  # for videos without one
 
 
-class NoPictures(Exception):
+class NoImages(Exception):
     """A path names no photo or video."""
 
 
@@ -53,8 +53,8 @@ class Frame:
 
 
 @dataclasses.dataclass(frozen=True)
-class Picture:
-    """One picture to process: an image file, RGB pixels (h, w, 3) of a `frame`, or the error that occurred."""
+class InputImage:
+    """One image to process: an image file, RGB pixels (h, w, 3) of a `frame`, or the error that occurred."""
 
     source: Source
     content: Path | NDArray[np.uint8] | UnreadableFile
@@ -65,7 +65,7 @@ class Picture:
 
 
 def find_sources(paths: Sequence[str], exclude: Path | None = None) -> list[Source]:
-    """Returns the photos and videos that the paths name, each file once; raises `NoPictures`.
+    """Returns the photos and videos that the paths name, each file once; raises `NoImages`.
 
     Folders are searched recursively for photos, globs match photos and videos. Files in the folder `exclude` are
     skipped, unless the search starts there.
@@ -77,8 +77,8 @@ def find_sources(paths: Sequence[str], exclude: Path | None = None) -> list[Sour
     return list(sources.values())
 
 
-def count_pictures(sources: Sequence[Source], every: int) -> int | None:
-    """Returns how many pictures `read_pictures` should yield; None if a video's frame count is unknown."""
+def count_images(sources: Sequence[Source], every: int) -> int | None:
+    """Returns how many images `read_images` should yield; None if a video's frame count is unknown."""
     total = 0
     for source in sources:
         frames = _count_frames(source.path) if source.is_video else 1
@@ -88,16 +88,16 @@ def count_pictures(sources: Sequence[Source], every: int) -> int | None:
     return total
 
 
-def read_pictures(sources: Sequence[Source], every: int) -> Iterator[Picture]:
+def read_images(sources: Sequence[Source], every: int) -> Iterator[InputImage]:
     """Yields the photos, and of each video its first frame and then every `every`-th, read lazily."""
     for source in sources:
         if not source.is_video:
-            yield Picture(source, source.path)
+            yield InputImage(source, source.path)
             continue
         try:
             yield from _read_frames(source, every)
         except UnreadableFile as error:
-            yield Picture(source, error)
+            yield InputImage(source, error)
 
 
 def _expand(path: str, exclude: Path | None) -> list[Source]:
@@ -105,18 +105,18 @@ def _expand(path: str, exclude: Path | None) -> list[Source]:
     if here.is_dir():
         photos = _search(here, "**/*", SUFFIXES, exclude)
         if not photos:
-            raise NoPictures(f"{path}: no photos in this folder; videos are named themselves, or by '{here}/*.mp4'")
+            raise NoImages(f"{path}: no photos in this folder; pass videos by name or as '{here}/*.mp4'")
         return photos
     if here.exists():
         return [Source(here, Path(here.name))]
     if not glob.has_magic(path):
-        raise NoPictures(f"{path}: there is no such file or folder")
+        raise NoImages(f"{path}: there is no such file or folder")
     fixed = list(itertools.takewhile(lambda part: not glob.has_magic(part), here.parts))
     pattern = str(Path(*here.parts[len(fixed) :]))
-    pictures = _search(Path(*fixed), pattern, SUFFIXES | VIDEO_SUFFIXES, exclude)
-    if not pictures:
-        raise NoPictures(f"{path}: no photo or video matches")
-    return pictures
+    images = _search(Path(*fixed), pattern, SUFFIXES | VIDEO_SUFFIXES, exclude)
+    if not images:
+        raise NoImages(f"{path}: no photo or video matches")
+    return images
 
 
 def _search(root: Path, pattern: str, suffixes: Collection[str], exclude: Path | None) -> list[Source]:
@@ -133,7 +133,7 @@ def _search(root: Path, pattern: str, suffixes: Collection[str], exclude: Path |
     ]
 
 
-def _read_frames(source: Source, every: int) -> Iterator[Picture]:
+def _read_frames(source: Source, every: int) -> Iterator[InputImage]:
     with _opened(source.path) as video:
         per_second = video.get(cv2.CAP_PROP_FPS)
         per_second = per_second if 0 < per_second < math.inf else _DEFAULT_FRAME_RATE
@@ -147,7 +147,7 @@ def _read_frames(source: Source, every: int) -> Iterator[Picture]:
             if not taken:
                 raise UnreadableFile(f"its frame {index} cannot be decoded")
             pixels = np.asarray(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), np.uint8)
-            yield Picture(source, pixels, Frame(index, round(seconds, 3), per_second / every))
+            yield InputImage(source, pixels, Frame(index, round(seconds, 3), per_second / every))
     if not index:
         raise UnreadableFile("the video has no frame that can be decoded")
 
@@ -157,7 +157,7 @@ def _count_frames(path: Path) -> int | None:
         with _opened(path) as video:
             frames = int(video.get(cv2.CAP_PROP_FRAME_COUNT))
     except UnreadableFile:
-        return 1  # the problem itself is reported as one picture
+        return 1  # the problem itself is reported as one image
     return frames if frames > 0 else None
 
 
