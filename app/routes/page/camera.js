@@ -3,7 +3,7 @@
 import { Refusal } from "./service.js";
 
 const REASONS = {
-  NotAllowedError: "Access is blocked. Allow the camera for this site in the browser's settings, then try again.",
+  NotAllowedError: "Access is blocked. Allow it in the browser's settings for this site, then try again.",
   NotFoundError: "No camera is connected.",
   NotReadableError: "Another program is using it. Close that program, then try again.",
 };

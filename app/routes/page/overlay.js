@@ -8,7 +8,7 @@ const MIN_JOINT_SCORE = 0.2; // as in model/draw.py
 
 /** Returns the [red, green, blue] of class `index`, 0 to 255, as `choose_colour` of model/draw.py. */
 export function chooseColour(index) {
-  const hue = (0.02 + index * 0.618034) % 1; // steps of the golden ratio keep near indices far apart
+  const hue = (0.02 + index * 0.618034) % 1; // golden-ratio steps give neighbouring indices distinct hues
   const saturation = [0.85, 0.65][Math.floor(index / 8) % 2];
   const channel = (n) => {
     const k = (n + hue * 6) % 6;
@@ -64,7 +64,7 @@ export function draw(canvas, size, detections, colourOf, edges, lit, sheet) {
     context.fillStyle = "rgb(128 128 128 / 25%)";
     context.fillRect(frame.left, frame.top, frame.width, frame.height);
   }
-  const order = [...detections].reverse().filter((each) => each !== lit); // the surest on top, and `lit` above it
+  const order = [...detections].reverse().filter((each) => each !== lit); // the highest score on top, `lit` above all
   if (lit) order.push(lit);
   for (const each of order) {
     const { left, top, right, bottom } = toCanvas(each.box, size, frame);

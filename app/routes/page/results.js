@@ -91,7 +91,7 @@ function renderOverlay() {
   const edges = state.models.get(state.answer?.model)?.skeleton.edges ?? [];
   draw(element.overlay, state.answer?.image, state.shown, colourOf, edges, lit, state.sheet);
   element.overlay.ariaLabel = state.answer ? `${state.name} with ${state.shown.length} boxes` : "No picture yet";
-  const stop = Math.max(0, state.shown.indexOf(focused)); // the one row that Tab reaches; arrows go on from there
+  const stop = Math.max(0, state.shown.indexOf(focused)); // the one row in the tab order; arrow keys reach the others
   [...element.objects.children].forEach((row, index) => {
     row.ariaSelected = state.shown[index] === lit;
     row.tabIndex = index === stop ? 0 : -1;
