@@ -165,7 +165,7 @@ def describe(report: Report) -> str:
         *(f"| {name} | {milliseconds:.3f} |" for name, milliseconds in report.parts_ms.items()),
         "",
         *(
-            [f"as squares these photos would take {report.square_ratio:.2f} x the inference"]
+            [f"with square inputs, inference would take {report.square_ratio:.2f} x as long"]
             if report.square_ratio
             else []
         ),
@@ -173,7 +173,7 @@ def describe(report: Report) -> str:
         f" (--instances {chosen.instances} --max-batch {chosen.max_batch}, {chosen.threads} threads each)",
         f"ready after {report.ready_seconds:.2f} s; {report.memory_mib:.0f} MiB of memory at the end",
         "",
-        "| connections | images/s | of the limit | p50 ms | p99 ms | server's CPU ms an image |",
+        "| connections | images/s | of the limit | p50 ms | p99 ms | server's CPU ms per image |",
         "|---:|---:|---:|---:|---:|---:|",
     ]
     lines += [

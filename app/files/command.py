@@ -84,17 +84,17 @@ def run(arguments: Sequence[str] | None = None) -> int:
             backend = stack.enter_context(portal.wrap_async_context_manager(_open_backend(parsed)))
             writes = stack.enter_context(_open_outputs(parsed))
         except (NoImages, OutputConflict, InvalidSettings, InvalidModel, ProviderUnavailable, UnknownLabel) as error:
-            return _report(error, 2)
+            return _report_error(error, 2)
         except (Refused, OSError, ModuleNotFoundError) as error:  # from the server, the outputs, httpx
-            return _report(error, 2)
+            return _report_error(error, 2)
         try:
             return _process_all(parsed, sources, portal, backend, writes)
         except Refused as error:
-            return _report(error, 2 if error.problem.status < 500 else 1)
+            return _report_error(error, 2 if error.problem.status < 500 else 1)
         except BrokenPipeError:
             raise
         except OSError as error:
-            return _report(error, 1)
+            return _report_error(error, 1)
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -201,7 +201,7 @@ def _process_all(
     with _show_progress(parsed, sources) as advance, closing_results as results:
         for processed in results:
             if isinstance(processed.result, Problem):
-                status = _report(f"{processed.image}: {processed.result.title}: {processed.result.detail}", 1)
+                status = _report_error(f"{processed.image}: {processed.result.title}: {processed.result.detail}", 1)
             for write in writes:
                 write(processed)
             advance()
@@ -262,7 +262,7 @@ def _show_progress(parsed: argparse.Namespace, sources: Sequence[Source]) -> Ite
         yield bar.update
 
 
-def _report(error: object, status: int) -> int:
+def _report_error(error: object, status: int) -> int:
     """Prints an error to standard error, without breaking the progress bar; returns `status`."""
     write = print if tqdm is None else tqdm.write
     write(f"centernet-detect: {error}", file=sys.stderr)
