@@ -1,4 +1,4 @@
-"""Starts the server: `python -m app` or `centernet-serve`; `app detect`, `bench` and `bulk` are of their own."""
+"""Starts the server: `python -m app` or `centernet-serve`. Dispatches the subcommands `detect`, `bench` and `bulk`."""
 
 import asyncio
 import contextlib
@@ -23,9 +23,9 @@ logger = logging.getLogger(__name__)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Checks settings and model, then serves until a signal; exits with 2 and one line where they cannot be used."""
+    """Checks settings and models, then serves until a signal; exits with status 2 and a message if they are invalid."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    # what the other commands need is of no use to a server
+    # imported here, so that the server does not load what only the subcommands need
     if arguments[:1] == ["detect"]:
         from app.files import command
 
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         settings = read_settings(arguments)
         set_up_logging(settings.log_level, settings.log_format)
         for name in find_unknown_variables():
-            logger.warning("%s is no setting: --help lists them", name)
+            logger.warning("%s is not a setting: --help lists them all", name)
         detectors = [open_detector(path, settings) for path in settings.find_models()]
         app = create_app(settings, *detectors)
     except (InvalidSettings, InvalidModel, ProviderUnavailable, TracingUnavailable) as error:
@@ -48,12 +48,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit(2) from None
     pairs = listen(app, settings)
     served = ", ".join(f"{detector.metadata.name} on {detector.provider}" for detector in detectors)
-    for what, (_, listener) in zip((served, "metrics"), pairs, strict=False):
+    for name, (_, listener) in zip((served, "metrics"), pairs, strict=False):
         host, port = listener.getsockname()[:2]
         address = f"[{host}]" if ":" in host else host
-        print(f"centernet-serve: {what} at http://{address}:{port}", flush=True)
-    gc.freeze()  # what lives as long as the process is not looked through again and again while it serves
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # uvicorn raises it once more when it has shut down
+        print(f"centernet-serve: {name} at http://{address}:{port}", flush=True)
+    gc.freeze()  # the garbage collector need not scan objects that live as long as the process
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # uvicorn re-raises the signal after its shutdown
     with contextlib.suppress(KeyboardInterrupt), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(serve(pairs))
 

@@ -1,23 +1,23 @@
-"""Chooses what to answer with by the client's `Accept` header (RFC 9110, 12.5.1)."""
+"""Content negotiation by the client's `Accept` header (RFC 9110, 12.5.1)."""
 
 import functools
 from collections.abc import Sequence
 
 
 class NotAcceptable(Exception):
-    """The client accepts nothing that the route can give."""
+    """The client accepts none of the media types that the route offers."""
 
 
-@functools.lru_cache  # most clients send the same
+@functools.lru_cache  # most clients send the same header
 def choose_media_type(accept: str, offered: tuple[str, ...]) -> str:
-    """Returns the media type of `offered` that the client likes best, the first of equals; raises `NotAcceptable`.
+    """Returns the offered media type that the client prefers, the first among equals; raises `NotAcceptable`.
 
-    An empty `accept` takes anything.
+    An empty `accept` accepts anything.
     """
     ranges = [_parse(each) for each in (accept or "*/*").split(",")]
-    likings = {media_type: _like(media_type, ranges) for media_type in offered}
-    best = max(offered, key=lambda media_type: likings[media_type])
-    if likings[best] <= 0:
+    qualities = {media_type: _find_quality(media_type, ranges) for media_type in offered}
+    best = max(offered, key=lambda media_type: qualities[media_type])
+    if qualities[best] <= 0:
         raise NotAcceptable(f"nothing here is {accept}; there is {', '.join(offered)}")
     return best
 
@@ -34,10 +34,10 @@ def _parse(media_range: str) -> tuple[str, float]:
     return name, 1
 
 
-def _like(media_type: str, ranges: Sequence[tuple[str, float]]) -> float:
-    """Returns the quality that the most specific range gives a type; 0 where none fits."""
-    for fitting in (media_type, f"{media_type.split('/')[0]}/*", "*/*"):
+def _find_quality(media_type: str, ranges: Sequence[tuple[str, float]]) -> float:
+    """Returns the quality value of the most specific matching range; 0 if none matches."""
+    for matching in (media_type, f"{media_type.split('/')[0]}/*", "*/*"):
         for name, quality in ranges:
-            if name == fitting:
+            if name == matching:
                 return quality
     return 0

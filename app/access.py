@@ -1,4 +1,4 @@
-"""Who may use the routes, and how often."""
+"""Authentication by API key, and rate limits per client address and per key."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -16,22 +16,22 @@ _HEADER = APIKeyHeader(name="X-API-Key", auto_error=False)
 
 
 class Access:
-    """Counts the requests of an address and of a key, and lets in who sends a known key, or all where none is set.
+    """Applies the rate limits, and requires a known API key if any is configured.
 
-    `guards` are a route's dependencies that do so; with `form_guards` instead, the route itself calls `authenticate`,
-    since the key may be in its form.
+    `guards` are the FastAPI dependencies that do both. Routes whose form may carry the key use `form_guards` instead
+    and call `authenticate` themselves.
     """
 
     def __init__(self, settings: Settings) -> None:
         self._keys = settings.find_keys()
-        self._address_limit = _limit(settings.address_requests_per_minute)
-        self._key_limit = _limit(settings.key_requests_per_minute)
-        schemes = [Security(_BEARER), Security(_HEADER)] if self._keys else []  # what the documentation shows
+        self._address_limit = _build_limit(settings.address_requests_per_minute)
+        self._key_limit = _build_limit(settings.key_requests_per_minute)
+        schemes = [Security(_BEARER), Security(_HEADER)] if self._keys else []  # for OpenAPI
         self.form_guards: list[Any] = [*schemes, Depends(self._count_address)] if self._address_limit else schemes
         self.guards: list[Any] = [*self.form_guards, Depends(self._authenticate)] if self._keys else self.form_guards
 
     async def authenticate(self, request: Request, form: Sequence[Part] = ()) -> None:
-        """Raises `Unauthorized` unless a header, or the form's field `api_key`, holds a known key; `RateLimited`."""
+        """Checks the key in a header or in the form's field `api_key`; raises `Unauthorized` and `RateLimited`."""
         if not self._keys:
             return
         bearer = await _BEARER(request)
@@ -48,5 +48,5 @@ class Access:
             await self._address_limit.count(find_network(request.client.host if request.client else ""))
 
 
-def _limit(per_minute: int | None) -> RateLimit | None:
+def _build_limit(per_minute: int | None) -> RateLimit | None:
     return RateLimit(per_minute) if per_minute else None

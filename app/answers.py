@@ -1,4 +1,4 @@
-"""Makes the answers: a detection's JSON, and what `/models` says."""
+"""Builds responses: the JSON of detections, and model descriptions."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from pydantic_core import to_json
 
 from app.models import Models
-from app.pipeline import Found
+from app.pipeline import DetectionResult
 from app.schemas import Label, ModelDescription, ModelList, Refusal, Size
 from app.served_model import ServedModel
 from model.detector import Detections
@@ -16,13 +16,13 @@ from model.metadata import Metadata
 
 
 def list_models(models: Models) -> ModelList:
-    """Returns what `/models` says."""
+    """Returns the response of `/models`."""
     refused = [Refusal(file=path.name, reason=reason) for path, reason in models.faults.items()]
     return ModelList(models=[describe_model(model) for model in models], refused=refused)
 
 
 def describe_model(model: ServedModel) -> ModelDescription:
-    """Returns what `/models` says of one."""
+    """Returns the description of one model in `/models`."""
     metadata = model.detector.metadata
     return ModelDescription(
         name=metadata.name,
@@ -46,7 +46,7 @@ def describe_model(model: ServedModel) -> ModelDescription:
 
 
 def describe_detections(metadata: Metadata, found: Detections) -> list[dict[str, Any]]:
-    """Returns what a `Detection` holds, as plain values."""
+    """Returns detections as plain values, with the fields of `schemas.Detection`."""
     detections: list[dict[str, Any]] = [
         {
             "label": metadata.labels[index],
@@ -59,8 +59,8 @@ def describe_detections(metadata: Metadata, found: Detections) -> list[dict[str,
         )
     ]
     if found.keypoints is not None:
-        every = zip(_round(found.keypoints[..., :2], 2), _round(found.keypoints[..., 2], 4), strict=True)
-        for detection, (points, scores) in zip(detections, every, strict=True):
+        keypoints = zip(_round(found.keypoints[..., :2], 2), _round(found.keypoints[..., 2], 4), strict=True)
+        for detection, (points, scores) in zip(detections, keypoints, strict=True):
             detection["keypoints"] = [
                 {"name": name, "x": x, "y": y, "score": score}
                 for name, (x, y), score in zip(metadata.skeleton.joints, points, scores, strict=True)
@@ -69,12 +69,12 @@ def describe_detections(metadata: Metadata, found: Detections) -> list[dict[str,
 
 
 def _round(values: NDArray[np.float32], digits: int) -> list[Any]:
-    rounded: list[Any] = values.astype(np.float64).round(digits).tolist()  # of float32, decimals would be long again
+    rounded: list[Any] = values.astype(np.float64).round(digits).tolist()  # float32 would not print as short decimals
     return rounded
 
 
-def encode_answer(metadata: Metadata, found: Found, total_seconds: float) -> bytes:
-    """Returns an `Answer` as JSON; built of plain values, since models would cost more than the rest of the request."""
+def encode_answer(metadata: Metadata, found: DetectionResult, total_seconds: float) -> bytes:
+    """Returns an `Answer` as JSON, from plain values: pydantic models would cost more than the rest of the request."""
     timings = {
         "decode": found.decode_seconds,
         "queue": found.queue_seconds,
@@ -92,5 +92,5 @@ def encode_answer(metadata: Metadata, found: Found, total_seconds: float) -> byt
 
 
 def encode_answers(results: Sequence[bytes]) -> bytes:
-    """Returns `Answers` as JSON, of results that are JSON already."""
+    """Returns `Answers` as JSON, from results that are already JSON."""
     return b'{"results":[' + b",".join(results) + b"]}"

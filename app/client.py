@@ -1,4 +1,4 @@
-"""Speaks to a server from Python: `Client`, and `AsyncClient` for asyncio and trio."""
+"""The Python client: `Client`, and `AsyncClient` for asyncio and trio."""
 
 import contextlib
 import dataclasses
@@ -24,33 +24,32 @@ except ModuleNotFoundError as error:
 
 __all__ = ["AsyncClient", "Client", "Image", "NoAnswer", "Refused", "Wanted"]
 
-Image = bytes | Path | NDArray[np.uint8]  # an image file, where one is, or RGB pixels (h, w, 3)
+Image = bytes | Path | NDArray[np.uint8]  # an image file's bytes, its path, or RGB pixels (h, w, 3)
 Result = TypeVar("Result")
 Model = TypeVar("Model", bound=BaseModel)
 
-_LONGEST_WAIT_SECONDS = 60
+_MAX_RETRY_SECONDS = 60
 
 
 class NoAnswer(ConnectionError):
-    """The server cannot be reached, or what answers at its address is something else."""
+    """The server cannot be reached, or the response is not one of this server."""
 
 
 class Wanted(TypedDict, total=False):
-    """Which detections to ask for; the server has a default for what is left out or None."""
+    """The parameters of a detection; the server's defaults apply to those that are missing or None."""
 
-    model: str | None  # its name in `models()`
-    threshold: float | None  # least score, 0 to 1
-    limit: int | None  # most detections of an image
-    labels: str | Sequence[str] | None  # only these; a string separates them by commas
+    model: str | None  # a name from `models()`
+    threshold: float | None  # minimum score, 0 to 1
+    limit: int | None  # maximum number of detections per image
+    labels: str | Sequence[str] | None  # labels to return; separated by commas in a string
 
 
 class Client:
-    """Speaks to the server at `url`: `with Client("http://127.0.0.1:8000") as client: client.detect(image)`.
+    """A client of the server at `url`: `with Client("http://127.0.0.1:8000") as client: client.detect(image)`.
 
-    `timeout_seconds` bounds each wait for the network. Where the server will not let a request in yet, and says when it
-    will, the request is sent again, up to `retries` times. Every method raises `NoAnswer`, and `Refused` with the
-    server's problem; those that take images, `OSError` for a file that cannot be read and `ValueError` for an array
-    that is no picture.
+    `timeout_seconds` limits each network operation. A request that the server rejects with `Retry-After` is sent again,
+    up to `retries` times. Every method raises `NoAnswer`, and `Refused` with the server's problem; methods that take
+    images also raise `OSError` for a file that cannot be read and `ValueError` for an array that is not an image.
     """
 
     def __init__(
@@ -88,17 +87,17 @@ class Client:
         return self._send(_draw(_to_file(image), kind, wanted))
 
     def models(self) -> list[ModelDescription]:
-        """Returns what is served."""
+        """Returns the descriptions of the served models."""
         return self._send(_MODELS)
 
     def ready(self) -> bool:
-        """Whether the server is warmed up and computes."""
+        """Whether the server is ready: its models are warmed up and working."""
         return self._send(_READY)
 
     def _send(self, call: "_Call[Result]") -> Result:
         retries_left = self._retries
         while True:
-            with _reaching(self._http.base_url):
+            with _translating_errors(self._http.base_url):
                 response = self._http.request(call.method, call.path, **call.options)
             seconds = _find_wait(response)
             if seconds is None or not retries_left:
@@ -108,7 +107,7 @@ class Client:
 
 
 class AsyncClient:
-    """`Client`, with `async with` and `await`."""
+    """The same as `Client`, for `async with` and `await`."""
 
     def __init__(
         self,
@@ -146,17 +145,17 @@ class AsyncClient:
         return await self._send(_draw(await anyio.to_thread.run_sync(_to_file, image), kind, wanted))
 
     async def models(self) -> list[ModelDescription]:
-        """Returns what is served."""
+        """Returns the descriptions of the served models."""
         return await self._send(_MODELS)
 
     async def ready(self) -> bool:
-        """Whether the server is warmed up and computes."""
+        """Whether the server is ready: its models are warmed up and working."""
         return await self._send(_READY)
 
     async def _send(self, call: "_Call[Result]") -> Result:
         retries_left = self._retries
         while True:
-            with _reaching(self._http.base_url):
+            with _translating_errors(self._http.base_url):
                 response = await self._http.request(call.method, call.path, **call.options)
             seconds = _find_wait(response)
             if seconds is None or not retries_left:
@@ -167,7 +166,7 @@ class AsyncClient:
 
 @dataclasses.dataclass(frozen=True)
 class _Call(Generic[Result]):
-    """One request, with httpx's `options`, and how its answer is read."""
+    """One request with its httpx `options`, and the function that parses the response."""
 
     method: str
     path: str
@@ -199,24 +198,24 @@ _READY: _Call[bool] = _Call("GET", "/health/ready", _read_readiness)
 
 
 def _configure(url: str, timeout_seconds: float, api_key: str | None) -> dict[str, Any]:
-    """Returns what httpx's two clients are made with; raises `NoAnswer` for what is no address."""
+    """Returns the arguments of httpx's two clients; raises `NoAnswer` for an invalid address."""
     try:
         address = httpx.URL(url)
     except httpx.InvalidURL as error:
-        raise NoAnswer(f"{url} is no address: {error}") from error
+        raise NoAnswer(f"{url} is not a valid address: {error}") from error
     if address.scheme not in ("http", "https") or not address.host:
-        raise NoAnswer(f"{url} is no address: write it as http://HOST:PORT")
+        raise NoAnswer(f"{url} is not a valid address: write it as http://HOST:PORT")
     return {"base_url": address, "timeout": timeout_seconds, "headers": {"x-api-key": api_key} if api_key else {}}
 
 
 def _to_file(image: Image) -> bytes:
-    """Returns an image file: pixels become a PNG, so that the server has exactly them."""
+    """Returns an image file's bytes; pixels are encoded as PNG, which is lossless."""
     if isinstance(image, bytes):
         return image
     if isinstance(image, Path):
         return image.read_bytes()
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
-        raise ValueError(f"pixels are uint8 of (height, width, 3), RGB; these are {image.dtype} of {image.shape}")
+        raise ValueError(f"pixels must be uint8, (height, width, 3), RGB; these are {image.dtype}, {image.shape}")
     return encode(image, "png", [cv2.IMWRITE_PNG_COMPRESSION, 1])
 
 
@@ -227,28 +226,28 @@ def _to_query(wanted: Wanted) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _reaching(url: httpx.URL) -> Iterator[None]:
+def _translating_errors(url: httpx.URL) -> Iterator[None]:
     try:
         yield
     except httpx.HTTPError as error:
-        raise NoAnswer(f"no answer from {url}: {str(error) or type(error).__name__}") from error
+        raise NoAnswer(f"no response from {url}: {str(error) or type(error).__name__}") from error
 
 
 def _find_wait(response: httpx.Response) -> int | None:
-    """Returns in how many seconds the server wants to be asked again, where it has begun nothing and that is soon."""
-    after = response.headers.get("retry-after", "")
-    if response.status_code not in (429, 503) or not after.isdecimal() or int(after) > _LONGEST_WAIT_SECONDS:
+    """Returns the seconds after which to retry a request that the server did not process; None if not to be retried."""
+    seconds = response.headers.get("retry-after", "")
+    if response.status_code not in (429, 503) or not seconds.isdecimal() or int(seconds) > _MAX_RETRY_SECONDS:
         return None
-    return int(after)
+    return int(seconds)
 
 
 def _check(response: httpx.Response) -> httpx.Response:
-    """Returns a response that is a success; raises `Refused`."""
+    """Returns the response if it is a success; raises `Refused`."""
     if response.is_success:
         return response
     try:
         problem = Problem.model_validate_json(response.content)
-    except ValidationError:  # not this server's: a proxy's before it
+    except ValidationError:  # from a proxy in front of the server
         status, detail = response.status_code, response.text.strip()[:200]
         problem = Problem(type="about:blank", title=response.reason_phrase or str(status), status=status, detail=detail)
     raise Refused(problem)
@@ -258,4 +257,4 @@ def _parse(model: type[Model], response: httpx.Response) -> Model:
     try:
         return model.model_validate_json(_check(response).content)
     except ValidationError as error:
-        raise NoAnswer(f"what answers at {response.url} is not this server, or another version of it") from error
+        raise NoAnswer(f"the response of {response.url} is not from this server, or from another version") from error

@@ -1,4 +1,4 @@
-"""The one table from exceptions to answers, which are `application/problem+json` (RFC 9457)."""
+"""The one table from exceptions to error responses, as `application/problem+json` (RFC 9457)."""
 
 import dataclasses
 import functools
@@ -35,68 +35,68 @@ from model.image import BrokenImage, TooManyPixels, UnknownFormat
 
 logger = logging.getLogger(__name__)
 
-_REQUEST_ID = "7d9f0c1ee3a04d5f8a55a0a1c2f4b6d8"  # in the documentation
+_REQUEST_ID = "7d9f0c1ee3a04d5f8a55a0a1c2f4b6d8"  # example in the documentation
 _MEDIA_TYPE = "application/problem+json"
 
-Shape = Callable[[Problem], Mapping[str, Any]]
+ProblemFormat = Callable[[Problem], Mapping[str, Any]]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Kind:
-    """One kind of refusal: `reason` names it in the problem's type and in the metrics."""
+class ProblemKind:
+    """The status and title of an error response; `reason` identifies it in the problem's `type` and in the metrics."""
 
     status: int
     reason: str
     title: str
 
 
-KINDS: Mapping[type[Exception], Kind] = {
-    EmptyBody: Kind(400, "empty-body", "No image was sent"),
-    InvalidRequest: Kind(400, "invalid-request", "The request cannot be read"),
-    InvalidForm: Kind(400, "invalid-form", "The form does not hold what is needed"),
-    InvalidJson: Kind(400, "invalid-json", "The JSON does not hold what is needed"),
-    InvalidTensor: Kind(400, "invalid-tensor", "The tensors are not what the model takes"),
-    Unauthorized: Kind(401, "unauthorized", "A key is needed"),
-    UnknownModel: Kind(404, "unknown-model", "There is no model of this name"),
-    NotAcceptable: Kind(406, "not-acceptable", "There is no answer of an accepted type"),
-    SlowHead: Kind(408, "slow-head", "The request took too long to arrive"),
-    SlowBody: Kind(408, "slow-body", "The image took too long to arrive"),
-    BodyTooLarge: Kind(413, "body-too-large", "The body has too many bytes"),
-    TooManyImages: Kind(413, "too-many-images", "The request holds too many images"),
-    TooManyPixels: Kind(413, "too-many-pixels", "The image has too many pixels"),
-    UnknownEncoding: Kind(415, "unknown-encoding", "The body is compressed"),
-    UnknownFormat: Kind(415, "unknown-format", "This is not an image of a known format"),
-    BrokenImage: Kind(422, "broken-image", "The image is broken"),
-    UnknownLabel: Kind(422, "unknown-label", "The model knows no such label"),
-    RequestValidationError: Kind(422, "invalid-parameter", "A parameter is out of range"),
-    RateLimited: Kind(429, "rate-limited", "Too many requests in too short a time"),
-    HeadTooLarge: Kind(431, "head-too-large", "The request's headers have too many bytes"),
-    ClientDisconnect: Kind(499, "client-gone", "The client hung up"),
-    SlowReader: Kind(499, "slow-reader", "The client took too long to take its answer"),
-    InferenceFailed: Kind(500, "inference-failed", "The model failed"),
-    Exception: Kind(500, "internal-error", "The server failed"),
-    Overloaded: Kind(503, "overloaded", "The server is busy"),
-    TooManyConnections: Kind(503, "too-many-connections", "The server has too many clients"),
-    NotReady: Kind(503, "not-ready", "The server is not ready"),
-    Stopped: Kind(503, "stopped", "The server is stopping"),
-    DeadlineExceeded: Kind(504, "deadline-exceeded", "The time is up"),
+PROBLEM_KINDS: Mapping[type[Exception], ProblemKind] = {
+    EmptyBody: ProblemKind(400, "empty-body", "No image was sent"),
+    InvalidRequest: ProblemKind(400, "invalid-request", "The request cannot be read"),
+    InvalidForm: ProblemKind(400, "invalid-form", "The form does not hold what is needed"),
+    InvalidJson: ProblemKind(400, "invalid-json", "The JSON does not hold what is needed"),
+    InvalidTensor: ProblemKind(400, "invalid-tensor", "The tensors are not what the model takes"),
+    Unauthorized: ProblemKind(401, "unauthorized", "An API key is required"),
+    UnknownModel: ProblemKind(404, "unknown-model", "There is no model of this name"),
+    NotAcceptable: ProblemKind(406, "not-acceptable", "No accepted media type is available"),
+    SlowHead: ProblemKind(408, "slow-head", "The request took too long to arrive"),
+    SlowBody: ProblemKind(408, "slow-body", "The image took too long to arrive"),
+    BodyTooLarge: ProblemKind(413, "body-too-large", "The body has too many bytes"),
+    TooManyImages: ProblemKind(413, "too-many-images", "The request holds too many images"),
+    TooManyPixels: ProblemKind(413, "too-many-pixels", "The image has too many pixels"),
+    UnknownEncoding: ProblemKind(415, "unknown-encoding", "The body is compressed"),
+    UnknownFormat: ProblemKind(415, "unknown-format", "This is not an image of a known format"),
+    BrokenImage: ProblemKind(422, "broken-image", "The image is broken"),
+    UnknownLabel: ProblemKind(422, "unknown-label", "The model knows no such label"),
+    RequestValidationError: ProblemKind(422, "invalid-parameter", "A parameter is out of range"),
+    RateLimited: ProblemKind(429, "rate-limited", "Too many requests in too short a time"),
+    HeadTooLarge: ProblemKind(431, "head-too-large", "The request's headers have too many bytes"),
+    ClientDisconnect: ProblemKind(499, "client-gone", "The client hung up"),
+    SlowReader: ProblemKind(499, "slow-reader", "The client took too long to read the response"),
+    InferenceFailed: ProblemKind(500, "inference-failed", "The model failed"),
+    Exception: ProblemKind(500, "internal-error", "The server failed"),
+    Overloaded: ProblemKind(503, "overloaded", "The server is busy"),
+    TooManyConnections: ProblemKind(503, "too-many-connections", "The server has too many clients"),
+    NotReady: ProblemKind(503, "not-ready", "The server is not ready"),
+    Stopped: ProblemKind(503, "stopped", "The server is stopping"),
+    DeadlineExceeded: ProblemKind(504, "deadline-exceeded", "The request timed out"),
 }
 
 
-def answer_errors(app: FastAPI, metrics: Metrics, shapes: Mapping[str, Shape]) -> None:
-    """Makes `app` answer every exception of the table, and count it.
+def add_error_handlers(app: FastAPI, metrics: Metrics, formats: Mapping[str, ProblemFormat]) -> None:
+    """Adds handlers to `app` that turn every exception of the table into a response, and count it.
 
-    Below a path of `shapes` the problem is sent as JSON of that shape, for clients that speak another API.
+    Under each path prefix of `formats` the problem is sent as JSON in that format, for clients of another API.
     """
 
-    async def answer(request: Request, error: Exception) -> Response:
-        return send(request, describe(error, metrics), _choose_headers(error))
+    async def handle(request: Request, error: Exception) -> Response:
+        return respond(request, build_problem(error, metrics), _choose_headers(error))
 
-    async def answer_unexpected(request: Request, error: Exception) -> Response:
+    async def handle_unexpected(request: Request, error: Exception) -> Response:
         logger.error("an unexpected error", exc_info=error)
-        return await answer(request, error)
+        return await handle(request, error)
 
-    async def answer_plain(request: Request, error: Exception) -> Response:
+    async def handle_http_exception(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         title = http.HTTPStatus(error.status_code).phrase
         problem = Problem(
@@ -106,48 +106,51 @@ def answer_errors(app: FastAPI, metrics: Metrics, shapes: Mapping[str, Shape]) -
             detail=error.detail,
             request_id=get_request_id(),
         )
-        return send(request, problem, error.headers)
+        return respond(request, problem, error.headers)
 
-    def send(request: Request, problem: Problem, headers: Mapping[str, str] | None) -> Response:
-        asked = request.scope["raw_path"].decode(errors="backslashreplace")
-        fields = {"method": request.method, "path": asked, "status": problem.status}  # of a line in JSON
+    def respond(request: Request, problem: Problem, headers: Mapping[str, str] | None) -> Response:
+        path = request.scope["raw_path"].decode(errors="backslashreplace")
+        fields = {"method": request.method, "path": path, "status": problem.status}  # for the JSON log format
         message = "%s %s: %d %s: %s"
-        logger.info(message, request.method, asked, problem.status, problem.title, problem.detail, extra=fields)
-        for path, shape in shapes.items():
-            if request.url.path.startswith(path):
-                return Response(to_json(shape(problem)), problem.status, headers, "application/json")
+        logger.info(message, request.method, path, problem.status, problem.title, problem.detail, extra=fields)
+        for prefix, format_problem in formats.items():
+            if request.url.path.startswith(prefix):
+                return Response(to_json(format_problem(problem)), problem.status, headers, "application/json")
         return Response(problem.model_dump_json(), problem.status, headers, _MEDIA_TYPE)
 
-    for each in KINDS.values():
-        metrics.rejections.labels(each.reason)  # at 0 from the start: an increase is seen only between two values
-    handlers = dict.fromkeys(KINDS, answer) | {HTTPException: answer_plain, Exception: answer_unexpected}
-    app.exception_handlers = {HTTPException: answer_plain}  # FastAPI has others of its own, closer to its routes
-    # not as its handlers: what nobody expected would be answered outside of all middleware, and not be counted
+    for each in PROBLEM_KINDS.values():
+        metrics.rejections.labels(each.reason)  # starts at 0: Prometheus needs two samples to see an increase
+    handlers = dict.fromkeys(PROBLEM_KINDS, handle) | {
+        HTTPException: handle_http_exception,
+        Exception: handle_unexpected,
+    }
+    app.exception_handlers = {HTTPException: handle_http_exception}  # replaces FastAPI's own, which run first
+    # not as the app's handlers: those handle unexpected errors outside of all middleware, where nothing counts them
     app.add_middleware(ExceptionMiddleware, handlers=handlers)
 
 
-def describe(error: Exception, metrics: Metrics) -> Problem:
-    """Returns the problem that the table makes of an exception, and counts it."""
-    return _make_problem(_count(error, metrics), _explain(error), get_request_id())
+def build_problem(error: Exception, metrics: Metrics) -> Problem:
+    """Returns the problem that describes an exception, and counts it."""
+    return _make_problem(_count(error, metrics), _find_detail(error), get_request_id())
 
 
-def respond(error: Exception, metrics: Metrics) -> tuple[int, bytes]:
-    """Answers an exception where there is no request that the answer could be shaped for, and counts it.
+def encode_error_response(error: Exception, metrics: Metrics) -> tuple[int, bytes]:
+    """Returns the status and the bytes of an HTTP/1.1 response to an exception, and counts it.
 
-    Returns its status, and its own headers, an empty line and its body, as HTTP/1.1 has them. Under overload this is
-    what the server does most: what is the same in each answer is written once.
+    The bytes are the headers specific to the error, an empty line and the body. For errors raised before there is a
+    request. Under overload the server does little else, so the constant parts are cached.
     """
     kind = _count(error, metrics)
-    head, before, after = _write_around_id(kind, _explain(error), tuple(_choose_headers(error).items()))
+    head, before, after = _encode_around_id(kind, _find_detail(error), tuple(_choose_headers(error).items()))
     body = b"%b%b%b" % (before, to_json(get_request_id()), after)
     return kind.status, b"%bcontent-length: %d\r\n\r\n%b" % (head, len(body), body)
 
 
-def document(*statuses: int, shape: Shape | None = None) -> dict[int | str, dict[str, Any]]:
-    """Returns OpenAPI's description of a route's refusals: problems, or JSON of `shape`."""
-    media_type = "application/json" if shape else _MEDIA_TYPE
-    schema = {"type": "object"} if shape else Problem.model_json_schema()
-    kinds = {status: [kind for kind in KINDS.values() if kind.status == status] for status in statuses}
+def document_problems(*statuses: int, format_problem: ProblemFormat | None = None) -> dict[int | str, dict[str, Any]]:
+    """Returns the OpenAPI description of a route's error responses: problems, or JSON as `format_problem` has it."""
+    media_type = "application/json" if format_problem else _MEDIA_TYPE
+    schema = {"type": "object"} if format_problem else Problem.model_json_schema()
+    kinds = {status: [kind for kind in PROBLEM_KINDS.values() if kind.status == status] for status in statuses}
     return {
         status: {
             "description": "; ".join(kind.title for kind in kinds[status]),
@@ -155,9 +158,9 @@ def document(*statuses: int, shape: Shape | None = None) -> dict[int | str, dict
                 media_type: {
                     "schema": schema,
                     "examples": {
-                        kind.reason: {"value": shape(problem) if shape else problem.model_dump()}
+                        kind.reason: {"value": format_problem(problem) if format_problem else problem.model_dump()}
                         for kind in kinds[status]
-                        for problem in [_make_problem(kind, "what exactly, in words", _REQUEST_ID)]
+                        for problem in [_make_problem(kind, "an explanation of this occurrence", _REQUEST_ID)]
                     },
                 }
             },
@@ -166,23 +169,27 @@ def document(*statuses: int, shape: Shape | None = None) -> dict[int | str, dict
     }
 
 
-def _count(error: Exception, metrics: Metrics) -> Kind:
-    kind = KINDS.get(type(error)) or next(KINDS[each] for each in type(error).__mro__ if each in KINDS)
+def _count(error: Exception, metrics: Metrics) -> ProblemKind:
+    kind = PROBLEM_KINDS.get(type(error)) or next(
+        PROBLEM_KINDS[each] for each in type(error).__mro__ if each in PROBLEM_KINDS
+    )
     metrics.rejections.labels(kind.reason).inc()
     return kind
 
 
 @functools.lru_cache
-def _write_around_id(kind: Kind, detail: str, headers: tuple[tuple[str, str], ...]) -> tuple[bytes, bytes, bytes]:
-    """Returns a problem's headers, its JSON up to the request's id, and what follows it."""
+def _encode_around_id(
+    kind: ProblemKind, detail: str, headers: tuple[tuple[str, str], ...]
+) -> tuple[bytes, bytes, bytes]:
+    """Returns a problem's headers, its JSON up to the request id, and the rest of the JSON."""
     lines = [f"{name}: {value}\r\n" for name, value in (*headers, ("content-type", _MEDIA_TYPE))]
     before, after = _make_problem(kind, detail, _REQUEST_ID).model_dump_json().encode().rsplit(to_json(_REQUEST_ID), 1)
     return "".join(lines).encode(), before, after
 
 
-def _make_problem(kind: Kind, detail: str, request_id: str) -> Problem:
-    kind_of = f"/docs#{kind.reason}"
-    return Problem(type=kind_of, title=kind.title, status=kind.status, detail=detail, request_id=request_id)
+def _make_problem(kind: ProblemKind, detail: str, request_id: str) -> Problem:
+    type_uri = f"/docs#{kind.reason}"
+    return Problem(type=type_uri, title=kind.title, status=kind.status, detail=detail, request_id=request_id)
 
 
 def _choose_headers(error: Exception) -> Mapping[str, str]:
@@ -195,9 +202,9 @@ def _choose_headers(error: Exception) -> Mapping[str, str]:
     return {}
 
 
-def _explain(error: Exception) -> str:
+def _find_detail(error: Exception) -> str:
     if isinstance(error, RequestValidationError):
-        return "; ".join(f"{fault['loc'][-1]}: {fault['msg']}" for fault in error.errors())
-    if type(error) in KINDS and type(error) is not Exception:
+        return "; ".join(f"{each['loc'][-1]}: {each['msg']}" for each in error.errors())
+    if type(error) in PROBLEM_KINDS and type(error) is not Exception:
         return str(error)
     return "an unexpected error; the server's log has the details"

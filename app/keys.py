@@ -1,31 +1,33 @@
-"""API keys: what is kept of them, and how one is known."""
+"""API keys: hashing and verification."""
 
 import hashlib
 import hmac
 from collections.abc import Sequence
 
-Digest = bytes  # SHA-256 of a key: the keys themselves are not kept
+Digest = bytes  # SHA-256 of a key; the keys themselves are not kept in memory
 
 
 class Unauthorized(Exception):
-    """No key was sent, or none that is known."""
+    """The request has no API key, or an unknown one."""
 
 
 def hash_keys(keys: Sequence[str]) -> tuple[Digest, ...]:
-    """Returns each key's digest; raises `ValueError` where there is no key, or one that no header can hold."""
+    """Returns each key's digest; raises `ValueError` if there is no key, or one that a header cannot carry."""
     if not keys:
-        raise ValueError("there is no key in it; leave it out to let everybody in")
+        raise ValueError("it holds no key; leave it unset to disable authentication")
     if not all(key.isascii() and key.isprintable() and " " not in key for key in keys):
-        raise ValueError("a key is of printable ASCII characters, without spaces")
+        raise ValueError("a key consists of printable ASCII characters, without spaces")
     return tuple(hashlib.sha256(key.encode()).digest() for key in keys)
 
 
 def check_key(key: str | None, known: Sequence[Digest]) -> Digest:
-    """Returns the digest of a known key; raises `Unauthorized`."""
+    """Returns the digest of `key` if it is one of the known keys; raises `Unauthorized`."""
     if not key:
         raise Unauthorized("send a key, as `Authorization: Bearer KEY` or `X-API-Key: KEY`")
     digest = hashlib.sha256(key.encode()).digest()
-    fits = [hmac.compare_digest(digest, each) for each in known]  # each is compared, whichever fits
-    if not any(fits):
+    matches = [
+        hmac.compare_digest(digest, each) for each in known
+    ]  # all are compared, whichever matches: constant time
+    if not any(matches):
         raise Unauthorized("the key is not known")
     return digest

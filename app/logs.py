@@ -1,4 +1,4 @@
-"""How the log is written: plain lines or JSON, each with the id of the request that it is about."""
+"""Logging as plain text or JSON lines, each with the id of the current request."""
 
 import logging
 from typing import Literal
@@ -13,18 +13,18 @@ _CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), 127)}
 
 
 class PlainFormatter(logging.Formatter):
-    """Lines to read. What clients send cannot begin a line of its own in them."""
+    """Formats plain-text lines and escapes control characters, so that clients cannot inject log lines."""
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)s %(name)s [%(request_id)s] %(message)s")
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  # logging's name
-        """Returns one line; a traceback follows it."""
+        """Returns the message as one line; a traceback is appended after it."""
         return super().formatMessage(record).translate(_CONTROLS)
 
 
 def set_up_logging(level: str, log_format: LogFormat) -> None:
-    """Sends everything of `level` and above to the standard error stream."""
+    """Logs everything of `level` and above to standard error."""
 
     def add_request_id(record: logging.LogRecord) -> bool:
         record.request_id = get_request_id() or "-"

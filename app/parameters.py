@@ -1,4 +1,7 @@
-"""What a request for detections may ask for, read in one go: FastAPI's own way costs as much as all else it does."""
+"""The parameters of a detection request, read in one go.
+
+FastAPI's own parsing of them costs as much as everything else that it does for a request.
+"""
 
 import functools
 from collections.abc import Callable
@@ -15,23 +18,28 @@ ReadParameters = Callable[[bytes, Headers], "Parameters"]
 
 
 class Parameters(BaseModel, frozen=True):
-    """The query of `/detect` and `/detect/batch`; what it leaves out is as the settings say."""
+    """The query parameters of `/detect` and `/detect/batch`; the settings have the defaults."""
 
-    timeout: float = Field(gt=0, le=LONGEST_SECONDS, allow_inf_nan=False, description="most seconds to answer in")
-    model: str | None = Field(None, description="its name in `/models`; unless given, the first there")
-    threshold: float | None = Field(
-        None, ge=0, le=1, allow_inf_nan=False, description="least score; unless given, the model's own in `/models`"
+    timeout: float = Field(
+        gt=0, le=LONGEST_SECONDS, allow_inf_nan=False, description="maximum time for the response, in seconds"
     )
-    limit: int = Field(ge=1, description="most detections")
-    labels: str | None = Field(None, description="only these, separated by commas")
+    model: str | None = Field(None, description="model name as in `/models`; default: the first one listed there")
+    threshold: float | None = Field(
+        None, ge=0, le=1, allow_inf_nan=False, description="minimum score; default: the model's threshold in `/models`"
+    )
+    limit: int = Field(ge=1, description="maximum number of detections per image")
+    labels: str | None = Field(None, description="labels to return, separated by commas; default: all")
 
 
 def build_parameters_reader(settings: Settings) -> ReadParameters:
-    """Returns what reads a query, and of the headers the time-out; it raises `RequestValidationError`."""
+    """Returns a function from a query string and headers to `Parameters`; it raises `RequestValidationError`.
+
+    Of the headers it reads the timeout only.
+    """
     defaults = _find_defaults(settings)
 
-    @functools.lru_cache(64)  # who asks again asks the same
-    def understand(query: bytes, timeout: str | None) -> Parameters:
+    @functools.lru_cache(64)  # clients tend to repeat the same parameters
+    def parse(query: bytes, timeout: str | None) -> Parameters:
         given = dict(QueryParams(query))
         if timeout:
             given.setdefault("timeout", timeout)
@@ -41,13 +49,13 @@ def build_parameters_reader(settings: Settings) -> ReadParameters:
             raise RequestValidationError(error.errors()) from error
 
     def read(query: bytes, headers: Headers) -> Parameters:
-        return understand(query, headers.get(TIMEOUT_HEADER))
+        return parse(query, headers.get(TIMEOUT_HEADER))
 
     return read
 
 
 def document_parameters(settings: Settings, label: str) -> dict[str, Any]:
-    """Returns OpenAPI's description of them; `label` is one that can be asked for."""
+    """Returns the OpenAPI description of the parameters; `label` is the example for `labels`."""
     defaults = _find_defaults(settings)
     properties = Parameters.model_json_schema()["properties"]
     parameters = [
@@ -60,7 +68,7 @@ def document_parameters(settings: Settings, label: str) -> dict[str, Any]:
             schema["default"] = defaults[name]
         if name == "labels":
             parameter["example"] = label
-    header = {"name": TIMEOUT_HEADER, "in": "header", "required": False, "description": "as `timeout`"}
+    header = {"name": TIMEOUT_HEADER, "in": "header", "required": False, "description": "the same as `timeout`"}
     return {"parameters": [*parameters, header | {"schema": parameters[0]["schema"]}]}
 
 

@@ -1,4 +1,4 @@
-"""The way of a picture: file or pixels → canvas → batch → boxes. Every route goes it."""
+"""The pipeline of an image, which every route uses: file or pixels → canvas → batch → boxes."""
 
 import asyncio
 import collections
@@ -24,28 +24,28 @@ from model.metadata import Metadata
 
 Submit = Callable[[Picture | Prepared, Executor | None], Awaitable[Served[Computed]]]
 
-# what may happen to one picture of several without a fault of the others
-PICTURE_FAULTS = (InvalidImage, InferenceFailed, Stopped)
+# errors that concern one image of a request and leave the others unaffected
+IMAGE_ERRORS = (InvalidImage, InferenceFailed, Stopped)
 
 
 class UnknownLabel(Exception):
-    """A label was asked for that the model does not know; the message lists those it does."""
+    """The request names a label that the model does not have; the message lists the known ones."""
 
 
 class TooManyImages(Exception):
-    """The request holds more images than allowed."""
+    """The request contains more images than allowed."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Filter:
-    """Which detections a client wants: at most `limit`, of score `threshold` or more, of these class indices."""
+    """Selects at most `limit` detections with a score of at least `threshold`, of these class indices."""
 
     threshold: float
     limit: int
     labels: Sequence[int] | None = None  # None for all
 
     def select(self, found: Detections) -> Detections:
-        """Returns the detections that pass; those given are sorted by falling score."""
+        """Returns the selected detections; `found` must be sorted by descending score."""
         count = np.count_nonzero(found.scores >= self.threshold)
         if self.labels is None:
             return found.select(slice(min(count, self.limit)))
@@ -60,7 +60,7 @@ def build_filter(
     limit: int | None = None,
     labels: str | None = None,
 ) -> Filter:
-    """Returns which of a model's detections are wanted, by the settings where nothing else is said.
+    """Returns the filter for a model's detections, with the settings' defaults for what is None.
 
     `labels` are separated by commas; raises `UnknownLabel`.
     """
@@ -80,8 +80,8 @@ def _find_labels(wanted: str, known: Sequence[str]) -> list[int]:
 
 
 @dataclasses.dataclass(frozen=True)
-class Found:
-    """What was found in one photo, in its own pixels, and where the time went."""
+class DetectionResult:
+    """The detections of one image, in pixels of the original image, and the time that each stage took."""
 
     detections: Detections
     letterbox: Letterbox
@@ -91,27 +91,29 @@ class Found:
 
 
 def check_count(images: int, settings: Settings) -> None:
-    """Raises `TooManyImages` for more of them in one request than allowed."""
-    most = min(settings.max_request_images, settings.max_queue)
-    if images > most:
-        raise TooManyImages(f"the request holds {images} images, and {most} are allowed")
+    """Raises `TooManyImages` if one request contains more images than allowed."""
+    maximum = min(settings.max_request_images, settings.max_queue)
+    if images > maximum:
+        raise TooManyImages(f"the request holds {images} images, and {maximum} are allowed")
 
 
 @contextlib.contextmanager
 def expect(model: ServedModel, timeout_seconds: float, arrival: Arrival | None = None) -> Iterator[Arrival]:
-    """Lets a request's body arrive, and gives what `admit` is told of it; `DeadlineExceeded` ends the block.
+    """Enforces the deadline in its block and checks admission before the body is read; yields the arrival for `admit`.
 
-    Raises `Overloaded` and `Stopped` before a body is read in vain, unless its `arrival` has been announced; but what
-    has not arrived takes no place in the model's queue, so that slow clients keep nobody out.
+    Raises `Overloaded` and `Stopped` at once rather than after a useless upload, unless an `arrival` was announced
+    before; raises `DeadlineExceeded`. An unfinished upload takes no place in the queue, so slow clients block nobody.
     """
     with answered_within(timeout_seconds), model.batcher.admission.expect(timeout_seconds, arrival) as expected:
         yield expected
 
 
-async def find_objects(service: Service, model: ServedModel, submit: Submit, picture: Picture, wanted: Filter) -> Found:
-    """Takes one picture, an image file or RGB pixels (h, w, 3), all the way; raises `PICTURE_FAULTS`."""
+async def find_objects(
+    service: Service, model: ServedModel, submit: Submit, image: Picture, wanted: Filter
+) -> DetectionResult:
+    """Detects objects in one image, a file or RGB pixels (h, w, 3); raises `IMAGE_ERRORS`."""
     detector = model.detector
-    served = await submit(picture, service.decoders if model.prepares_first else None)
+    served = await submit(image, service.decoders if model.prepares_first else None)
     computed = served.result
     canvas, decode_started, decode_ended = computed.prepared
     detections = move_to_photo(wanted.select(computed.detections), canvas.letterbox)
@@ -121,7 +123,7 @@ async def find_objects(service: Service, model: ServedModel, submit: Submit, pic
     service.stages.note(model.name, "inference", computed.started, computed.ended)
     for index, count in collections.Counter(detections.labels.tolist()).items():
         service.metrics.detections.labels(model.name, detector.metadata.labels[index]).inc(count)
-    return Found(
+    return DetectionResult(
         detections,
         canvas.letterbox,
         decode_ended - decode_started,
@@ -131,18 +133,18 @@ async def find_objects(service: Service, model: ServedModel, submit: Submit, pic
 
 
 async def find_objects_in_each(
-    service: Service, model: ServedModel, submit: Submit, pictures: Sequence[Picture], wanted: Filter
-) -> list[Found | Exception]:
-    """Takes pictures the same way side by side; gives in their order what was found, or the picture's fault."""
+    service: Service, model: ServedModel, submit: Submit, images: Sequence[Picture], wanted: Filter
+) -> list[DetectionResult | Exception]:
+    """Detects objects in several images concurrently; returns for each, in order, its result or its error."""
 
-    async def find(picture: Picture) -> Found | Exception:
+    async def find(image: Picture) -> DetectionResult | Exception:
         try:
-            return await find_objects(service, model, submit, picture, wanted)
-        except PICTURE_FAULTS as fault:
-            return fault
+            return await find_objects(service, model, submit, image, wanted)
+        except IMAGE_ERRORS as error:
+            return error
 
     async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(find(picture)) for picture in pictures]
+        tasks = [group.create_task(find(image)) for image in images]
     return [task.result() for task in tasks]
 
 
@@ -155,10 +157,10 @@ def admit(
     images: int = 1,
     arrival: Arrival | None = None,
 ) -> Iterator[Submit]:
-    """Holds a place in the model's queue for each of `images`, until the client hangs up; the body must have been read.
+    """Reserves a place in the model's queue for each image and yields the submit function.
 
-    It is their `arrival` where `expect` let them. Raises `TooManyImages`, `Stopped`, `ClientDisconnect`, and
-    `Overloaded`, also where the queue is too long for the time.
+    The body must have been read; `arrival` comes from `expect`. A client's disconnect cancels the block. Raises
+    `ClientDisconnect`, `TooManyImages`, `Stopped`, and `Overloaded`, also if the queue is too long for the timeout.
     """
     check_count(images, service.settings)
     with model.batcher.admit(images, timeout_seconds, arrival) as submit, cancelled_on_disconnect(request):

@@ -1,4 +1,4 @@
-"""The id of a request: the client's own or a new one, sent back, and in each line and problem about the request."""
+"""Request ids: the client's own or a new one, returned in a header and included in log lines and problems."""
 
 import contextvars
 import random
@@ -9,20 +9,20 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 HEADER = "X-Request-ID"
 RAW_HEADER = HEADER.lower().encode()
-_USABLE = re.compile(r"[!-~]{1,128}")  # visible ASCII
+_VALID = re.compile(r"[!-~]{1,128}")  # visible ASCII
 _current = contextvars.ContextVar("request_id", default="")
 
 
 def get_request_id() -> str:
-    """Returns the id of the request being answered; outside of one it is empty."""
+    """Returns the id of the current request; empty outside of a request."""
     return _current.get()
 
 
-class identified:  # noqa: N801 - reads as the function that it could be, at a third of its cost
-    """Gives the block an id, the one `sent` if it can be used."""
+class request_id_context:  # noqa: N801 - used like a @contextmanager function, at a third of its cost
+    """Sets the request id for a block: the one that the client `sent` if it is valid, else a new one."""
 
     def __init__(self, sent: str = "") -> None:
-        self._id = sent if sent and _USABLE.fullmatch(sent) else f"{random.getrandbits(128):032x}"
+        self._id = sent if sent and _VALID.fullmatch(sent) else f"{random.getrandbits(128):032x}"
 
     def __enter__(self) -> str:
         self._token = _current.set(self._id)
@@ -32,22 +32,22 @@ class identified:  # noqa: N801 - reads as the function that it could be, at a t
         _current.reset(self._token)
 
 
-class IdentifyRequests:
-    """ASGI middleware that gives each request its id, and its answer the header."""
+class AddRequestIds:
+    """ASGI middleware that sets each request's id and adds it to the response's headers."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serves one request."""
+        """Handles one request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
 
-        async def identify(message: Message) -> None:
+        async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
                 MutableHeaders(scope=message)[HEADER] = request_id
             await send(message)
 
-        with identified(Headers(scope=scope).get(HEADER, "")) as request_id:
-            await self._app(scope, receive, identify)
+        with request_id_context(Headers(scope=scope).get(HEADER, "")) as request_id:
+            await self._app(scope, receive, send_with_id)

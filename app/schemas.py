@@ -1,4 +1,4 @@
-"""What the server sends, as its documentation shows it: free of the server itself, for its client too."""
+"""The JSON that the server sends, as OpenAPI documents it. Independent of the server, so that the client can use it."""
 
 from pydantic import BaseModel, Field
 
@@ -6,28 +6,28 @@ from model.skeleton import Skeleton
 
 
 class Arrangement(BaseModel):
-    """`instances` batches of up to `max_batch` images at once, on `threads` of the CPU's each."""
+    """How a model is run: `instances` concurrent batches of up to `max_batch` images, on `threads` CPU threads each."""
 
     instances: int = Field(examples=[2])
     threads: int = Field(examples=[1])
     max_batch: int = Field(examples=[4])
-    images_per_second: float | None = Field(None, description="as measured; none where all of it is set")
+    images_per_second: float | None = Field(None, description="measured throughput; null if nothing had to be measured")
 
     @property
     def session_threads(self) -> int | None:
-        """What `Detector.infer` is told: one instance has all threads."""
+        """The thread count to pass to `Detector.infer`; None for a single instance, which has all threads."""
         return self.threads if self.instances > 1 else None
 
 
 class Size(BaseModel):
-    """A picture's size in pixels, upright."""
+    """An upright image's size in pixels."""
 
     width: int = Field(examples=[640])
     height: int = Field(examples=[480])
 
 
 class Box(BaseModel):
-    """Edges in the picture's own pixels, from its upper left corner."""
+    """A bounding box in pixels of the original image, from its upper left corner."""
 
     x_min: float = Field(examples=[131.25])
     y_min: float = Field(examples=[220.4])
@@ -36,7 +36,7 @@ class Box(BaseModel):
 
 
 class Keypoint(BaseModel):
-    """One joint of an object, in the picture's own pixels; a low score says that it may be hidden or elsewhere."""
+    """One keypoint of an object, in pixels of the original image; a low score means that it may be hidden or wrong."""
 
     name: str = Field(examples=["left_shoulder"])
     x: float = Field(examples=[201.5])
@@ -45,28 +45,28 @@ class Keypoint(BaseModel):
 
 
 class Detection(BaseModel):
-    """One object."""
+    """One detected object."""
 
     label: str = Field(examples=["dog"])
-    label_id: int = Field(description="the label's id in the data set", examples=[18])
+    label_id: int = Field(description="class id in the data set", examples=[18])
     score: float = Field(ge=0, le=1, examples=[0.9123])
     box: Box
     keypoints: list[Keypoint] | None = Field(
-        None, description="its joints in the model's order; not there where the model knows none"
+        None, description="keypoints in the order of the model's skeleton; absent if the model has none"
     )
 
 
 class Timings(BaseModel):
-    """Where the time went, in milliseconds."""
+    """Time per stage, in milliseconds."""
 
     decode: float = Field(examples=[3.412])
     queue: float = Field(examples=[0.208])
     inference: float = Field(examples=[21.07])
-    total: float = Field(description="from the request's head to this answer", examples=[25.931])
+    total: float = Field(description="from the request's headers to this response", examples=[25.931])
 
 
 class Answer(BaseModel):
-    """What was found in one picture, the surest first."""
+    """The detections of one image, sorted by descending score."""
 
     model: str = Field(examples=["resnet18-coco-512"])
     image: Size
@@ -75,29 +75,29 @@ class Answer(BaseModel):
 
 
 class Label(BaseModel):
-    """One class that the model knows."""
+    """One class of the model."""
 
     label: str = Field(examples=["dog"])
     label_id: int = Field(examples=[18])
 
 
 class ModelDescription(BaseModel):
-    """The model, as its file describes it, and where it runs. `ap`, `ap50` and `keypoint_ap` are COCO's."""
+    """A model's metadata and how it runs. `ap`, `ap50` and `keypoint_ap` are the COCO metrics."""
 
     name: str = Field(examples=["resnet18-coco-512"])
     provider: str = Field(examples=["cpu"])
     precision: str = Field(examples=["fp32"])
-    input: Size = Field(description="what a photo is scaled to fit into")
-    shapes: list[Size] = Field(description="what photos are computed in: the smallest that holds the scaled photo")
+    input: Size = Field(description="maximum input size, which images are scaled to fit")
+    shapes: list[Size] = Field(description="possible input sizes; the smallest that holds the scaled image is used")
     dataset: str = Field(examples=["COCO 2017"])
-    threshold: float = Field(description="least score of what is answered, unless a request says otherwise")
+    threshold: float = Field(description="default minimum score of the detections returned")
     ap: float | None
     ap50: float | None
     keypoint_ap: float | None
     git_commit: str
     labels: list[Label]
-    skeleton: Skeleton = Field(description="the joints that it finds, and the pairs of them that a line connects")
-    arrangement: Arrangement | None = Field(None, description="how it is run; not there while it is warmed up")
+    skeleton: Skeleton = Field(description="names of the keypoints, and the pairs of them that are connected by lines")
+    arrangement: Arrangement | None = Field(None, description="how the model is run; null while it warms up")
 
 
 class Refusal(BaseModel):
@@ -108,30 +108,30 @@ class Refusal(BaseModel):
 
 
 class ModelList(BaseModel):
-    """Everything that is served; the first is used where a request names none. And what could not be loaded."""
+    """The served models, the default one first, and the model files that could not be loaded."""
 
     models: list[ModelDescription]
     refused: list[Refusal]
 
 
 class Health(BaseModel):
-    """How the server is."""
+    """The server's state."""
 
     status: str = Field(examples=["ready"])
 
 
 class Problem(BaseModel):
-    """Why a request was refused (RFC 9457)."""
+    """Why a request failed (RFC 9457)."""
 
     type: str
     title: str
     status: int
     detail: str
-    request_id: str = Field("", description="as in the header X-Request-ID; empty where there was no request")
+    request_id: str = Field("", description="as in the header X-Request-ID; empty outside of a request")
 
 
 class Refused(Exception):
-    """A picture or a request was refused: `problem` says why, `reason` in one word."""
+    """An image or a request was refused: `problem` says why; `reason` is the last part of its type."""
 
     def __init__(self, problem: Problem) -> None:
         super().__init__(f"{problem.title}: {problem.detail}")
@@ -140,6 +140,6 @@ class Refused(Exception):
 
 
 class Answers(BaseModel):
-    """What was found in each of several pictures, in their order, or why one was refused."""
+    """The results of several images, in order: the detections of each, or the problem with it."""
 
     results: list[Answer | Problem]

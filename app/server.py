@@ -1,4 +1,4 @@
-"""Builds the app: its routes, what answers its errors, and what runs behind it."""
+"""Builds the app: routes, error handlers, middleware and lifespan."""
 
 import contextlib
 from collections.abc import AsyncIterator
@@ -9,14 +9,15 @@ from fastapi.telemetry import TelemetryConfig
 from starlette.middleware.cors import CORSMiddleware
 
 from app import __version__
-from app.body import BoundBodies
-from app.errors import answer_errors
-from app.head import AnswerHead
+from app.body import LimitBodyMemory
+from app.errors import add_error_handlers
+from app.fast_path import FastPath
+from app.head_method import HeadAsGet
 from app.metrics import CountRequests, Metrics
 from app.reloading import reloading
-from app.request_id import IdentifyRequests
+from app.request_id import AddRequestIds
 from app.routes import deepstack, inference_protocol
-from app.routes.admin import Admin, OwnAdmin, build_admin_router
+from app.routes.admin import Admin, LocalAdmin, build_admin_router
 from app.routes.deepstack import build_deepstack_router
 from app.routes.detection import build_detection_router
 from app.routes.health import build_health_router
@@ -25,22 +26,21 @@ from app.routes.models import build_models_router
 from app.routes.page import build_page_router
 from app.service import Service, build_service
 from app.settings import Settings
-from app.shortcut import Shortcut
-from app.tracing import Traces
+from app.tracing import Tracing
 from model.detector import Detector
 from model.image import quieten_decoders
 
-# FastAPI's own, which looks for tracers at each request, for a tenth of the event loop's time; see `tracing` for ours
+# FastAPI's own telemetry looks up tracers at each request, for a tenth of the event loop's time; `tracing` replaces it
 _NO_TELEMETRY: TelemetryConfig = {"tracing": False, "metrics": False, "logs": False}
 
 
 def create_app(settings: Settings, *detectors: Detector, admin: Admin | None = None) -> FastAPI:
-    """Returns the server of these models; nothing runs before its lifespan begins. Raises `TracingUnavailable`.
+    """Returns the app that serves these models; nothing runs before its lifespan begins. Raises `TracingUnavailable`.
 
-    `admin` asks others together with this process, where there are others; its service is the app's `state.service`.
+    `admin` is given where several processes serve together; by default the admin routes act on this process alone.
     """
     quieten_decoders()
-    traces = Traces() if settings.traces else None
+    traces = Tracing() if settings.traces else None
     service = build_service(settings, detectors, traces.tracer if traces else None)
     metrics, access = service.metrics, service.access
 
@@ -54,7 +54,7 @@ def create_app(settings: Settings, *detectors: Detector, admin: Admin | None = N
     app = FastAPI(
         title="CenterNet service",
         version=__version__,
-        summary="Object detection: send a picture, get boxes.",
+        summary="Object detection: send an image, get boxes.",
         lifespan=lifespan,
         telemetry=_NO_TELEMETRY,
     )
@@ -63,7 +63,7 @@ def create_app(settings: Settings, *detectors: Detector, admin: Admin | None = N
     app.include_router(build_deepstack_router(service), dependencies=access.form_guards)
     app.include_router(build_probe_router(service))
     app.include_router(build_inference_router(service), dependencies=access.guards)
-    admin_router = build_admin_router(admin or OwnAdmin(service))
+    admin_router = build_admin_router(admin or LocalAdmin(service))
     if settings.metrics_port is None:
         app.include_router(admin_router, dependencies=access.guards)
     else:
@@ -71,14 +71,14 @@ def create_app(settings: Settings, *detectors: Detector, admin: Admin | None = N
     app.include_router(build_models_router(service), dependencies=access.guards)
     app.include_router(build_health_router(service))
     app.include_router(build_page_router())
-    shapes = {deepstack.PATH: deepstack.shape_problem, inference_protocol.PATH: inference_protocol.shape_problem}
-    app.state.service = service  # for who runs the app
+    formats = {deepstack.PATH: deepstack.format_problem, inference_protocol.PATH: inference_protocol.format_problem}
+    app.state.service = service  # for the listener, and for Ray's replicas
     routes = [route for route in detection.routes if isinstance(route, APIRoute)]
-    app.state.paths_of_pictures = {route.path for route in routes}
+    app.state.image_paths = {route.path for route in routes}
     if not access.guards:
-        app.add_middleware(Shortcut, routes=routes)
-    app.add_middleware(BoundBodies, max_bytes=settings.max_held_bytes, metrics=metrics)
-    answer_errors(app, metrics, shapes)
+        app.add_middleware(FastPath, routes=routes)
+    app.add_middleware(LimitBodyMemory, max_bytes=settings.max_held_bytes, metrics=metrics)
+    add_error_handlers(app, metrics, formats)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -87,27 +87,27 @@ def create_app(settings: Settings, *detectors: Detector, admin: Admin | None = N
             allow_headers=["*"],
             expose_headers=["*"],
         )
-    _surround(app, metrics)
+    _add_outer_middleware(app, metrics)
 
     if traces:
-        traces.cover(app)
+        traces.instrument(app)
 
     return app
 
 
 def _build_admin_app(service: Service, router: APIRouter) -> FastAPI:
-    app = FastAPI(title="CenterNet service: for who runs it", version=__version__, telemetry=_NO_TELEMETRY)
+    app = FastAPI(title="CenterNet service: administration", version=__version__, telemetry=_NO_TELEMETRY)
     app.state.service = service
-    app.state.paths_of_pictures = set()
+    app.state.image_paths = set()
     app.include_router(router)
-    app.include_router(build_health_router(service))  # here they answer when all connections of clients are taken
-    answer_errors(app, service.metrics, {})
-    _surround(app, service.metrics)
+    app.include_router(build_health_router(service))  # reachable here even when client connections are exhausted
+    add_error_handlers(app, service.metrics, {})
+    _add_outer_middleware(app, service.metrics)
     return app
 
 
-def _surround(app: FastAPI, metrics: Metrics) -> None:
-    """Adds what is around everything else."""
+def _add_outer_middleware(app: FastAPI, metrics: Metrics) -> None:
+    """Adds the middleware that wraps all other middleware."""
     app.add_middleware(CountRequests, metrics=metrics)
-    app.add_middleware(IdentifyRequests)
-    app.add_middleware(AnswerHead)
+    app.add_middleware(AddRequestIds)
+    app.add_middleware(HeadAsGet)

@@ -1,4 +1,4 @@
-"""What a running server is made of, handed to whoever needs it."""
+"""The components that all routes of an app share."""
 
 import contextlib
 import dataclasses
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Service:
-    """The parts that one app's requests share."""
+    """The components that the requests of one app share."""
 
     settings: Settings
     models: Models
@@ -35,21 +35,24 @@ class Service:
     read_parameters: ReadParameters
 
     def check_live(self) -> None:
-        """Raises `NotReady` where a model's inference has ended."""
+        """Raises `NotReady` if inference of a model has ended or hangs."""
         for model in self.models:
             model.check_live()
 
     async def check_ready(self) -> None:
-        """Raises `NotReady` where a model computes nothing yet, or any more."""
+        """Raises `NotReady` if a model is still warming up, has ended or keeps failing."""
         for model in self.models:
             await model.check_ready()
 
     def announce(self, query: bytes, headers: tuple[tuple[bytes, bytes], ...]) -> Arrival | None:
-        """Announces a picture to the model that a request is for; None where there is none. Raises `Overloaded`."""
+        """Announces an image to the admission control of the requested model; None if there is no such model.
+
+        Raises `Overloaded`.
+        """
         try:
             parameters = self.read_parameters(query, Headers(raw=[*headers]))
             name, timeout_seconds = parameters.model, parameters.timeout
-        except RequestValidationError:  # what is wrong is for the app to say, where there is a place
+        except RequestValidationError:  # the app reports the invalid parameter, if the request is admitted
             name, timeout_seconds = QueryParams(query).get("model"), self.settings.timeout_seconds
         try:
             model = self.models.get(name)
@@ -59,7 +62,7 @@ class Service:
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Serves while its block runs; a batch that has begun is finished."""
+        """Runs inference while its block runs; finishes the batches that are being computed at the end."""
         self.models.start()
         try:
             yield
@@ -69,7 +72,7 @@ class Service:
 
 
 def build_service(settings: Settings, detectors: Sequence[Detector], tracer: "Tracer | None" = None) -> Service:
-    """Joins the models, each behind its batcher, the decoders in front of them, and the metrics of all."""
+    """Builds the models with their batchers, the thread pool of decoders, the metrics and the access control."""
     metrics = Metrics()
     return Service(
         settings,

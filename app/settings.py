@@ -1,4 +1,4 @@
-"""What an operator may set: each a flag, and an environment variable `CENTERNET_*` of the same name."""
+"""The server's settings: each is a flag, and an environment variable `CENTERNET_*` of the same name."""
 
 import argparse
 import importlib.resources
@@ -21,22 +21,22 @@ from model.metadata import Metadata
 from model.session import count_cpus
 
 _PREFIX = "CENTERNET_"
-_THRESHOLD = 0.3  # of a model that says none
+_THRESHOLD = 0.3  # for models whose metadata has none
 
 
 class InvalidSettings(Exception):
-    """A setting cannot be used; the message has a line for each."""
+    """At least one setting is invalid; the message has a line for each."""
 
 
 def find_shipped_model(name: str = "default") -> Path:
-    """Returns where the installed package keeps the weights of that name."""
+    """Returns the path of the shipped model of that name in the installed package."""
     return Path(str(importlib.resources.files("model") / "weights" / f"{name}.onnx"))
 
 
 class Settings(BaseSettings):
-    """Serves object detection over HTTP; `python -m app detect` finds objects in files.
+    """Serves object detection over HTTP. `python -m app detect` detects objects in files instead.
 
-    Flags are environment variables too: --max-batch is CENTERNET_MAX_BATCH.
+    Each flag is also an environment variable: --max-batch is CENTERNET_MAX_BATCH.
     """
 
     model_config = SettingsConfigDict(
@@ -47,85 +47,84 @@ class Settings(BaseSettings):
         frozen=True,
     )
 
-    host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 for all")
+    host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 for all interfaces")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 for any free one")
     metrics_port: int | None = Field(
-        None, ge=0, le=65535, description="port of its own for /metrics and /models/reload; 0 for any free one"
+        None, ge=0, le=65535, description="separate port for /metrics and /models/reload; 0 for any free one"
     )
-    metrics_host: str | None = Field(None, description="address to listen on for metrics_port, if it is not host")
+    metrics_host: str | None = Field(None, description="address to listen on for metrics_port; default: host")
     model: Annotated[tuple[Path, ...], NoDecode] = Field(
         default_factory=lambda: (find_shipped_model(),),
-        description="ONNX files as `training export` writes them, folders of them, and names of what is shipped "
-        "(default, fast; default-fp32 for GPUs), separated by commas; the first is used where a request names none; a "
-        "folder that is watched may be empty beside another model",
+        description="ONNX files written by `training export`, folders of them, or names of shipped models (default, "
+        "fast; default-fp32 for GPUs), separated by commas; the first is the default for requests; a watched folder "
+        "may be empty if there is another model",
     )
-    watch: bool = Field(False, description="load models again as soon as their files change; SIGHUP does so at once")
+    watch: bool = Field(False, description="reload models when their files change; SIGHUP reloads at any time")
     provider: Provider = Field(
-        "auto", description="auto is CUDA where it works, else the CPU; tensorrt needs NVIDIA's TensorRT 10"
+        "auto", description="auto is CUDA if it works, else the CPU; tensorrt needs NVIDIA's TensorRT 10"
     )
-    cuda_graphs: bool = Field(False, description="record each batch size's work on CUDA once, and start it as one")
+    cuda_graphs: bool = Field(False, description="capture a CUDA graph for each batch size and replay it")
     engine_cache: Path | None = Field(
-        None, description="folder that keeps TensorRT's engines; without it they are built at each start, for minutes"
+        None, description="folder to cache TensorRT engines in; without it each start takes minutes to build them"
     )
-    tensorrt_half: bool = Field(False, description="have TensorRT compute in half precision where it is faster")
-    threads: int = Field(default_factory=count_cpus, ge=1, description="CPU threads that compute, of one model")
+    tensorrt_half: bool = Field(False, description="let TensorRT use half precision where it is faster")
+    threads: int = Field(default_factory=count_cpus, ge=1, description="CPU threads for inference, per model")
     instances: int | None = Field(
-        None, ge=1, description="inferences at once, which share the threads; unless set, measured at the start"
+        None, ge=1, description="concurrent inferences, which share the threads; unless set, measured at startup"
     )
     decode_threads: int = Field(
         default_factory=count_cpus,
         ge=1,
-        description="images decoded at once; instances of one thread decode for themselves",
+        description="threads that decode images; instances of one thread decode their own images",
     )
     max_batch: int | None = Field(
-        None, ge=1, description="most images in one inference; unless set, measured at the start"
+        None, ge=1, description="maximum images per inference batch; unless set, measured at startup"
     )
-    max_batch_seconds: float = Field(0.5, gt=0, description="longest that a batch of a measured size may take")
-    max_queue: int = Field(64, ge=1, description="most images in hand: decoded, waiting or computed")
-    max_connections: int = Field(2048, ge=1, description="most connections of clients; above it, 503")
-    max_header_bytes: int = Field(32 * 2**10, ge=1, description="longest request line and headers; above it, 431")
-    max_image_bytes: int = Field(20 * 2**20, ge=1, description="largest request body of one image")
-    max_request_bytes: int = Field(64 * 2**20, ge=1, description="largest request body of several images")
+    max_batch_seconds: float = Field(0.5, gt=0, description="maximum duration of a batch whose size is measured")
+    max_queue: int = Field(64, ge=1, description="maximum images in flight: being decoded, queued or inferred")
+    max_connections: int = Field(2048, ge=1, description="maximum client connections; above it, 503")
+    max_header_bytes: int = Field(32 * 2**10, ge=1, description="maximum size of request line and headers; else 431")
+    max_image_bytes: int = Field(20 * 2**20, ge=1, description="maximum request body for one image")
+    max_request_bytes: int = Field(64 * 2**20, ge=1, description="maximum request body for several images")
     max_held_bytes: int = Field(
         256 * 2**20,
         ge=1,
-        description="most bytes of request bodies in memory; above it the slowest upload is given up, 408, or else 503",
+        description="maximum memory for request bodies; above it the oldest upload is aborted, 408, or else 503",
     )
-    max_request_images: int = Field(32, ge=1, description="most images in one request, if max_queue is not less")
-    max_pixels: int = Field(MAX_PIXELS, ge=1, le=MOST_PIXELS, description="largest width x height of an image")
+    max_request_images: int = Field(32, ge=1, description="maximum images per request; max_queue limits it too")
+    max_pixels: int = Field(MAX_PIXELS, ge=1, le=MOST_PIXELS, description="maximum width x height of an image")
     timeout_seconds: float = Field(
-        30, gt=0, le=LONGEST_SECONDS, description="longest that a request may take, unless it says otherwise"
+        30, gt=0, le=LONGEST_SECONDS, description="default timeout of a request, which may set its own"
     )
-    inference_timeout_seconds: float = Field(
-        60, gt=0, description="longest that a batch may take before it is given up"
-    )
-    header_timeout_seconds: float = Field(10, gt=0, description="longest that a request's headers may take to arrive")
-    idle_timeout_seconds: float = Field(5, gt=0, description="longest that a connection may stay without a request")
-    answer_timeout_seconds: float = Field(60, gt=0, description="longest that a client may take to take its answer")
-    body_timeout_seconds: float = Field(20, gt=0, description="longest that a body may take to arrive")
+    inference_timeout_seconds: float = Field(60, gt=0, description="timeout of a batch, after which it fails")
+    header_timeout_seconds: float = Field(10, gt=0, description="timeout for receiving a request's headers")
+    idle_timeout_seconds: float = Field(5, gt=0, description="keep-alive timeout of a connection without a request")
+    answer_timeout_seconds: float = Field(60, gt=0, description="timeout for the client to read a response")
+    body_timeout_seconds: float = Field(20, gt=0, description="timeout for receiving a request's body")
     threshold: float | None = Field(
-        None, ge=0, le=1, description="least score of a detection, unless a request says otherwise; unset: the model's"
+        None, ge=0, le=1, description="default minimum score of a detection; unset: the model's own threshold"
     )
-    limit: int = Field(100, ge=1, description="most detections of an image, unless a request says otherwise")
-    deepstack_limit: int = Field(20, ge=1, description="as limit, for /v1/vision: Frigate reads no more than 20")
+    limit: int = Field(100, ge=1, description="default maximum number of detections per image")
+    deepstack_limit: int = Field(20, ge=1, description="like limit, for /v1/vision: Frigate reads no more than 20")
     api_keys: Annotated[tuple[Digest, ...], NoDecode] = Field(
-        (), repr=False, description="keys that clients must send, separated by commas; without any, everybody is let in"
+        (), repr=False, description="keys that clients must send, separated by commas; unset: no authentication"
     )
-    api_keys_file: Path | None = Field(None, description="file of further keys, one a line")
-    address_requests_per_minute: int | None = Field(None, ge=1, description="most requests of one client address")
-    key_requests_per_minute: int | None = Field(None, ge=1, description="most requests with one key")
+    api_keys_file: Path | None = Field(None, description="file with further keys, one per line")
+    address_requests_per_minute: int | None = Field(None, ge=1, description="rate limit per client address")
+    key_requests_per_minute: int | None = Field(None, ge=1, description="rate limit per API key")
     cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
         (),
-        description="sites whose pages may call the server, as https://example.com, separated by commas; * is all",
+        description="origins whose pages may call the server, such as https://example.com, separated by commas; * is "
+        "all",
     )
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severity logged")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="minimum severity to log")
     traces: bool = Field(
-        False, description="send OpenTelemetry traces, where OTEL_EXPORTER_OTLP_ENDPOINT says; needs the extra otel"
+        False, description="export OpenTelemetry traces to OTEL_EXPORTER_OTLP_ENDPOINT; needs the extra otel"
     )
     stop_timeout_seconds: float = Field(
-        8, gt=0, description="longest that a stop waits for requests; Docker kills after ten"
+        8, gt=0, description="how long a graceful shutdown waits for requests; Docker kills after ten seconds"
     )
-    log_format: LogFormat = Field("plain", description="json is one object a line")
+    log_format: LogFormat = Field("plain", description="json writes one object per line")
 
     @field_validator("model", mode="before")
     @classmethod
@@ -139,7 +138,7 @@ class Settings(BaseSettings):
         found = [path if path.exists() else find_shipped_model(str(path)) for path in paths]
         for path, file in zip(paths, found, strict=True):
             if not file.exists():
-                raise ValueError(f"there is no file {path}; name an exported model")
+                raise ValueError(f"there is no file {path}; give the path of an exported model")
         return tuple(found)
 
     @field_validator("cors_origins", mode="before")
@@ -152,7 +151,7 @@ class Settings(BaseSettings):
     def _must_be_origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
         for origin in origins:
             if origin != "*" and not re.fullmatch(r"https?://[^/?#@*]+", origin):
-                raise ValueError(f"{origin!r} is no origin: write it as https://example.com, without a path")
+                raise ValueError(f"{origin!r} is not an origin: write it as https://example.com, without a path")
         return origins
 
     @field_validator("api_keys", mode="before")
@@ -173,14 +172,14 @@ class Settings(BaseSettings):
     @classmethod
     def _must_be_a_folder(cls, path: Path | None) -> Path | None:
         if path and not (path.is_dir() and os.access(path, os.W_OK)):
-            raise ValueError(f"{path} is no folder that can be written to; make it")
+            raise ValueError(f"{path} is not a writable folder; create it")
         return path
 
     @model_validator(mode="after")
     def _must_hold_models(self) -> Self:
         serves = bool(self.find_models())
         for path in self.model:
-            # a watched folder may wait for its first model while another one serves
+            # a watched folder may be empty at first if another model is served
             if not _list_models(path) and not (serves and self.watch and path.is_dir()):
                 raise ValueError(f"model: there is no .onnx file in {path}; export a model into it")
         return self
@@ -196,32 +195,32 @@ class Settings(BaseSettings):
         if self.key_requests_per_minute and not self.find_keys():
             raise ValueError("key_requests_per_minute: there are no keys; set api_keys, or address_requests_per_minute")
         if self.metrics_host and self.metrics_port is None:
-            raise ValueError("metrics_host: it is for metrics_port; set that too")
+            raise ValueError("metrics_host: it has no effect without metrics_port; set that too")
         return self
 
     def find_keys(self) -> tuple[Digest, ...]:
-        """Returns the digests of all keys that clients may send; none lets everybody in."""
+        """Returns the digests of all API keys; empty if authentication is disabled."""
         return self.api_keys + (_read_keys(self.api_keys_file) if self.api_keys_file else ())
 
     @property
     def gpu(self) -> Gpu:
-        """How a GPU computes."""
+        """The options for GPU inference."""
         return Gpu(self.cuda_graphs, self.engine_cache, self.tensorrt_half)
 
     def find_models(self) -> list[Path]:
-        """Returns the model files that are there now, in the order of the setting, those of a folder by name."""
+        """Returns the model files that exist now, in the order of the setting; those of a folder by name."""
         return list(dict.fromkeys(file for path in self.model for file in _list_models(path)))
 
     def find_threshold(self, metadata: Metadata) -> float:
-        """Returns the least score of what a model finds, where a request does not say."""
+        """Returns the default minimum score for a model's detections."""
         if self.threshold is not None:
             return self.threshold
         return _THRESHOLD if metadata.threshold is None else metadata.threshold
 
 
 def find_unknown_variables() -> list[str]:
-    """Returns the names in the environment that look like settings and are none; the client's key is no setting."""
-    known = {_PREFIX + name.upper() for name in (*Settings.model_fields, "api_key")}
+    """Returns the environment variables `CENTERNET_*` that are not settings, such as misspelt ones."""
+    known = {_PREFIX + name.upper() for name in (*Settings.model_fields, "api_key")}  # api_key is the client's
     return sorted(name for name in os.environ if name.startswith(_PREFIX) and name not in known)
 
 
@@ -237,9 +236,9 @@ def _read_keys(path: Path) -> tuple[Digest, ...]:
 
 
 def read_settings(arguments: Sequence[str]) -> Settings:
-    """Reads flags, then the environment; raises `InvalidSettings`.
+    """Reads settings from flags, then from the environment; raises `InvalidSettings`.
 
-    Exits as argparse does on an unknown flag, and after `--help` and `--version`.
+    Exits as argparse does on an unknown flag, and after `--help` or `--version`.
     """
     parser = argparse.ArgumentParser("centernet-serve", description=Settings.__doc__)
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
@@ -248,6 +247,6 @@ def read_settings(arguments: Sequence[str]) -> Settings:
         return Settings(_cli_settings_source=flags)
     except ValidationError as error:
         lines = [
-            ": ".join([*map(str, fault["loc"]), fault["msg"].removeprefix("Value error, ")]) for fault in error.errors()
+            ": ".join([*map(str, each["loc"]), each["msg"].removeprefix("Value error, ")]) for each in error.errors()
         ]
         raise InvalidSettings("\n".join(lines)) from error

@@ -1,6 +1,6 @@
-"""OpenTelemetry traces: a span for each request, as its client's `traceparent` continues, and one for each stage.
+"""OpenTelemetry traces: a span per request, which continues the client's `traceparent`, and a span per stage.
 
-Where they go is said by OpenTelemetry's own variables, `OTEL_EXPORTER_OTLP_ENDPOINT` above all.
+OpenTelemetry's own environment variables configure the exporter, above all `OTEL_EXPORTER_OTLP_ENDPOINT`.
 """
 
 import asyncio
@@ -10,15 +10,15 @@ from fastapi import FastAPI
 from app.request_id import HEADER
 
 _SERVICE_NAME = "centernet-service"
-_UNTRACED = "/health/,/metrics"  # what machines ask all the time
+_UNTRACED = "/health/,/metrics"  # polled all the time by probes and scrapers
 
 
 class TracingUnavailable(Exception):
-    """Traces are asked for, and OpenTelemetry is not installed."""
+    """Tracing is enabled, but OpenTelemetry is not installed."""
 
 
-class Traces:
-    """What gathers spans and sends them over OTLP: those of requests, and those that are made with `tracer`.
+class Tracing:
+    """Exports spans over OTLP: those of instrumented apps and those made with `tracer`.
 
     Raises `TracingUnavailable`.
     """
@@ -38,8 +38,8 @@ class Traces:
         self._instrumentor = FastAPIInstrumentor
         self.tracer = self._provider.get_tracer("centernet")
 
-    def cover(self, app: FastAPI) -> None:
-        """Gives each request to `app` a span with its id, but for those of probes and scrapes."""
+    def instrument(self, app: FastAPI) -> None:
+        """Gives each request to `app` a span with its request id, except for health probes and metrics scrapes."""
         self._instrumentor.instrument_app(
             app,
             tracer_provider=self._provider,
@@ -49,5 +49,5 @@ class Traces:
         )
 
     async def flush(self) -> None:
-        """Sends what is left, and ends."""
+        """Exports the remaining spans and shuts the exporter down."""
         await asyncio.to_thread(self._provider.shutdown)

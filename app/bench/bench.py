@@ -1,4 +1,4 @@
-"""`python -m app bench`: what a detection costs on this machine part by part, the limit, and what is reached of it."""
+"""`python -m app bench`: the cost of each part of a detection, the throughput limit, and what the server reaches."""
 
 import argparse
 import asyncio
@@ -16,8 +16,8 @@ from PIL import Image
 from pydantic import BaseModel
 
 from app.arrangement import choose_arrangement
-from app.bench.load import Seen, build_request, keep_busy
-from app.bench.local_server import NotServing, read_samples, serving
+from app.bench.load import ClientStats, build_request, run_clients
+from app.bench.local_server import NotServing, read_samples, run_server
 from app.bench.operators import describe_operators, measure_operators
 from app.bench.parts import measure_limit, measure_parts, measure_squares
 from app.models import open_detector
@@ -34,11 +34,11 @@ _STAGES = ("read", "decode", "queue", "inference", "encode")
 
 
 class Unusable(Exception):
-    """There is nothing to measure with."""
+    """The photos or the server cannot be measured; the message says why."""
 
 
-class Load(BaseModel):
-    """What clients get that send their next photo as soon as they have an answer; they share the machine."""
+class LoadResult(BaseModel):
+    """The performance with closed-loop clients on the same machine, each with one request in flight."""
 
     connections: int
     images_per_second: float
@@ -46,36 +46,38 @@ class Load(BaseModel):
     p50_ms: float
     p99_ms: float
     server_cpu_ms_per_image: float
-    stages_ms: dict[str, float]  # means, by the server's word; "rest": what a client waits beside them
+    stages_ms: dict[str, float]  # means, as reported by the server; "rest" is the remaining time that clients see
 
 
 class Report(BaseModel):
-    """All that was measured."""
+    """All measurements."""
 
     model: str
     provider: str
     photos: list[str]
-    parts_ms: dict[str, float]  # one after the other, in one thread unless it says otherwise
-    square_ratio: float | None  # times as long an inference of one would take; none where squares are all that there is
+    parts_ms: dict[str, float]  # measured one after the other, in one thread unless the name says otherwise
+    square_ratio: float | None  # inference time with square inputs / in the photos' shapes; None if all are square
     arrangement: Arrangement
     limit_images_per_second: float
     ready_seconds: float
     memory_mib: float
-    loads: list[Load]
+    loads: list[LoadResult]
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Measures and prints; returns the exit status: 2 for arguments of no use."""
+    """Runs the benchmark and prints the report; returns the exit status: 2 for unusable arguments."""
     parser = argparse.ArgumentParser(
         "centernet-serve bench",
-        description="Measures what a detection costs on this machine, and what the server reaches of the limit.",
-        epilog="Further flags are the server's own, such as --model, --instances and --max-batch.",
+        description="Measures the cost of a detection on this machine, and the server's throughput and latency.",
+        epilog="Further flags are passed to the server, such as --model, --instances and --max-batch.",
     )
-    parser.add_argument("--photos", type=Path, metavar="FOLDER", help="what to send; default: a drawn one, 900 x 600")
-    parser.add_argument("--connections", default="1,8,32", help="clients at once, separated by commas")
-    parser.add_argument("--seconds", type=float, default=5.0, help="that each number of clients is measured for")
-    parser.add_argument("--operators", action="store_true", help="what each kind of nodes costs, and no more")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="all figures, for other programs")
+    parser.add_argument(
+        "--photos", type=Path, metavar="FOLDER", help="photos to send; default: a generated one, 900 x 600"
+    )
+    parser.add_argument("--connections", default="1,8,32", help="numbers of concurrent clients, separated by commas")
+    parser.add_argument("--seconds", type=float, default=5.0, help="duration of each measurement")
+    parser.add_argument("--operators", action="store_true", help="only profile the time per operator type")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all measurements as JSON")
     parsed, flags = parser.parse_known_args(arguments)
     quieten_decoders()
     try:
@@ -99,7 +101,7 @@ def main(arguments: Sequence[str]) -> int:
 def run(
     settings: Settings, flags: Sequence[str], photos: dict[str, bytes], connections: Sequence[int], seconds: float
 ) -> Report:
-    """Measures the parts, the limit, and a server of these `flags`; raises what `Detector` raises, and `Unusable`."""
+    """Measures the parts, the limit and a server with these `flags`; raises what `Detector` raises, and `Unusable`."""
     detector = open_detector(settings.find_models()[0], settings)
     metadata = detector.metadata
     blank = np.zeros((*detector.shapes[-1], 3), np.uint8)
@@ -113,14 +115,14 @@ def run(
     requests = [build_request(data) for data in photos.values()]
     loads = []
     started = time.perf_counter()
-    with serving([*flags, f"--max-queue={max(settings.max_queue, *connections)}", "--log-level=warning"]) as port:
+    with run_server([*flags, f"--max-queue={max(settings.max_queue, *connections)}", "--log-level=warning"]) as port:
         ready_seconds = time.perf_counter() - started
-        asyncio.run(keep_busy(port, requests, _WARM_UP_SECONDS, max(connections)))
+        asyncio.run(run_clients(port, requests, _WARM_UP_SECONDS, max(connections)))
         for count in connections:
             before = _sum_samples(port)
-            seen = asyncio.run(keep_busy(port, requests, seconds, count))
+            stats = asyncio.run(run_clients(port, requests, seconds, count))
             after = _sum_samples(port)
-            loads.append(_summarise(count, seen, seconds, limit, before, after))
+            loads.append(_summarise(count, stats, seconds, limit, before, after))
     return Report(
         model=metadata.name,
         provider=detector.provider,
@@ -141,7 +143,10 @@ def _profile(settings: Settings, photos: dict[str, bytes]) -> dict[str, float]:
 
 
 def _sum_samples(port: int) -> Mapping[str, float]:
-    """Returns a server's samples summed by name, and seconds by stage; 0 for what some do not tell, as their CPU."""
+    """Returns a server's samples summed by name, and the seconds by stage.
+
+    Missing samples are 0: the CPU time is not available on every platform.
+    """
     values: defaultdict[str, float] = defaultdict(float)
     for sample in read_samples(port):
         is_stage = sample.name == "centernet_stage_seconds_sum"
@@ -160,7 +165,7 @@ def describe(report: Report) -> str:
         *(f"| {name} | {milliseconds:.3f} |" for name, milliseconds in report.parts_ms.items()),
         "",
         *(
-            [f"as squares these photos would take {report.square_ratio:.2f} x the inference"]
+            [f"with square inputs, inference would take {report.square_ratio:.2f} x as long"]
             if report.square_ratio
             else []
         ),
@@ -168,7 +173,7 @@ def describe(report: Report) -> str:
         f" (--instances {chosen.instances} --max-batch {chosen.max_batch}, {chosen.threads} threads each)",
         f"ready after {report.ready_seconds:.2f} s; {report.memory_mib:.0f} MiB of memory at the end",
         "",
-        "| connections | images/s | of the limit | p50 ms | p99 ms | server's CPU ms an image |",
+        "| connections | images/s | of the limit | p50 ms | p99 ms | server's CPU ms per image |",
         "|---:|---:|---:|---:|---:|---:|",
     ]
     lines += [
@@ -190,17 +195,22 @@ def describe(report: Report) -> str:
 
 
 def _summarise(
-    connections: int, seen: Seen, seconds: float, limit: float, before: Mapping[str, float], after: Mapping[str, float]
-) -> Load:
-    if set(seen.statuses) != {200}:
-        raise Unusable(f"the server answered {dict(seen.statuses)} to {connections} connections: see its log above")
-    images = len(seen.seconds)
+    connections: int,
+    stats: ClientStats,
+    seconds: float,
+    limit: float,
+    before: Mapping[str, float],
+    after: Mapping[str, float],
+) -> LoadResult:
+    if set(stats.statuses) != {200}:
+        raise Unusable(f"the server answered {dict(stats.statuses)} to {connections} connections: see its log above")
+    images = len(stats.seconds)
     spent_ms = {name: 1000 * (after[name] - before[name]) / images for name in (_CPU, *_STAGES)}
     cpu = spent_ms.pop(_CPU)
-    rest = 1000 * statistics.mean(seen.seconds) - sum(spent_ms.values())
+    rest = 1000 * statistics.mean(stats.seconds) - sum(spent_ms.values())
     speed = images / seconds
-    percentiles = statistics.quantiles(seen.seconds, n=100) if images > 1 else seen.seconds * 99
-    return Load(
+    percentiles = statistics.quantiles(stats.seconds, n=100) if images > 1 else stats.seconds * 99
+    return LoadResult(
         connections=connections,
         images_per_second=speed,
         of_limit=speed / limit,
@@ -212,7 +222,7 @@ def _summarise(
 
 
 def _read_photos(folder: Path | None) -> dict[str, bytes]:
-    """Returns photos by name; raises `Unusable` where the folder holds none."""
+    """Returns up to 100 photos by name; raises `Unusable` if the folder has none."""
     if folder is None:
         return {"drawn": draw_photo()}
     files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
@@ -222,7 +232,7 @@ def _read_photos(folder: Path | None) -> dict[str, bytes]:
 
 
 def draw_photo() -> bytes:
-    """Returns a JPEG of 900 x 600 pixels."""
+    """Returns a generated JPEG of 900 x 600 pixels."""
     coarse = np.random.default_rng(0).integers(0, 256, (30, 45, 3), np.uint8)
     file = io.BytesIO()
     Image.fromarray(coarse).resize((900, 600), Image.Resampling.BICUBIC).save(file, "JPEG", quality=90)

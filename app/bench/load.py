@@ -1,4 +1,4 @@
-"""Clients that load a server, as cheap as they can be: they share the machine with it."""
+"""A load generator, which uses as little CPU as possible: it shares the machine with the server."""
 
 import asyncio
 import contextlib
@@ -10,26 +10,26 @@ from collections.abc import Awaitable, Callable, Sequence
 
 
 @dataclasses.dataclass
-class Seen:
-    """What the clients saw."""
+class ClientStats:
+    """What the clients measured; status 0 counts requests without a response."""
 
     statuses: Counter[int] = dataclasses.field(default_factory=Counter)
-    seconds: list[float] = dataclasses.field(default_factory=list)  # that the answers 200 took
-    moments: list[float] = dataclasses.field(default_factory=list)  # when they came, by `time.perf_counter`
-    vanished: int = 0
+    seconds: list[float] = dataclasses.field(default_factory=list)  # latencies of responses with status 200
+    moments: list[float] = dataclasses.field(default_factory=list)  # their completion, by `time.perf_counter`
+    disconnected: int = 0
 
 
 class Connection:
-    """One HTTP/1.1 connection to this machine, opened again where the server has closed it."""
+    """One HTTP/1.1 connection to a server on this machine, reopened after the server has closed it."""
 
     def __init__(self, port: int) -> None:
         self._port = port
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
-    async def post(self, request: bytes, seen: Seen) -> None:
-        """Sends a request and notes its answer; status 0 where there is none."""
+    async def post(self, request: bytes, stats: ClientStats) -> None:
+        """Sends a request, waits for the response and records it; status 0 if there is none."""
         started = time.perf_counter()
-        if self._streams and self._streams[0].at_eof():  # it has been idle for too long
+        if self._streams and self._streams[0].at_eof():  # the server's keep-alive timeout has expired
             self.close()
         reader, writer = self._streams or await self._open()
         try:
@@ -39,27 +39,27 @@ class Connection:
             await reader.readexactly(int(head.split(b"content-length:")[1].split(b"\r\n")[0]))
         except (ConnectionError, asyncio.IncompleteReadError):
             self.close()
-            seen.statuses[0] += 1
+            stats.statuses[0] += 1
             return
         status = int(head[9:12])
-        seen.statuses[status] += 1
+        stats.statuses[status] += 1
         if status == 200:
-            seen.moments.append(time.perf_counter())
-            seen.seconds.append(seen.moments[-1] - started)
+            stats.moments.append(time.perf_counter())
+            stats.seconds.append(stats.moments[-1] - started)
         if b"connection: close" in head:
             self.close()
 
-    async def vanish(self, request: bytes, seen: Seen) -> None:
-        """Sends a request and hangs up."""
+    async def disconnect(self, request: bytes, stats: ClientStats) -> None:
+        """Sends a request and closes the connection without waiting for the response."""
         _, writer = self._streams or await self._open()
         with contextlib.suppress(ConnectionError):
             writer.write(request)
             await writer.drain()
         self.close()
-        seen.vanished += 1
+        stats.disconnected += 1
 
     def close(self) -> None:
-        """Hangs up."""
+        """Closes the connection."""
         if self._streams:
             self._streams[1].close()
         self._streams = None
@@ -70,31 +70,31 @@ class Connection:
 
 
 def build_request(data: bytes, query: str = "") -> bytes:
-    """Returns a POST of an image file to `/detect`."""
+    """Returns the bytes of a `POST /detect` request with an image file as its body."""
     return f"POST /detect{query} HTTP/1.1\r\nHost: load\r\nContent-Length: {len(data)}\r\n\r\n".encode() + data
 
 
-async def keep_busy(
+async def run_clients(
     port: int,
     requests: Sequence[bytes],
     seconds: float,
     connections: int,
-    send: Callable[[int, Connection, bytes, Seen], Awaitable[None]] | None = None,
-) -> Seen:
-    """Each of so many clients sends its next request, in turn, as soon as it has its answer.
+    send: Callable[[int, Connection, bytes, ClientStats], Awaitable[None]] | None = None,
+) -> ClientStats:
+    """Runs closed-loop clients, each of which sends the requests in turn on a connection of its own.
 
-    `send` does so where it is not just `Connection.post`; it is told the client's number.
+    `send` replaces `Connection.post`; its first argument is the client's number.
     """
-    seen, end = Seen(), time.monotonic() + seconds
+    stats, end = ClientStats(), time.monotonic() + seconds
 
-    async def ask(number: int) -> None:
+    async def run_client(number: int) -> None:
         connection = Connection(port)
         for turn in itertools.count(number):
             if time.monotonic() >= end:
                 break
             request = requests[turn % len(requests)]
-            await (send(number, connection, request, seen) if send else connection.post(request, seen))
+            await (send(number, connection, request, stats) if send else connection.post(request, stats))
         connection.close()
 
-    await asyncio.gather(*(ask(number) for number in range(connections)))
-    return seen
+    await asyncio.gather(*(run_client(number) for number in range(connections)))
+    return stats

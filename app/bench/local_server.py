@@ -1,4 +1,4 @@
-"""A server of this machine in a process of its own, to be measured."""
+"""Runs a server in a separate process on this machine, for measurements."""
 
 import contextlib
 import subprocess
@@ -12,18 +12,18 @@ from typing import IO
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
-_MOST_SECONDS = 600  # to be ready: TensorRT builds its engines
+_START_TIMEOUT_SECONDS = 600  # TensorRT builds its engines at startup
 
 
 class NotServing(Exception):
-    """The server did not start; its log says why."""
+    """The server did not start or become ready; its log says why."""
 
 
 @contextlib.contextmanager
-def serving(flags: Sequence[str], log: IO[bytes] | None = None) -> Iterator[int]:
-    """Runs a server, which writes into the file `log` if there is one, and gives its port once it is ready.
+def run_server(flags: Sequence[str], log: IO[bytes] | None = None) -> Iterator[int]:
+    """Runs a server with these flags and yields its port once it is ready; raises `NotServing`.
 
-    Raises `NotServing`.
+    `log` receives the server's standard error.
     """
     with subprocess.Popen(
         [sys.executable, "-m", "app", *flags, "--port=0"], stdout=subprocess.PIPE, stderr=log, text=True
@@ -34,17 +34,17 @@ def serving(flags: Sequence[str], log: IO[bytes] | None = None) -> Iterator[int]
             raise NotServing("the server did not start")
         try:
             port = int(line.rsplit(":", 1)[1])
-            until = time.monotonic() + _MOST_SECONDS
-            while not _answers(port, "/health/ready"):
-                if not _answers(port, "/health/live") or time.monotonic() > until:
+            until = time.monotonic() + _START_TIMEOUT_SECONDS
+            while not _is_successful(port, "/health/ready"):
+                if not _is_successful(port, "/health/live") or time.monotonic() > until:
                     raise NotServing("the server does not become ready")
-                time.sleep(0.05)  # asked oftener, it is later ready
+                time.sleep(0.05)  # more frequent polling would slow the start down
             yield port
         finally:
             server.terminate()
 
 
-def _answers(port: int, path: str) -> bool:
+def _is_successful(port: int, path: str) -> bool:
     try:
         urllib.request.urlopen(f"http://127.0.0.1:{port}{path}").close()
     except urllib.error.HTTPError:
@@ -53,6 +53,6 @@ def _answers(port: int, path: str) -> bool:
 
 
 def read_samples(port: int) -> list[Sample]:
-    """Returns what a server says of itself."""
+    """Returns the samples of a server's metrics."""
     text = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics").read().decode()
     return [sample for family in text_string_to_metric_families(text) for sample in family.samples]

@@ -1,4 +1,4 @@
-"""What each kind of a graph's nodes costs on the CPU, by ONNX Runtime's own profiler."""
+"""The CPU time of each operator type of a graph, by ONNX Runtime's profiler."""
 
 import json
 import statistics
@@ -14,10 +14,9 @@ _RUNS = 20
 
 
 def measure_operators(path: Path, canvas: NDArray[np.uint8]) -> dict[str, float]:
-    """Returns milliseconds of a run of one canvas on one thread by operator, the dearest first.
+    """Returns the milliseconds by operator type of one image on one thread, in descending order.
 
-    Each node counts with the median of its runs. `ReorderInput` and `ReorderOutput` are what ONNX Runtime puts in to
-    change the layout.
+    Sums the medians of each node's runs. ONNX Runtime inserts `ReorderInput` and `ReorderOutput` to change the layout.
     """
     with tempfile.TemporaryDirectory() as folder:
         options = ort.SessionOptions()
@@ -39,7 +38,7 @@ def measure_operators(path: Path, canvas: NDArray[np.uint8]) -> dict[str, float]
 
 
 def describe_operators(operators: dict[str, float]) -> str:
-    """Returns them as a table, with their shares."""
+    """Returns a Markdown table of the operators with their shares of the total."""
     total = sum(operators.values())
     rows = [f"| {name} | {each:.3f} | {each / total:.2%} |" for name, each in operators.items()]
     return "\n".join(["| operator, one thread | ms | share |", "|---|---:|---:|", *rows])

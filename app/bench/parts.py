@@ -1,4 +1,4 @@
-"""What a detection costs without HTTP: its parts one by one, and all that the machine can do of it."""
+"""The cost of a detection without HTTP: each part by itself, and the machine's maximum throughput."""
 
 import statistics
 import time
@@ -10,25 +10,25 @@ import numpy as np
 
 from app.answers import encode_answer
 from app.arrangement import time_runs
-from app.pipeline import Found, build_filter
+from app.pipeline import DetectionResult, build_filter
 from app.schemas import Arrangement
 from app.settings import Settings
 from model.canvas import Canvases
 from model.detector import Detector, move_to_photo
 
 _PART_SECONDS = 0.5
-_PAIRS = 7  # of runs whose speeds are compared
+_PAIRS = 7  # paired runs per shape
 
 
 def measure_parts(detector: Detector, photos: Sequence[bytes], settings: Settings) -> dict[str, float]:
-    """Returns the milliseconds of each part of a detection, the median over the photos in turn."""
+    """Returns the median milliseconds of each part of a detection, over the photos in turn."""
     canvases = [detector.prepare(photo, settings.max_pixels) for photo in photos]
     wanted = build_filter(settings, detector.metadata)
     [found] = detector.infer([canvases[0].pixels])
     letterbox = canvases[0].letterbox
 
-    def finish(_: int = 0) -> Found:
-        return Found(move_to_photo(wanted.select(found), letterbox), letterbox, 0, 0, 0)
+    def finish(_: int = 0) -> DetectionResult:
+        return DetectionResult(move_to_photo(wanted.select(found), letterbox), letterbox, 0, 0, 0)
 
     ready = finish()
     parts: dict[str, Callable[[int], object]] = {
@@ -45,7 +45,10 @@ def measure_parts(detector: Detector, photos: Sequence[bytes], settings: Setting
 
 
 def measure_squares(detector: Detector, photos: Sequence[bytes], settings: Settings) -> float | None:
-    """Returns how many times as long the photos would take as squares as in the shapes that they are computed in."""
+    """Returns the ratio of inference time with square inputs to that with the photos' own shapes.
+
+    None if the model has only one shape.
+    """
     if len(detector.shapes) == 1:
         return None
     shapes = Counter(detector.prepare(photo, settings.max_pixels).letterbox.shape for photo in photos)
@@ -66,9 +69,9 @@ def _time(infer: Callable[[Canvases], object], canvases: Canvases) -> float:
 
 
 def measure_limit(detector: Detector, photos: Sequence[bytes], arrangement: Arrangement, seconds: float) -> float:
-    """Returns the images/s without HTTP: each instance decodes a batch and computes it, over and over."""
+    """Returns the maximum throughput in images/s: each instance decodes and infers batches in a loop, without HTTP."""
 
-    def work(instance: int) -> int:
+    def run_instance(instance: int) -> int:
         until, turn = time.perf_counter() + seconds, instance
         while time.perf_counter() < until:
             batch = [photos[(turn + offset) % len(photos)] for offset in range(arrangement.max_batch)]
@@ -78,4 +81,4 @@ def measure_limit(detector: Detector, photos: Sequence[bytes], arrangement: Arra
 
     with ThreadPoolExecutor(arrangement.instances) as instances:
         started = time.perf_counter()
-        return sum(instances.map(work, range(arrangement.instances))) / (time.perf_counter() - started)
+        return sum(instances.map(run_instance, range(arrangement.instances))) / (time.perf_counter() - started)

@@ -1,1 +1,1 @@
-"""Many machines, by Ray: replicas, and photos in bulk."""
+"""Scaling out with Ray: replicas of the server, and batch inference over many photos."""

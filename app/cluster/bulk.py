@@ -1,4 +1,4 @@
-"""Finds objects in very many photos by Ray Data, on one machine or a cluster: `python -m app bulk PHOTOS FOUND`."""
+"""Batch inference over very many photos with Ray Data, on one machine or a cluster: `python -m app bulk`."""
 
 import argparse
 import math
@@ -11,10 +11,10 @@ import pyarrow.compute as pc
 import ray
 from ray.data import ActorPoolStrategy
 
-from app.arguments import add_wanted, count, read_given
+from app.arguments import add_filter_arguments, count, read_settings_from
 from app.cluster.bulk_steps import FindObjects, ReadPhotos
 from app.cluster.storage import Storage, UnusableStorage, open_storage, read_column
-from app.files.pictures import NoPictures
+from app.files.sources import NoImages
 from app.pipeline import Filter, UnknownLabel, build_filter
 from app.settings import InvalidSettings, Settings
 from model.detector import Detector
@@ -22,21 +22,21 @@ from model.gpu import ProviderUnavailable
 from model.image import SUFFIXES
 from model.metadata import InvalidModel
 
-_TASKS = 1000  # as many as this, or a few times more, spread the work well
-_FEWEST_PHOTOS_PER_TASK, _MOST_PHOTOS_PER_TASK = 8, 256  # the most are 80 MB of pixels at 320 x 320
-_MAX_BATCH = 8  # unless set
+_TARGET_TASKS = 1000  # this many, or a few times more, balance the load well
+_MIN_PHOTOS_PER_TASK, _MAX_PHOTOS_PER_TASK = 8, 256  # 256 take 80 MB of pixels at 320 x 320
+_DEFAULT_MAX_BATCH = 8
 
 
 class TooManyActors(Exception):
-    """More actors are asked for than the machines have room for."""
+    """The cluster has too few CPUs or GPUs for the requested actors."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command; returns 1 if a photo has a problem, 2 for arguments of no use."""
+    """Runs the command; returns the exit status: 1 if a photo has a problem, 2 for unusable arguments."""
     parsed = _parse(arguments)
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray reports home unless told not to
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no usage reports, unless enabled
     try:
-        settings = read_given(parsed, "model", "provider")
+        settings = read_settings_from(parsed, "model", "provider")
         model = settings.find_models()[0].absolute()
         detector = Detector(model, "cpu", 1)
         wanted = build_filter(settings, detector.metadata, parsed.threshold, parsed.limit, parsed.labels)
@@ -48,43 +48,47 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _find_objects(parsed, settings, detector, wanted, photos, found, missing)
         problems = read_column(found, "problem")
     except (
-        *(InvalidSettings, InvalidModel, ProviderUnavailable, UnknownLabel, NoPictures, UnusableStorage),
+        *(InvalidSettings, InvalidModel, ProviderUnavailable, UnknownLabel, NoImages, UnusableStorage),
         *(TooManyActors, OSError),
     ) as error:
         print(f"centernet-bulk: {error}", file=sys.stderr)
         return 2
-    faulty = len(problems) - problems.null_count
-    print(f"{len(problems)} photos in {parsed.found}, {faulty} of them with a problem", file=sys.stderr)
-    return 1 if faulty else 0
+    failed = len(problems) - problems.null_count
+    print(f"{len(problems)} photos in {parsed.found}, {failed} of them with a problem", file=sys.stderr)
+    return 1 if failed else 0
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         "python -m app bulk",
-        description="Finds objects in very many photos, into Parquet with a row for each. Started again, it goes on"
-        " with what is missing. The server's settings hold as CENTERNET_*. RAY_ADDRESS names a Ray cluster; without it"
-        " Ray runs on this machine. Exit status: 1 if a photo has a problem, 2 for unusable arguments.",
+        description="Detects objects in very many photos and writes Parquet files with one row per photo. A restarted"
+        " run processes only the photos that have no row yet. The server's settings apply as CENTERNET_*. RAY_ADDRESS"
+        " names a Ray cluster; without it Ray runs on this machine. Exit status: 1 if a photo has a problem, 2 for"
+        " unusable arguments.",
     )
-    parser.add_argument("photos", help="folder of photos, however deep, or the URI of one: s3://bucket/photos")
-    parser.add_argument("found", help="folder for the Parquet, or the URI of one")
-    where = parser.add_argument_group("where")
-    where.add_argument("--model", help="ONNX file, at the same path on each machine; default: the shipped one")
-    where.add_argument("--provider", help="auto, cpu or cuda; default: auto")
-    where.add_argument("--actors", type=count, help="sessions at work; default: as many as fit")
-    where.add_argument("--cpus", type=count, default=1, help="CPUs, and threads, of each; default: 1")
-    where.add_argument("--gpus", type=float, default=0, help="GPUs of each, as 0.5; default: 0")
-    where.add_argument(
-        "--photos-per-file", type=count, default=1000, help="what a kill may lose for each task; default: 1000"
+    parser.add_argument("photos", help="folder that is searched recursively for photos, or a URI: s3://bucket/photos")
+    parser.add_argument("found", help="folder for the Parquet files, or a URI")
+    inference = parser.add_argument_group("inference")
+    inference.add_argument("--model", help="ONNX file, at the same path on each machine; default: the shipped model")
+    inference.add_argument("--provider", help="auto, cpu or cuda; default: auto")
+    inference.add_argument("--actors", type=count, help="number of actors, each with a session; default: all that fit")
+    inference.add_argument("--cpus", type=count, default=1, help="CPUs and threads per actor; default: 1")
+    inference.add_argument("--gpus", type=float, default=0, help="GPUs per actor, such as 0.5; default: 0")
+    inference.add_argument(
+        "--photos-per-file",
+        type=count,
+        default=1000,
+        help="minimum rows per file, which is also what each task may lose when killed; default: 1000",
     )
-    add_wanted(parser, "the settings'")
+    add_filter_arguments(parser, "from the settings")
     return parser.parse_args(arguments)
 
 
 def _find_missing(photos: Storage, found: Storage) -> tuple[int, pa.Array]:
-    """Returns how many photos there are, and the names of those without a row; raises `NoPictures`."""
+    """Returns the number of photos, and the names of those without a row; raises `NoImages`."""
     names = pa.array([photos.prefix + file.path for file in photos.list_files(SUFFIXES)], pa.string())
     if not len(names):
-        raise NoPictures(f"{photos.prefix}{photos.path}: no photos in this folder")
+        raise NoImages(f"{photos.prefix}{photos.path}: no photos in this folder")
     done = read_column(found, "file")
     return len(names), names.filter(pc.invert(pc.is_in(names, done)))
 
@@ -105,20 +109,20 @@ def _find_objects(
     found: Storage,
     missing: pa.Array,
 ) -> None:
-    """Writes a row for each of `missing`; raises `TooManyActors`."""
-    size = min(_MOST_PHOTOS_PER_TASK, max(_FEWEST_PHOTOS_PER_TASK, len(missing) // _TASKS))
+    """Detects objects in the photos named by `missing` and writes their rows; raises `TooManyActors`."""
+    size = min(_MAX_PHOTOS_PER_TASK, max(_MIN_PHOTOS_PER_TASK, len(missing) // _TARGET_TASKS))
     parts = [pa.table({"file": missing[at : at + size]}) for at in range(0, len(missing), size)]
-    shapes = detector.shapes[-1:] if parsed.gpus else detector.shapes  # as `Detector` has it
+    shapes = detector.shapes[-1:] if parsed.gpus else detector.shapes  # as in `Detector`
     reader = ReadPhotos(photos.filesystem, photos.prefix, shapes, settings.max_image_bytes, settings.max_pixels)
     (
         ray.data.from_arrow(parts)
-        # in tasks beside GPUs; Ray does it in the actors where there are none
+        # in separate tasks if there are GPUs; otherwise Ray fuses it into the actors
         .map_batches(reader, batch_format="numpy", num_cpus=1)
         .map_batches(
             FindObjects,
             fn_constructor_args=(detector.path, settings.provider, parsed.cpus, wanted, shapes),
             batch_format="numpy",
-            batch_size=settings.max_batch or _MAX_BATCH,
+            batch_size=settings.max_batch or _DEFAULT_MAX_BATCH,
             compute=ActorPoolStrategy(size=_count_actors(parsed)),
             num_cpus=parsed.cpus,
             num_gpus=parsed.gpus,
@@ -127,7 +131,7 @@ def _find_objects(
             found.path,
             filesystem=found.filesystem,
             min_rows_per_file=parsed.photos_per_file,
-            ray_remote_args={"num_cpus": 0},  # the actors may hold all CPUs
+            ray_remote_args={"num_cpus": 0},  # the actors may occupy all CPUs
         )
     )
 

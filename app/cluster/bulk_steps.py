@@ -1,4 +1,4 @@
-"""What Ray Data does with each batch of photos: reads and decodes them in tasks, finds objects in actors."""
+"""The steps of batch inference in Ray Data: tasks read and decode photos, actors run the model."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from pyarrow import fs
 
 from app.answers import describe_detections
 from app.body import BodyTooLarge, EmptyBody, check_file_size
-from app.errors import KINDS
+from app.errors import PROBLEM_KINDS
 from app.pipeline import Filter
 from model.canvas import prepare
 from model.detector import Detections, Detector, move_to_photo
@@ -24,16 +24,16 @@ from model.shapes import Shape
 
 Batch = dict[str, NDArray[Any]]
 
-_FAULTS = (EmptyBody, BodyTooLarge, InvalidImage, OSError)
+_PHOTO_ERRORS = (EmptyBody, BodyTooLarge, InvalidImage, OSError)
 
 
 @dataclasses.dataclass(frozen=True)
 class ReadPhotos:
-    """Makes of the names of N photos what the network takes.
+    """Reads N photos by name and prepares the network's input.
 
-    Gives `pixels` (N, H, W, 3), uint8, H and W those of the last of `shapes`, in whose upper left corner each photo has
-    its own shape, and each photo's `width` and `height`. Where a photo cannot be read these are 0, and `problem` and
-    `detail` say why. Photos of one shape come one after the other, so that they are computed in one batch.
+    Adds `pixels` (N, H, W, 3), uint8, and each photo's `width` and `height`. H and W are those of the last of `shapes`;
+    a photo of a smaller shape occupies the upper left corner. For a photo that cannot be read, width and height are 0,
+    and `problem` and `detail` say why. The photos are sorted by shape, so that each shape is computed in one batch.
     """
 
     filesystem: fs.FileSystem
@@ -49,19 +49,19 @@ class ReadPhotos:
         pixels = np.zeros((count, *self.shapes[-1], 3), np.uint8)
         shapes = np.zeros((2, count), np.int32)
         sizes = np.zeros((2, count), np.int32)
-        faults = np.full((2, count), "", object)
+        problems = np.full((2, count), "", object)
         for at, file in enumerate(batch["file"]):
             try:
                 canvas = prepare(self._read(file), self.shapes, self.max_pixels)
-            except _FAULTS as fault:
-                kind = KINDS.get(type(fault))
-                faults[:, at] = kind.reason if kind else "unreadable-file", str(fault)
+            except _PHOTO_ERRORS as error:
+                kind = PROBLEM_KINDS.get(type(error))
+                problems[:, at] = kind.reason if kind else "unreadable-file", str(error)
             else:
                 shapes[:, at] = height, width = canvas.letterbox.shape
                 pixels[at, :height, :width] = canvas.pixels
                 sizes[:, at] = canvas.letterbox.photo_width, canvas.letterbox.photo_height
         names = ("width", "height", "problem", "detail")
-        read = batch | {"pixels": pixels} | dict(zip(names, (*sizes, *faults), strict=True))
+        read = batch | {"pixels": pixels} | dict(zip(names, (*sizes, *problems), strict=True))
         order = np.lexsort(shapes)
         return {name: column[order] for name, column in read.items()}
 
@@ -73,7 +73,7 @@ class ReadPhotos:
 
 
 class FindObjects:
-    """Holds a session, and makes rows as `make_schema` has them of what `ReadPhotos` gives in the same `shapes`."""
+    """Runs the model on batches from `ReadPhotos` with the same `shapes`; returns rows of the schema `make_schema`."""
 
     def __init__(self, model: Path, provider: Provider, threads: int, wanted: Filter, shapes: Sequence[Shape]) -> None:
         self._detector = Detector(model, provider, threads)
@@ -82,7 +82,7 @@ class FindObjects:
         self._schema = make_schema(self._detector.metadata)
 
     def __call__(self, batch: Batch) -> pa.Table:
-        """Computes one batch; a photo with a problem costs nothing."""
+        """Computes one batch; photos with a problem are not inferred."""
         placed = [
             None if problem else place(width, height, self._shapes)
             for width, height, problem in zip(batch["width"], batch["height"], batch["problem"], strict=True)
@@ -102,20 +102,20 @@ class FindObjects:
         ]
         return pa.Table.from_pylist(rows, self._schema)
 
-    def _describe(self, placed: Letterbox, found: Detections) -> dict[str, object]:
-        finished = move_to_photo(self._wanted.select(found), placed)
-        detections = [each | each["box"] for each in describe_detections(self._detector.metadata, finished)]
-        return {"width": placed.photo_width, "height": placed.photo_height, "detections": detections}
+    def _describe(self, letterbox: Letterbox, found: Detections) -> dict[str, object]:
+        selected = move_to_photo(self._wanted.select(found), letterbox)
+        detections = [each | each["box"] for each in describe_detections(self._detector.metadata, selected)]
+        return {"width": letterbox.photo_width, "height": letterbox.photo_height, "detections": detections}
 
 
 def make_schema(metadata: Metadata) -> pa.Schema:
-    """Returns the columns that are written: a row for each photo, its objects in a list, or its problem."""
+    """Returns the schema of the Parquet files: one row per photo, with a list of detections or a problem."""
     edges = [pa.field(name, pa.float32()) for name in ("x_min", "y_min", "x_max", "y_max")]
     detection = [pa.field("label", pa.string()), pa.field("label_id", pa.int64()), pa.field("score", pa.float32())]
     detection += edges
     if metadata.skeleton.joints:
-        place_of_joint = [pa.field(name, pa.float32()) for name in ("x", "y", "score")]
-        detection.append(pa.field("keypoints", pa.list_(pa.struct([pa.field("name", pa.string()), *place_of_joint]))))
+        position = [pa.field(name, pa.float32()) for name in ("x", "y", "score")]
+        detection.append(pa.field("keypoints", pa.list_(pa.struct([pa.field("name", pa.string()), *position]))))
     return pa.schema(
         {
             "file": pa.string(),

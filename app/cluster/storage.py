@@ -1,4 +1,4 @@
-"""Folders on disk or in an object store: the photos in one, and the Parquet in another that says which are done."""
+"""Folders on disk or in an object store: one with the photos, one with the Parquet files of those done."""
 
 import contextlib
 import dataclasses
@@ -10,23 +10,26 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
-_AT_ONCE = 16  # requests to an object store
+_CONCURRENT_READS = 16  # from an object store
 
 
 class UnusableStorage(Exception):
-    """A folder cannot be used for what it was named for; the message says why."""
+    """A folder cannot be opened, or holds other files; the message says why."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Storage:
-    """A folder; `prefix` before a file's path, as in s3://, makes a name that is good for others too."""
+    """A folder in a file system; `prefix`, such as s3://, plus a file's path is its URI."""
 
     filesystem: fs.FileSystem
     path: str
     prefix: str = ""
 
     def list_files(self, suffixes: Collection[str]) -> list[fs.FileInfo]:
-        """Returns its files by path, however deep, without what is hidden; there are none where there is no folder."""
+        """Returns the files with these suffixes, recursively, sorted by path, without hidden ones.
+
+        Empty if the folder does not exist.
+        """
         selector = fs.FileSelector(self.path, recursive=True, allow_not_found=True)
         return sorted(
             (
@@ -41,7 +44,7 @@ class Storage:
 
 
 def open_storage(name: str) -> Storage:
-    """Opens a path, or a URI that pyarrow knows, such as s3://bucket/folder; raises `UnusableStorage`."""
+    """Opens a path, or a URI that pyarrow supports, such as s3://bucket/folder; raises `UnusableStorage`."""
     scheme, separator, _ = name.partition("://")
     try:
         filesystem, path = fs.FileSystem.from_uri(name if separator else str(Path(name).absolute()))
@@ -51,22 +54,22 @@ def open_storage(name: str) -> Storage:
 
 
 def read_column(storage: Storage, column: str) -> pa.ChunkedArray:
-    """Returns one text column of all Parquet files; removes those that a kill has cut short, which hold nothing.
+    """Returns one text column of all Parquet files; deletes truncated files, which a killed run leaves behind.
 
-    Raises `UnusableStorage` where a file has no such column.
+    Raises `UnusableStorage` if a file lacks the column.
     """
 
     def read(file: fs.FileInfo) -> pa.ChunkedArray:
         try:
             with storage.filesystem.open_input_file(file.path) as stream, pq.ParquetFile(stream) as parquet:
                 if column not in parquet.schema_arrow.names:
-                    raise UnusableStorage(f"{file.path}: it has no column {column!r}: name a folder of its own")
+                    raise UnusableStorage(f"{file.path}: it has no column {column!r}: use a separate folder")
                 return parquet.read(columns=[column]).column(column)
         except pa.ArrowInvalid:  # the footer, written last, is missing
             with contextlib.suppress(FileNotFoundError):
                 storage.filesystem.delete_file(file.path)
             return pa.chunked_array([], pa.string())
 
-    with ThreadPoolExecutor(_AT_ONCE) as pool:
+    with ThreadPoolExecutor(_CONCURRENT_READS) as pool:
         columns = list(pool.map(read, storage.list_files({".parquet"})))
     return pa.chunked_array([chunk for each in columns for chunk in each.chunks], pa.string())

@@ -15,7 +15,7 @@ from app.connections.request_head import PlainHead, mask_upgrade, read_plain_hea
 from app.connections.write_backlog import SlowReader, WriteBacklog
 from app.disconnect import DISCONNECTED
 from app.metrics import Metrics
-from app.request_id import RAW_HEADER, identified
+from app.request_id import RAW_HEADER, request_id_context
 from app.settings import Settings
 
 _CLOSE = ((b"connection", b"close"),)
@@ -308,7 +308,7 @@ class Connection(HttpToolsProtocol):
         """Returns the status and bytes of an error's response; counts and logs it."""
         # under overload there are thousands of these a second: they would drown the rest of the log
         level = logging.DEBUG if isinstance(error, Overloaded | TooManyConnections) else logging.INFO
-        with identified(request_id) as request_id:
+        with request_id_context(request_id) as request_id:
             status, rest = self._respond(error)
             logger.log(level, "%s: %d %s", self.client[0] if self.client else "", status, error)
         headers = [*self.server_state.default_headers, (RAW_HEADER, request_id.encode()), *headers]

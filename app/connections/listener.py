@@ -15,7 +15,7 @@ from fastapi import FastAPI
 from app.connections.connection import BufferedAdapter, Connection
 from app.connections.load_shedding import LoadShedder
 from app.connections.write_backlog import WriteBacklog
-from app.errors import respond
+from app.errors import encode_error_response
 from app.service import Service
 from app.settings import Settings
 
@@ -37,8 +37,8 @@ class _MetricsServer(uvicorn.Server):
 def configure(app: FastAPI, settings: Settings, host: str, port: int) -> uvicorn.Config:
     """Returns uvicorn's configuration for an app of `create_app` at an address."""
     service: Service = app.state.service
-    respond_and_count = functools.partial(respond, metrics=service.metrics)
-    shedder = LoadShedder(app.state.paths_of_pictures, service.announce)
+    respond_and_count = functools.partial(encode_error_response, metrics=service.metrics)
+    shedder = LoadShedder(app.state.image_paths, service.announce)
     backlog = WriteBacklog(settings)
     buffer = memoryview(bytearray(_READ_BYTES))
 

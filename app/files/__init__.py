@@ -1,1 +1,1 @@
-"""`centernet-detect`: photos, folders and videos without a server, or through one."""
+"""`centernet-detect`: detection in photos, folders and videos, in this process or at a server."""

@@ -1,4 +1,4 @@
-"""Finds objects in photos and videos on disk: `python -m app detect` or `centernet-detect`."""
+"""Detects objects in photos and videos on disk: `python -m app detect` or `centernet-detect`."""
 
 import argparse
 import collections
@@ -18,18 +18,18 @@ from anyio.from_thread import BlockingPortal, start_blocking_portal
 from numpy.typing import NDArray
 
 from app import __version__
-from app.arguments import add_wanted, count, read_given
-from app.files.finder import Finder, ask_server, run_model
-from app.files.outputs import Copies, Looked, Write, draw, name_copy, write_lines, write_table
-from app.files.pictures import (
+from app.arguments import add_filter_arguments, count, read_settings_from
+from app.files.backend import Backend, open_local_backend, open_server_backend
+from app.files.outputs import AnnotatedCopies, ImageResult, Write, draw, name_copy, write_csv, write_json_lines
+from app.files.sources import (
     VIDEO_SUFFIXES,
-    NoPictures,
-    Picture,
+    InputImage,
+    NoImages,
     Source,
     UnreadableFile,
-    count_pictures,
+    count_images,
     find_sources,
-    read_pictures,
+    read_images,
 )
 from app.pipeline import UnknownLabel
 from app.schemas import Problem, Refused
@@ -48,30 +48,32 @@ Result = TypeVar("Result")
 
 _STDOUT = Path("-")
 
-# refusals that would befall every picture alike
-_REASONS_OF_ALL = {"invalid-parameter", "unknown-label", "unknown-model", "stopped"}
-_STATUSES_OF_ALL = {401, 403, 404}
+# refusals that every other image would get too
+_FATAL_REASONS = {"invalid-parameter", "unknown-label", "unknown-model", "stopped"}
+_FATAL_STATUSES = {401, 403, 404}
 
 
-class Overwriting(Exception):
-    """An output would replace a picture, or another output."""
+class OutputConflict(Exception):
+    """An output would overwrite an input or another output."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Readies the process, runs the command, and returns its exit status, also of one that was stopped."""
+    """Sets up logging and signals, runs the command, and returns the exit status, also after an interruption."""
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # files are completed on the way out
+    signal.signal(
+        signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM)
+    )  # unwinds the stack, which completes open files
     try:
         return run(arguments)
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
-    except BrokenPipeError:  # whoever read the lines has gone, as `head` does
+    except BrokenPipeError:  # the reader of standard output has exited, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
-    """Returns the exit status: 1 if a picture failed or the rest could not be done, 2 for arguments of no use."""
+    """Runs the command; returns the exit status: 1 if an image failed or it had to stop, 2 for unusable arguments."""
     parsed = _parse(arguments)
     quieten_decoders()
     with contextlib.ExitStack() as stack:
@@ -79,96 +81,99 @@ def run(arguments: Sequence[str] | None = None) -> int:
             sources = find_sources(parsed.paths, parsed.annotated)
             _check_outputs(parsed, sources)
             portal = stack.enter_context(start_blocking_portal())
-            finder = stack.enter_context(portal.wrap_async_context_manager(_open_finder(parsed)))
+            backend = stack.enter_context(portal.wrap_async_context_manager(_open_backend(parsed)))
             writes = stack.enter_context(_open_outputs(parsed))
-        except (NoPictures, Overwriting, InvalidSettings, InvalidModel, ProviderUnavailable, UnknownLabel) as error:
-            return _complain(error, 2)
-        except (Refused, OSError, ModuleNotFoundError) as error:  # of the server, of the outputs, of httpx
-            return _complain(error, 2)
+        except (NoImages, OutputConflict, InvalidSettings, InvalidModel, ProviderUnavailable, UnknownLabel) as error:
+            return _report_error(error, 2)
+        except (Refused, OSError, ModuleNotFoundError) as error:  # from the server, the outputs, httpx
+            return _report_error(error, 2)
         try:
-            return _look_at_all(parsed, sources, portal, finder, writes)
+            return _process_all(parsed, sources, portal, backend, writes)
         except Refused as error:
-            return _complain(error, 2 if error.problem.status < 500 else 1)
+            return _report_error(error, 2 if error.problem.status < 500 else 1)
         except BrokenPipeError:
             raise
         except OSError as error:
-            return _complain(error, 1)
+            return _report_error(error, 1)
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         "centernet-detect",
-        description="Finds objects in photos and videos. Exit status: 1 if a picture failed, 2 for unusable arguments.",
+        description="Detects objects in photos and videos. Exit status: 1 if an image failed, 2 for unusable "
+        "arguments.",
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     parser.add_argument(
         "paths",
         nargs="+",
         metavar="PATH",
-        help="photo, video, folder (its photos, however deep), or quoted glob: 'camera/**/*.mp4'",
+        help="photo, video, folder (searched recursively for photos), or quoted glob such as 'camera/**/*.mp4'",
     )
-    where = parser.add_argument_group(
-        "where", "In this process, with every setting of the server as CENTERNET_*, or at a server."
+    inference = parser.add_argument_group(
+        "inference", "In this process, with the server's settings as CENTERNET_*, or at a server."
     )
-    where.add_argument("--model", help="ONNX file, or with --url the name of a model there; default: the shipped one")
-    where.add_argument("--provider", help="auto, cpu or cuda; default: auto")
-    where.add_argument("--threads", help="CPU threads of one inference; default: all usable CPUs")
-    where.add_argument("--url", help="address of a running server, which does the work: http://127.0.0.1:8000")
-    where.add_argument(
-        "--api-key", default=os.environ.get("CENTERNET_API_KEY"), help="the server's; default: CENTERNET_API_KEY"
+    inference.add_argument("--model", help="ONNX file, or with --url a model name there; default: the shipped model")
+    inference.add_argument("--provider", help="auto, cpu or cuda; default: auto")
+    inference.add_argument("--threads", help="CPU threads for inference; default: all usable CPUs")
+    inference.add_argument("--url", help="run at this server instead, such as http://127.0.0.1:8000")
+    inference.add_argument(
+        "--api-key", default=os.environ.get("CENTERNET_API_KEY"), help="for the server; default: CENTERNET_API_KEY"
     )
-    what = add_wanted(parser, "the settings', or the server's")
-    what.add_argument("--every", type=count, default=1, metavar="N", help="of a video, look at every N-th frame")
-    output = parser.add_argument_group("output", "Any of them together; - is standard output. Default: --jsonl -")
-    output.add_argument("--jsonl", type=Path, metavar="FILE", help="a line of JSON for each picture")
-    output.add_argument("--csv", type=Path, metavar="FILE", help="a row for each object")
+    detections = add_filter_arguments(parser, "from the settings, or from the server")
+    detections.add_argument("--every", type=count, default=1, metavar="N", help="process every N-th frame of a video")
+    output = parser.add_argument_group("output", "Can be combined; - is standard output. Default: --jsonl -")
+    output.add_argument("--jsonl", type=Path, metavar="FILE", help="one line of JSON per image")
+    output.add_argument("--csv", type=Path, metavar="FILE", help="one row per object")
     output.add_argument(
         "--annotated", type=Path, metavar="FOLDER", help="copies with the boxes drawn; videos as MP4, without sound"
     )
     parsed = parser.parse_args(arguments)
     if parsed.url and (parsed.provider or parsed.threads):
-        parser.error("--provider and --threads are the server's own where there is --url")
+        parser.error("--provider and --threads have no effect with --url: the server has its own")
     if not (parsed.jsonl or parsed.csv or parsed.annotated):
         parsed.jsonl = _STDOUT
     return parsed
 
 
 def _check_outputs(parsed: argparse.Namespace, sources: Sequence[Source]) -> None:
-    """Raises `Overwriting` where writing would destroy something."""
+    """Raises `OutputConflict` if an output would overwrite an input or another output."""
     files = [file for file in (parsed.jsonl, parsed.csv) if file not in (None, _STDOUT)]
     for file in files:
-        if file.suffix.lower() in SUFFIXES | VIDEO_SUFFIXES:  # as in --csv *.jpg
-            raise Overwriting(f"{file} is named as a picture: --jsonl and --csv take the name of a file to write")
+        if file.suffix.lower() in SUFFIXES | VIDEO_SUFFIXES:  # as in --csv *.jpg, expanded by the shell
+            raise OutputConflict(f"{file} is named like an image: --jsonl and --csv take the name of a file to write")
     if parsed.jsonl == parsed.csv is not None:
-        raise Overwriting("--jsonl and --csv cannot both go to the same place")
+        raise OutputConflict("--jsonl and --csv cannot both go to the same place")
     copies = [parsed.annotated / name_copy(source) for source in sources] if parsed.annotated else []
     for copy, times in collections.Counter(copies).items():
         if times > 1:
-            raise Overwriting(f"{copy} would be the copy of {times} files: name the folder that they are all in")
-    pictures = {(status.st_dev, status.st_ino) for status in (source.path.stat() for source in sources)}
+            raise OutputConflict(f"{copy} would be the copy of {times} files: name the folder that contains them all")
+    inputs = {(status.st_dev, status.st_ino) for status in (source.path.stat() for source in sources)}
     for file in [*files, *copies]:
-        if file.exists() and ((status := file.stat()).st_dev, status.st_ino) in pictures:
-            raise Overwriting(f"{file} is one of the pictures: write elsewhere")
+        if file.exists() and ((status := file.stat()).st_dev, status.st_ino) in inputs:
+            raise OutputConflict(f"{file} is one of the inputs: write elsewhere")
 
 
-def _open_finder(parsed: argparse.Namespace) -> contextlib.AbstractAsyncContextManager[Finder]:
+def _open_backend(parsed: argparse.Namespace) -> contextlib.AbstractAsyncContextManager[Backend]:
     if parsed.url:
-        return ask_server(parsed.url, parsed.api_key, parsed.model, parsed.threshold, parsed.limit, parsed.labels)
-    settings = read_given(parsed, "model", "provider", "threads")
-    return run_model(settings, parsed.threshold, parsed.limit, parsed.labels)
+        return open_server_backend(
+            parsed.url, parsed.api_key, parsed.model, parsed.threshold, parsed.limit, parsed.labels
+        )
+    settings = read_settings_from(parsed, "model", "provider", "threads")
+    return open_local_backend(settings, parsed.threshold, parsed.limit, parsed.labels)
 
 
 @contextlib.contextmanager
 def _open_outputs(parsed: argparse.Namespace) -> Iterator[Sequence[Write]]:
     with contextlib.ExitStack() as stack:
         writes: list[Write] = []
-        if parsed.annotated:  # first: who reads a line finds the photo's copy
+        if parsed.annotated:  # first, so that a reader of the lines finds the copy on disk
             parsed.annotated.mkdir(parents=True, exist_ok=True)
-            writes.append(stack.enter_context(contextlib.closing(Copies(parsed.annotated))).write)
+            writes.append(stack.enter_context(contextlib.closing(AnnotatedCopies(parsed.annotated))).write)
         if parsed.csv:
-            writes.append(write_table(stack.enter_context(_open_stream(parsed.csv))))
+            writes.append(write_csv(stack.enter_context(_open_stream(parsed.csv))))
         if parsed.jsonl:
-            writes.append(write_lines(stack.enter_context(_open_stream(parsed.jsonl))))
+            writes.append(write_json_lines(stack.enter_context(_open_stream(parsed.jsonl))))
         yield writes
 
 
@@ -178,35 +183,35 @@ def _open_stream(file: Path) -> contextlib.AbstractContextManager[TextIO]:
     return file.open("w", encoding="utf-8", newline="")
 
 
-def _look_at_all(
+def _process_all(
     parsed: argparse.Namespace,
     sources: Sequence[Source],
     portal: BlockingPortal,
-    finder: Finder,
+    backend: Backend,
     writes: Sequence[Write],
 ) -> int:
-    """Returns 0, or 1 if there was a problem."""
+    """Processes and writes all images; returns 0, or 1 if any had a problem."""
 
-    async def look(picture: Picture) -> Looked:
-        return await _look(picture, finder, parsed.annotated is not None)
+    async def process(image: InputImage) -> ImageResult:
+        return await _process(image, backend, parsed.annotated is not None)
 
     status = 0
-    pictures = read_pictures(sources, parsed.every)
-    everything = contextlib.closing(in_order(portal, look, pictures, finder.in_flight))
-    with _show_progress(parsed, sources) as advance, everything as results:
-        for looked in results:
-            if isinstance(looked.result, Problem):
-                status = _complain(f"{looked.picture}: {looked.result.title}: {looked.result.detail}", 1)
+    images = read_images(sources, parsed.every)
+    closing_results = contextlib.closing(map_in_order(portal, process, images, backend.in_flight))
+    with _show_progress(parsed, sources) as advance, closing_results as results:
+        for processed in results:
+            if isinstance(processed.result, Problem):
+                status = _report_error(f"{processed.image}: {processed.result.title}: {processed.result.detail}", 1)
             for write in writes:
-                write(looked)
+                write(processed)
             advance()
     return status
 
 
-def in_order(
+def map_in_order(
     portal: BlockingPortal, work: Callable[[Item], Awaitable[Result]], items: Iterable[Item], in_flight: int
 ) -> Generator[Result, None, None]:
-    """Works on items side by side, `in_flight` at most; gives each result as soon as those before it are given."""
+    """Runs `work` on up to `in_flight` items concurrently; yields the results in the order of the items."""
     pending: collections.deque[Future[Result]] = collections.deque()
     try:
         for item in items:
@@ -216,49 +221,49 @@ def in_order(
         while pending:
             yield pending.popleft().result()
     finally:
-        wait(pending)  # nobody closes a connection under those that are on their way
+        wait(pending)  # before the backend closes, which they use
 
 
-async def _look(picture: Picture, finder: Finder, annotate: bool) -> Looked:
-    """Raises `Refused` for what would befall every picture, and `ConnectionError`."""
+async def _process(image: InputImage, backend: Backend, annotate: bool) -> ImageResult:
+    """Processes one image; raises `Refused` if every other image would be refused too, and `ConnectionError`."""
     copy: bytes | NDArray[np.uint8] | None = None
-    if annotate and isinstance(picture.content, np.ndarray):
-        copy = picture.content  # a frame that fails keeps its place in the video
+    if annotate and isinstance(image.content, np.ndarray):
+        copy = image.content  # a frame that fails still appears in the video
     try:
-        if isinstance(picture.content, UnreadableFile):
-            raise picture.content
-        answer = await finder.find(picture.content)
+        if isinstance(image.content, UnreadableFile):
+            raise image.content
+        answer = await backend.detect(image.content)
         if annotate:
-            model = finder.models.get(answer.model)
+            model = backend.models.get(answer.model)
             if model is None or not (
                 {found.label_id for found in answer.detections} <= {label.label_id for label in model.labels}
             ):
-                raise ConnectionError(f"the server's model {answer.model} has been swapped meanwhile: start again")
-            copy = await to_thread.run_sync(draw, picture, answer, model)
-        return Looked(picture, answer, copy)
+                raise ConnectionError(f"the server's model {answer.model} was replaced in the meantime: start again")
+            copy = await to_thread.run_sync(draw, image, answer, model)
+        return ImageResult(image, answer, copy)
     except Refused as refused:
-        if refused.reason in _REASONS_OF_ALL or refused.problem.status in _STATUSES_OF_ALL:
+        if refused.reason in _FATAL_REASONS or refused.problem.status in _FATAL_STATUSES:
             raise
-        return Looked(picture, refused.problem, copy)
+        return ImageResult(image, refused.problem, copy)
     except ConnectionError:
         raise
     except (UnreadableFile, OSError, InvalidImage) as error:
         problem = Problem(type="/docs#unreadable-file", title="The file cannot be read", status=422, detail=str(error))
-        return Looked(picture, problem, copy)
+        return ImageResult(image, problem, copy)
 
 
 @contextlib.contextmanager
 def _show_progress(parsed: argparse.Namespace, sources: Sequence[Source]) -> Iterator[Callable[[], object]]:
-    """Gives what moves the bar on; there is none without tqdm, nor where it would run into the lines."""
+    """Yields a function that advances the progress bar; no bar without tqdm, or if output goes to the same terminal."""
     if tqdm is None or not sys.stderr.isatty() or (_STDOUT in (parsed.jsonl, parsed.csv) and sys.stdout.isatty()):
         yield lambda: None
         return
-    with tqdm(total=count_pictures(sources, parsed.every), unit=" pictures", file=sys.stderr) as bar:
+    with tqdm(total=count_images(sources, parsed.every), unit=" images", file=sys.stderr) as bar:
         yield bar.update
 
 
-def _complain(error: object, status: int) -> int:
-    """Says on standard error what is wrong, clear of the bar; returns the status."""
-    say = print if tqdm is None else tqdm.write
-    say(f"centernet-detect: {error}", file=sys.stderr)
+def _report_error(error: object, status: int) -> int:
+    """Prints an error to standard error, without breaking the progress bar; returns `status`."""
+    write = print if tqdm is None else tqdm.write
+    write(f"centernet-detect: {error}", file=sys.stderr)
     return status

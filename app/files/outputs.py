@@ -1,4 +1,4 @@
-"""Writes what was found in pictures: JSON lines, CSV, and annotated copies."""
+"""Writes results as JSON lines, CSV and annotated copies."""
 
 import csv
 import dataclasses
@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from app.files.pictures import Picture, Source
+from app.files.sources import InputImage, Source
 from app.schemas import Answer, ModelDescription, Problem
 from model.detector import Detections
 from model.draw import draw_detections, draw_file
@@ -22,46 +22,46 @@ _KINDS = {".jpg": "jpeg", ".jpeg": "jpeg", ".jpe": "jpeg", ".png": "png"}
 
 
 @dataclasses.dataclass(frozen=True)
-class Looked:
-    """What came of a picture: its answer or its problem, and its annotated copy where one is wanted.
+class ImageResult:
+    """An image's detections or problem, and its annotated copy if requested.
 
-    `copy` is an image file, or RGB pixels (h, w, 3) of a video.
+    `copy` is an image file, or RGB pixels (h, w, 3) of a video frame.
     """
 
-    picture: Picture
+    image: InputImage
     result: Answer | Problem
     copy: bytes | NDArray[np.uint8] | None
 
 
-Write = Callable[[Looked], None]
+Write = Callable[[ImageResult], None]
 
 
-def write_lines(stream: TextIO) -> Write:
-    """Writes a line of JSON for each picture: its file, its place in a video, and its answer or problem."""
+def write_json_lines(stream: TextIO) -> Write:
+    """Returns a writer of one JSON line per image: its file, its frame in a video, and its detections or problem."""
 
-    def write(looked: Looked) -> None:
-        line: dict[str, object] = {"file": str(looked.picture.source.path)}
-        if looked.picture.frame:
-            line |= {"frame": looked.picture.frame.index, "seconds": looked.picture.frame.seconds}
-        stream.write(json.dumps(line | looked.result.model_dump(exclude_none=True)) + "\n")
+    def write(processed: ImageResult) -> None:
+        line: dict[str, object] = {"file": str(processed.image.source.path)}
+        if processed.image.frame:
+            line |= {"frame": processed.image.frame.index, "seconds": processed.image.frame.seconds}
+        stream.write(json.dumps(line | processed.result.model_dump(exclude_none=True)) + "\n")
         stream.flush()
 
     return write
 
 
-def write_table(stream: TextIO) -> Write:
-    """Writes CSV: a heading, then a row for each object; a picture with a problem has none."""
+def write_csv(stream: TextIO) -> Write:
+    """Writes a CSV header; returns a writer of one row per object. An image with a problem has no rows."""
     table = csv.writer(stream, lineterminator="\n")
     table.writerow(_PLACE + _OBJECT)
     stream.flush()
 
-    def write(looked: Looked) -> None:
-        if isinstance(looked.result, Problem):
+    def write(processed: ImageResult) -> None:
+        if isinstance(processed.result, Problem):
             return
-        frame, size = looked.picture.frame, looked.result.image
-        file = str(looked.picture.source.path).encode(errors="replace").decode()  # a name need not be UTF-8
+        frame, size = processed.image.frame, processed.result.image
+        file = str(processed.image.source.path).encode(errors="replace").decode()  # file names need not be UTF-8
         place = [file, *((frame.index, frame.seconds) if frame else ("", ""))]
-        for each in looked.result.detections:
+        for each in processed.result.detections:
             edges = (each.box.x_min, each.box.y_min, each.box.x_max, each.box.y_max)
             table.writerow([*place, size.width, size.height, each.label, each.label_id, each.score, *edges])
         stream.flush()
@@ -69,54 +69,54 @@ def write_table(stream: TextIO) -> Write:
     return write
 
 
-class Copies:
-    """Writes annotated copies into a folder, a video's pictures as one video; `close` completes the last."""
+class AnnotatedCopies:
+    """Writes annotated copies into a folder, the frames of a video as one video; `close` completes the last one."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._source: Source | None = None
         self._video: cv2.VideoWriter | None = None
 
-    def write(self, looked: Looked) -> None:
-        """Writes one copy, if there is one."""
-        source, frame = looked.picture.source, looked.picture.frame
+    def write(self, processed: ImageResult) -> None:
+        """Writes the image's copy, if there is one."""
+        source, frame = processed.image.source, processed.image.frame
         if source != self._source:
             self.close()
             self._source = source
-        if looked.copy is None:
+        if processed.copy is None:
             return
         path = self._folder / name_copy(source)
         path.parent.mkdir(parents=True, exist_ok=True)
-        if isinstance(looked.copy, bytes):
+        if isinstance(processed.copy, bytes):
             part = path.with_name(f".{path.name}.part")
-            part.write_bytes(looked.copy)
+            part.write_bytes(processed.copy)
             part.replace(path)
             return
         assert frame is not None
         if self._video is None:
-            height, width, _ = looked.copy.shape
+            height, width, _ = processed.copy.shape
             self._video = cv2.VideoWriter(
                 str(path), cv2.CAP_FFMPEG, cv2.VideoWriter.fourcc(*"mp4v"), frame.per_second, (width, height)
             )
             if not self._video.isOpened():
                 raise OSError(f"no video can be written to {path}")
-        self._video.write(cv2.cvtColor(looked.copy, cv2.COLOR_RGB2BGR))
+        self._video.write(cv2.cvtColor(processed.copy, cv2.COLOR_RGB2BGR))
 
     def close(self) -> None:
-        """Completes the video that is being written, if any."""
+        """Completes the current video, if any."""
         if self._video is not None:
             self._video.release()
             self._video = None
 
 
 def name_copy(source: Source) -> Path:
-    """Returns a copy's path in its folder: a JPEG, PNG or MP4 keeps its name, others get `.png` or `.mp4` behind it."""
+    """Returns a copy's relative path: JPEG, PNG and MP4 files keep their name, others get `.png` or `.mp4` appended."""
     wanted, known = (".mp4", [".mp4"]) if source.is_video else (".png", _KINDS)
     return source.name if source.name.suffix.lower() in known else source.name.with_name(source.name.name + wanted)
 
 
-def draw(picture: Picture, answer: Answer, model: ModelDescription) -> bytes | NDArray[np.uint8]:
-    """Returns a copy of a picture with what was found by `model`, as `Looked` has it.
+def draw(image: InputImage, answer: Answer, model: ModelDescription) -> bytes | NDArray[np.uint8]:
+    """Returns a copy of an image with its detections drawn, an image file or pixels as in `ImageResult`.
 
     Raises `OSError`, and what `model.image` raises.
     """
@@ -130,8 +130,8 @@ def draw(picture: Picture, answer: Answer, model: ModelDescription) -> bytes | N
         None if not joints else np.array(joints, np.float32),
     )
     names = [each.label for each in model.labels]
-    if isinstance(picture.content, np.ndarray):
-        return draw_detections(picture.content, found, names, model.skeleton)
-    kind = _KINDS[name_copy(picture.source).suffix.lower()]
+    if isinstance(image.content, np.ndarray):
+        return draw_detections(image.content, found, names, model.skeleton)
+    kind = _KINDS[name_copy(image.source).suffix.lower()]
     pixels = answer.image.width * answer.image.height
-    return draw_file(picture.source.path.read_bytes(), found, names, kind, pixels, model.skeleton)
+    return draw_file(image.source.path.read_bytes(), found, names, kind, pixels, model.skeleton)

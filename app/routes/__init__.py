@@ -1,1 +1,1 @@
-"""The routes: what comes over HTTP, and what goes back."""
+"""The HTTP routes."""

@@ -1,4 +1,4 @@
-"""The routes for who runs the server: its figures, and what changes it."""
+"""The routes for operators: metrics and reloading models."""
 
 from typing import Protocol
 
@@ -11,40 +11,40 @@ from app.service import Service
 
 
 class Admin(Protocol):
-    """What those routes ask for: of this process, or of all that serve the same."""
+    """The operations behind the routes, on this process or on all processes that serve together."""
 
     async def expose(self) -> bytes:
-        """Returns the figures in Prometheus' text format."""
+        """Returns the metrics in Prometheus' text format."""
 
     async def reload(self) -> ModelList:
-        """Loads what has changed, and returns what is served now."""
+        """Loads new and changed models, unloads removed ones, and returns those now served."""
 
 
-class OwnAdmin:
-    """Asks this process."""
+class LocalAdmin:
+    """Operates on this process."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
 
     async def expose(self) -> bytes:
-        """Returns its figures."""
+        """Returns the metrics of this process."""
         return self._service.metrics.expose()
 
     async def reload(self) -> ModelList:
-        """Loads what has changed."""
+        """Reloads the models of this process."""
         await self._service.models.reload()
         return list_models(self._service.models)
 
 
 def build_admin_router(admin: Admin) -> APIRouter:
-    """Returns the routes over `admin`."""
+    """Returns the operators' routes."""
     router = APIRouter()
 
-    @router.get("/metrics", summary="Figures for Prometheus", response_class=Response)
+    @router.get("/metrics", summary="Metrics for Prometheus", response_class=Response)
     async def show_metrics() -> Response:
         return Response(await admin.expose(), media_type=CONTENT_TYPE_LATEST)
 
-    @router.post("/models/reload", summary="Load what has changed, let go what is gone")
+    @router.post("/models/reload", summary="Load new and changed models, unload removed ones")
     async def reload() -> ModelList:
         return await admin.reload()
 

@@ -1,4 +1,4 @@
-"""The routes of DeepStack, CodeProject.AI and blue-onyx, for the cameras' software that speaks them."""
+"""The API of DeepStack, CodeProject.AI and blue-onyx, for camera software that uses it."""
 
 import math
 import time
@@ -11,9 +11,9 @@ from pydantic_core import to_json
 
 from app.body import EmptyBody, read_parts
 from app.deadline import answered_within, build_timeout_reader
-from app.errors import document
+from app.errors import document_problems
 from app.form import InvalidForm, Part, find_text
-from app.pipeline import Found, admit, build_filter, find_objects
+from app.pipeline import DetectionResult, admit, build_filter, find_objects
 from app.schemas import Problem
 from app.service import Service
 
@@ -27,9 +27,9 @@ _BODY: dict[str, Any] = {
                 "schema": {
                     "type": "object",
                     "properties": {
-                        "image": _BINARY | {"description": "with or without a file name and a content type"},
+                        "image": _BINARY | {"description": "with or without a file name and content type"},
                         "min_confidence": {"type": "number", "minimum": 0, "maximum": 1},
-                        "api_key": {"type": "string", "description": "for servers that ask for a key"},
+                        "api_key": {"type": "string", "description": "for servers that require a key"},
                     },
                     "required": ["image"],
                 }
@@ -41,7 +41,7 @@ _BODY: dict[str, Any] = {
 
 
 class Prediction(BaseModel):
-    """One object, its edges in whole pixels."""
+    """One detected object, with its box in whole pixels."""
 
     label: str = Field(examples=["dog"])
     confidence: float = Field(ge=0, le=1, examples=[0.9123])
@@ -52,7 +52,7 @@ class Prediction(BaseModel):
 
 
 class Predictions(BaseModel):
-    """What was found, the surest first."""
+    """The detections, sorted by descending score."""
 
     success: bool
     code: int = Field(examples=[200])
@@ -63,24 +63,24 @@ class Predictions(BaseModel):
 
 
 class CustomModels(BaseModel):
-    """The names that `/v1/vision/custom/{model}` takes."""
+    """The model names for `/v1/vision/custom/{model}`."""
 
     success: bool
     code: int = Field(examples=[200])
     models: list[str] = Field(examples=[["resnet18-coco-512"]])
 
 
-def shape_problem(problem: Problem) -> Mapping[str, Any]:
-    """Returns a problem as these clients read one."""
+def format_problem(problem: Problem) -> Mapping[str, Any]:
+    """Returns a problem as an error response of this API."""
     error = f"{problem.title}: {problem.detail}"
     return {"success": False, "code": problem.status, "error": error, "count": 0, "predictions": []}
 
 
 def build_deepstack_router(service: Service) -> APIRouter:
-    """Returns the routes over `service`."""
+    """Returns the routes of this API."""
     settings = service.settings
     router = APIRouter(tags=["DeepStack, CodeProject.AI"])
-    refusals = document(400, 401, 408, 413, 415, 422, 429, 500, 503, 504, shape=shape_problem)
+    problems = document_problems(400, 401, 408, 413, 415, 422, 429, 500, 503, 504, format_problem=format_problem)
 
     read_timeout = build_timeout_reader(settings.timeout_seconds)
 
@@ -104,35 +104,35 @@ def build_deepstack_router(service: Service) -> APIRouter:
 
     @router.post(
         "/v1/vision/detection",
-        summary="Find objects in a picture",
+        summary="Detect objects in an image",
         response_model=Predictions,
-        responses=refusals,
+        responses=problems,
         openapi_extra=_BODY,
     )
     async def detect(
         request: Request,
         timeout_seconds: Annotated[float, Depends(read_timeout)],
-        limit: Annotated[int, Query(ge=1, description="most predictions")] = settings.deepstack_limit,
+        limit: Annotated[int, Query(ge=1, description="maximum number of predictions")] = settings.deepstack_limit,
     ) -> Response:
         return await find(request, None, limit, timeout_seconds)
 
-    @router.post("/v1/vision/custom/list", summary="What is served")
+    @router.post("/v1/vision/custom/list", summary="List the served models")
     async def list_models(request: Request) -> CustomModels:
         await service.access.authenticate(request, await read_parts(request, settings.max_image_bytes, settings))
         return CustomModels(success=True, code=200, models=[model.name for model in service.models])
 
     @router.post(
         "/v1/vision/custom/{model}",
-        summary="Find objects in a picture with the model of this name",
+        summary="Detect objects in an image with the named model",
         response_model=Predictions,
-        responses=document(404, shape=shape_problem) | refusals,
+        responses=document_problems(404, format_problem=format_problem) | problems,
         openapi_extra=_BODY,
     )
     async def detect_with(
         request: Request,
         model: str,
         timeout_seconds: Annotated[float, Depends(read_timeout)],
-        limit: Annotated[int, Query(ge=1, description="most predictions")] = settings.deepstack_limit,
+        limit: Annotated[int, Query(ge=1, description="maximum number of predictions")] = settings.deepstack_limit,
     ) -> Response:
         return await find(request, model, limit, timeout_seconds)
 
@@ -157,11 +157,11 @@ def _find_threshold(parts: Sequence[Part]) -> float | None:
     except ValueError:
         threshold = math.nan
     if not 0 <= threshold <= 1:
-        raise InvalidForm("min_confidence is no number from 0 to 1")
+        raise InvalidForm("min_confidence is not a number from 0 to 1")
     return threshold
 
 
-def _encode(found: Found, labels: Sequence[str], seconds: float) -> bytes:
+def _encode(found: DetectionResult, labels: Sequence[str], seconds: float) -> bytes:
     rows = found.detections
     predictions = [
         {"label": labels[index], "confidence": round(score, 4), "x_min": x1, "y_min": y1, "x_max": x2, "y_max": y2}

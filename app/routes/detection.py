@@ -1,4 +1,4 @@
-"""`POST /detect` and `POST /detect/batch`: pictures in, JSON or a drawn picture out."""
+"""`POST /detect` and `POST /detect/batch`: images in, detections as JSON or drawn into the image out."""
 
 import asyncio
 import dataclasses
@@ -11,9 +11,9 @@ from app.accept import choose_media_type
 from app.admission import Arrival
 from app.answers import encode_answer, encode_answers
 from app.body import read_image, read_images
-from app.errors import describe, document
+from app.errors import build_problem, document_problems
 from app.parameters import document_parameters
-from app.pipeline import Filter, Found, admit, build_filter, expect, find_objects, find_objects_in_each
+from app.pipeline import DetectionResult, Filter, admit, build_filter, expect, find_objects, find_objects_in_each
 from app.schemas import Answer, Answers
 from app.served_model import ServedModel
 from app.service import Service
@@ -24,8 +24,8 @@ _BINARY = {"type": "string", "format": "binary"}
 _BODY: dict[str, Any] = {
     "requestBody": {
         "required": True,
-        "description": "One image: JPEG, PNG, WebP, BMP, GIF or TIFF. Its bytes tell the format, "
-        "so that a raw body may have any content type or none; a form holds one file of any name.",
+        "description": "One image: JPEG, PNG, WebP, BMP, GIF or TIFF. The format is detected from its bytes, "
+        "so a raw body may have any content type or none; a form must contain one file, of any name.",
         "content": {
             "image/*": {"schema": _BINARY},
             "application/octet-stream": {"schema": _BINARY},
@@ -38,7 +38,7 @@ _BODY: dict[str, Any] = {
 _BATCH_BODY: dict[str, Any] = {
     "requestBody": {
         "required": True,
-        "description": "Several images, as the files of a form, of any names, or as base64 in JSON.",
+        "description": "Several images, as files of a form with any names, or as base64 in JSON.",
         "content": {
             "multipart/form-data": {
                 "schema": {"type": "object", "properties": {"images": {"type": "array", "items": _BINARY}}}
@@ -58,16 +58,16 @@ _BATCH_BODY: dict[str, Any] = {
 
 @dataclasses.dataclass(frozen=True)
 class DetectionRequest:
-    """What a request asks for."""
+    """The parsed parameters of a request."""
 
     model: ServedModel
     filter: Filter
     timeout_seconds: float
-    arrival: Arrival | None  # where the connection has announced it
+    arrival: Arrival | None  # if the connection has announced the request
 
 
 def build_detection_router(service: Service) -> APIRouter:
-    """Returns the routes over `service`."""
+    """Returns the detection routes."""
     settings, metrics = service.settings, service.metrics
     documented = document_parameters(settings, service.models.get().detector.metadata.labels[0])
     router = APIRouter()
@@ -81,14 +81,14 @@ def build_detection_router(service: Service) -> APIRouter:
 
     @router.post(
         "/detect",
-        summary="Find objects in a picture",
+        summary="Detect objects in an image",
         response_model=Answer,
-        description="Boxes as JSON; or, for a client that accepts `image/jpeg` or `image/png` rather than JSON, the "
-        "picture at its full size, upright, with the boxes drawn.",
-        responses=document(400, 401, 404, 406, 408, 413, 415, 422, 429, 500, 503, 504)
+        description="Returns the detections as JSON; or, if the `Accept` header prefers `image/jpeg` or `image/png`, "
+        "the upright image at full size with the detections drawn.",
+        responses=document_problems(400, 401, 404, 406, 408, 413, 415, 422, 429, 500, 503, 504)
         | {
             200: {
-                "description": "What was found, in the picture's own pixels, the surest first",
+                "description": "The detections, in pixels of the original image, sorted by descending score",
                 "content": {_JPEG: {"schema": _BINARY}, _PNG: {"schema": _BINARY}},
             }
         },
@@ -118,10 +118,10 @@ def build_detection_router(service: Service) -> APIRouter:
 
     @router.post(
         "/detect/batch",
-        summary="Find objects in several pictures",
+        summary="Detect objects in several images",
         response_model=Answers,
-        response_description="For each picture, in their order, what `/detect` answers, or why it could not be read",
-        responses=document(400, 401, 404, 408, 413, 422, 429, 500, 503, 504),
+        response_description="For each image, in order, a result as from `/detect`, or the problem with this image",
+        responses=document_problems(400, 401, 404, 408, 413, 422, 429, 500, 503, 504),
         openapi_extra=_BATCH_BODY | documented,
     )
     async def detect_batch(request: Request) -> Response:
@@ -137,8 +137,8 @@ def build_detection_router(service: Service) -> APIRouter:
         content = encode_answers(
             [
                 encode_answer(metadata, result, computed - started)
-                if isinstance(result, Found)
-                else describe(result, metrics).model_dump_json().encode()
+                if isinstance(result, DetectionResult)
+                else build_problem(result, metrics).model_dump_json().encode()
                 for result in results
             ]
         )

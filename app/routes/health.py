@@ -1,22 +1,24 @@
-"""The routes that orchestrators ask; they need no key."""
+"""The health probes for orchestrators, which need no API key."""
 
 from fastapi import APIRouter
 
-from app.errors import document
+from app.errors import document_problems
 from app.schemas import Health
 from app.service import Service
 
 
 def build_health_router(service: Service) -> APIRouter:
-    """Returns the routes over `service`."""
+    """Returns the liveness and readiness routes."""
     router = APIRouter()
 
-    @router.get("/health/live", summary="Is the process worth keeping?", responses=document(503))
+    @router.get("/health/live", summary="Liveness: restart the process if it fails", responses=document_problems(503))
     async def live() -> Health:
         service.check_live()
         return Health(status="live")
 
-    @router.get("/health/ready", summary="Is the model warmed up?", responses=document(503))
+    @router.get(
+        "/health/ready", summary="Readiness: are the models warmed up and working?", responses=document_problems(503)
+    )
     async def ready() -> Health:
         await service.check_ready()
         return Health(status="ready")

@@ -1,4 +1,4 @@
-"""The routes of the Open Inference Protocol v2, as Triton, KServe and OpenVINO Model Server have them."""
+"""The Open Inference Protocol v2, as implemented by Triton, KServe and OpenVINO Model Server."""
 
 import asyncio
 import time
@@ -12,8 +12,8 @@ from pydantic import BaseModel, Field
 from app import __version__
 from app.body import read_body
 from app.deadline import build_timeout_reader
-from app.errors import document
-from app.pipeline import Found, admit, build_filter, expect, find_objects_in_each
+from app.errors import document_problems
+from app.pipeline import DetectionResult, admit, build_filter, expect, find_objects_in_each
 from app.routes.tensors import TensorDescription, describe_outputs, read_inference, write_inference
 from app.schemas import Problem
 from app.service import Service
@@ -24,9 +24,9 @@ _HEADER_LENGTH = "inference-header-content-length"
 _BODY: dict[str, Any] = {
     "requestBody": {
         "required": True,
-        "description": "One input. `image`, BYTES of shape [n]: image files, base64 where they are in the JSON. Or "
-        "`pixels`, UINT8 of shape [n, height, width, 3]: RGB, of any size. With the binary tensor extension the "
-        "tensor follows the JSON, whose length is then in the header `Inference-Header-Content-Length`.",
+        "description": "One input tensor: either `image`, BYTES of shape [n], with image files, base64-encoded if in "
+        "the JSON; or `pixels`, UINT8 of shape [n, height, width, 3], RGB of any size. With the binary tensor "
+        "extension the tensor follows the JSON, whose length is in the header `Inference-Header-Content-Length`.",
         "content": {
             "application/json": {
                 "schema": {"type": "object", "required": ["inputs"]},
@@ -42,7 +42,7 @@ _BODY: dict[str, Any] = {
 
 
 class ServerDescription(BaseModel):
-    """The server."""
+    """The server's name, version and protocol extensions."""
 
     name: str = Field(examples=["centernet-service"])
     version: str
@@ -50,7 +50,7 @@ class ServerDescription(BaseModel):
 
 
 class TensorModel(BaseModel):
-    """The model. Its inputs are two ways to send the same: a request has one of them."""
+    """A model's tensors. The inputs are alternatives: a request has one of them."""
 
     name: str = Field(examples=["resnet18-coco-512"])
     versions: list[str]
@@ -59,22 +59,22 @@ class TensorModel(BaseModel):
     outputs: list[TensorDescription]
 
 
-def shape_problem(problem: Problem) -> Mapping[str, Any]:
-    """Returns a problem as these clients read one."""
+def format_problem(problem: Problem) -> Mapping[str, Any]:
+    """Returns a problem as an error response of this protocol."""
     return {"error": f"{problem.title}: {problem.detail}"}
 
 
 def build_probe_router(service: Service) -> APIRouter:
-    """Returns the routes for orchestrators, which send no key."""
+    """Returns the health probes, which need no API key."""
     router = APIRouter(tags=_TAGS)
-    not_ready = document(503, shape=shape_problem)
+    not_ready = document_problems(503, format_problem=format_problem)
 
-    @router.get("/v2/health/live", summary="Is the process worth keeping?", responses=not_ready)
+    @router.get("/v2/health/live", summary="Liveness: restart the process if it fails", responses=not_ready)
     async def live() -> dict[str, bool]:
         service.check_live()
         return {"live": True}
 
-    @router.get("/v2/health/ready", summary="Is the model warmed up?", responses=not_ready)
+    @router.get("/v2/health/ready", summary="Readiness: are the models warmed up and working?", responses=not_ready)
     async def ready() -> dict[str, bool]:
         await service.check_ready()
         return {"ready": True}
@@ -83,17 +83,17 @@ def build_probe_router(service: Service) -> APIRouter:
 
 
 def build_inference_router(service: Service) -> APIRouter:
-    """Returns the routes over `service`, but for those of `build_probe_router`."""
+    """Returns the protocol's other routes, which need an API key if any is set."""
     settings = service.settings
     router = APIRouter(tags=_TAGS)
-    not_ready = document(503, shape=shape_problem)
-    unknown = document(404, shape=shape_problem)
+    not_ready = document_problems(503, format_problem=format_problem)
+    unknown = document_problems(404, format_problem=format_problem)
 
-    @router.get("/v2", summary="What serves")
+    @router.get("/v2", summary="Describe the server")
     async def describe_server() -> ServerDescription:
         return ServerDescription(name="centernet-service", version=__version__, extensions=["binary_tensor_data"])
 
-    @router.get("/v2/models/{model}", summary="What the model takes and gives", responses=unknown)
+    @router.get("/v2/models/{model}", summary="Describe the model's input and output tensors", responses=unknown)
     async def describe_model(model: str) -> TensorModel:
         metadata = service.models.get(model).detector.metadata
         return TensorModel(
@@ -107,17 +107,19 @@ def build_inference_router(service: Service) -> APIRouter:
             outputs=list(describe_outputs(metadata).values()),
         )
 
-    @router.get("/v2/models/{model}/ready", summary="Is the model warmed up?", responses=unknown | not_ready)
+    @router.get("/v2/models/{model}/ready", summary="Readiness of one model", responses=unknown | not_ready)
     async def model_ready(model: str) -> dict[str, Any]:
         await service.models.get(model).check_ready()
         return {"name": model, "ready": True}
 
     @router.post(
         "/v2/models/{model}/infer",
-        summary="Find objects in pictures",
-        response_description="`boxes` in each picture's own pixels, `scores`, `labels` and `names`, the surest first; "
-        "`keypoints` (x, y, score) where the model knows joints",
-        responses=document(400, 401, 404, 408, 413, 415, 422, 429, 500, 503, 504, shape=shape_problem),
+        summary="Detect objects in images",
+        response_description="`boxes` in pixels of each original image, `scores`, `labels` and `names`, sorted by "
+        "descending score; `keypoints` (x, y, score) if the model has them",
+        responses=document_problems(
+            400, 401, 404, 408, 413, 415, 422, 429, 500, 503, 504, format_problem=format_problem
+        ),
         response_class=Response,
         openapi_extra=_BODY,
     )
@@ -132,18 +134,18 @@ def build_inference_router(service: Service) -> APIRouter:
         loop = asyncio.get_running_loop()
         with expect(served, timeout_seconds) as arrival:
             body = await read_body(request, settings.max_request_bytes, settings)
-            inference, pictures = await loop.run_in_executor(
+            inference, images = await loop.run_in_executor(
                 service.decoders, read_inference, body, request.headers.get(_HEADER_LENGTH), metadata, settings
             )
             read = time.perf_counter()
             parameters = inference.parameters
             wanted = build_filter(settings, metadata, parameters.threshold, parameters.limit)
-            with admit(service, served, request, timeout_seconds, len(pictures), arrival) as submit:
-                results = await find_objects_in_each(service, served, submit, pictures, wanted)
+            with admit(service, served, request, timeout_seconds, len(images), arrival) as submit:
+                results = await find_objects_in_each(service, served, submit, images, wanted)
         computed = time.perf_counter()
-        found: list[Found] = []
+        found: list[DetectionResult] = []
         for result in results:
-            if isinstance(result, Exception):  # a tensor has no place for one picture's fault
+            if isinstance(result, Exception):  # a tensor cannot carry the error of one image
                 raise result
             found.append(result)
         content, json_length = write_inference(inference, found, metadata)

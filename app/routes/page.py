@@ -1,4 +1,4 @@
-"""The demo page at `/`: the files of the folder `page`, which ask this server alone."""
+"""The demo page at `/`: static files from the folder `page`, which call this server only."""
 
 import hashlib
 import importlib.resources
@@ -9,11 +9,11 @@ from fastapi import APIRouter, Request, Response
 _MEDIA_TYPES = {
     "html": "text/html; charset=utf-8",
     "css": "text/css; charset=utf-8",
-    "js": "text/javascript; charset=utf-8",  # a browser runs a module of no other type
+    "js": "text/javascript; charset=utf-8",  # browsers reject modules of other types
     "svg": "image/svg+xml",
 }
 _HEADERS = {
-    "cache-control": "no-cache",  # kept, and asked for again by its ETag: never older than the API beside it
+    "cache-control": "no-cache",  # cached, but revalidated by ETag: never older than the API
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
     "img-src 'self' blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "permissions-policy": "camera=(self)",
@@ -23,17 +23,17 @@ _HEADERS = {
 
 
 def build_page_router() -> APIRouter:
-    """Returns the routes `/` and `/page/<file>`, with the files in memory; no part of the API's documentation."""
+    """Returns the routes `/` and `/page/<file>`, which serve from memory and are not in the OpenAPI document."""
     router = APIRouter(include_in_schema=False)
     for file in (importlib.resources.files("app.routes") / "page").iterdir():
         path = "/" if file.name == "index.html" else f"/page/{file.name}"
-        send = _prepare(file.read_bytes(), _MEDIA_TYPES[file.name.rpartition(".")[2]])
+        send = _build_endpoint(file.read_bytes(), _MEDIA_TYPES[file.name.rpartition(".")[2]])
         router.add_api_route(path, send)
     return router
 
 
-def _prepare(content: bytes, media_type: str) -> Callable[[Request], Awaitable[Response]]:
-    """Returns what answers for one file: 304 where the browser has it already (RFC 9110, 13.1.2)."""
+def _build_endpoint(content: bytes, media_type: str) -> Callable[[Request], Awaitable[Response]]:
+    """Returns the endpoint for one file; it responds 304 if the browser's copy is current (RFC 9110, 13.1.2)."""
     etag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
     headers = _HEADERS | {"etag": etag}
 

@@ -1,4 +1,4 @@
-"""Tensors of the Open Inference Protocol v2, as JSON and in its binary extension."""
+"""The tensors of the Open Inference Protocol v2, in JSON and in its binary extension."""
 
 import binascii
 import math
@@ -10,25 +10,25 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, FailFast, Field, ValidationError
 from pydantic_core import to_json
 
-from app.body import check_values
-from app.pipeline import Found, check_count
+from app.body import check_value_count
+from app.pipeline import DetectionResult, check_count
 from app.settings import Settings
 from model.metadata import Metadata
 
 Array = NDArray[Any]
 Name = Annotated[str, Field(max_length=100)]
 
-_MOST_DIGITS = 18  # of a length
-_MOST_VALUES = 2**20  # of a JSON: pixels of 590 x 590; larger pictures are sent as files, or behind it
-_MOST_TENSORS = 16  # that a request may name, more than there are; and of its faults the first is told
+_MAX_LENGTH_DIGITS = 18
+_MAX_JSON_VALUES = 2**20  # pixels of 590 x 590; larger images must be sent as files or as binary tensors
+_MAX_TENSORS = 16  # per request, more than exist
 
 
 class InvalidTensor(Exception):
-    """The request's tensors cannot be read, or are not what the model takes."""
+    """The request's tensors are malformed, or are not inputs of the model."""
 
 
 class TensorDescription(BaseModel):
-    """A tensor that the model takes or gives; -1 is any length."""
+    """An input or output tensor of the model; a dimension of -1 is variable."""
 
     name: str = Field(examples=["boxes"])
     datatype: str = Field(examples=["FP32"])
@@ -36,13 +36,13 @@ class TensorDescription(BaseModel):
 
 
 class InputParameters(BaseModel):
-    """How a tensor travels: `binary_data_size` bytes behind the JSON, or inside it."""
+    """How an input is sent: as `binary_data_size` bytes after the JSON, or in the JSON if None."""
 
     binary_data_size: int | None = Field(None, ge=0)
 
 
 class Input(BaseModel):
-    """A tensor of the request."""
+    """An input tensor of the request."""
 
     name: Name = Field(examples=["image"])
     shape: Annotated[list[Annotated[int, Field(ge=1)]], FailFast()] = Field(max_length=4, examples=[[1]])
@@ -52,20 +52,20 @@ class Input(BaseModel):
 
 
 class OutputParameters(BaseModel):
-    """How a tensor shall travel."""
+    """Whether an output is to be returned as binary data; None for the request's default."""
 
     binary_data: bool | None = None
 
 
 class Output(BaseModel):
-    """A tensor that the client wants."""
+    """An output tensor that the client requests."""
 
     name: Name = Field(examples=["boxes"])
     parameters: OutputParameters = OutputParameters()
 
 
 class RequestParameters(BaseModel):
-    """What `/detect` takes as its query, and how tensors travel that say nothing of it."""
+    """Parameters as in the query of `/detect`, and whether outputs are binary by default."""
 
     threshold: float | None = Field(None, ge=0, le=1, allow_inf_nan=False)
     limit: int | None = Field(None, ge=1)
@@ -73,16 +73,16 @@ class RequestParameters(BaseModel):
 
 
 class Inference(BaseModel):
-    """A request; without `outputs` the client wants all."""
+    """An inference request; without `outputs` all are returned."""
 
     id: str | None = None
-    inputs: Annotated[list[Input], FailFast()] = Field(max_length=_MOST_TENSORS)
-    outputs: Annotated[list[Output], FailFast()] = Field([], max_length=_MOST_TENSORS)
+    inputs: Annotated[list[Input], FailFast()] = Field(max_length=_MAX_TENSORS)
+    outputs: Annotated[list[Output], FailFast()] = Field([], max_length=_MAX_TENSORS)
     parameters: RequestParameters = RequestParameters()
 
 
 def describe_outputs(metadata: Metadata) -> dict[str, TensorDescription]:
-    """Returns the tensors that a model gives, by name."""
+    """Returns a model's output tensors by name."""
     outputs = [
         TensorDescription(name="boxes", datatype="FP32", shape=[-1, -1, 4]),
         TensorDescription(name="scores", datatype="FP32", shape=[-1, -1]),
@@ -97,42 +97,44 @@ def describe_outputs(metadata: Metadata) -> dict[str, TensorDescription]:
 def read_inference(
     body: bytes, header_length: str | None, metadata: Metadata, settings: Settings
 ) -> tuple[Inference, list[bytes | NDArray[np.uint8]]]:
-    """Returns the request and its pictures, image files or RGB pixels (h, w, 3).
+    """Returns the request and its images, files or RGB pixels (h, w, 3).
 
-    Raises `InvalidTensor`, `TooManyImages`, and `InvalidJson` where it has too many values to be parsed.
-    The JSON is the whole body, or its first `header_length` bytes with the binary tensor behind it.
+    The JSON is the whole body, or its first `header_length` bytes if a binary tensor follows.
+    Raises `InvalidTensor`, `TooManyImages`, and `InvalidJson` if the JSON has too many values.
     """
     end = len(body) if header_length is None else _read_length(header_length, len(body))
     text = body[:end]
-    check_values(text, _MOST_VALUES)
+    check_value_count(text, _MAX_JSON_VALUES)
     try:
         inference = Inference.model_validate_json(text)
     except ValidationError as error:
-        faults = (f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
-        raise InvalidTensor("; ".join(faults)) from error
+        problems = (f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
+        raise InvalidTensor("; ".join(problems)) from error
     known = describe_outputs(metadata)
     unknown = [output.name for output in inference.outputs if output.name not in known]
     if unknown:
         raise InvalidTensor(f"there is no output {', '.join(unknown)}; there is {', '.join(known)}")
     if len({output.name for output in inference.outputs}) < len(inference.outputs):
-        raise InvalidTensor("an output is named twice")
+        raise InvalidTensor("an output is requested twice")
     if len(inference.inputs) != 1:
         raise InvalidTensor("send one input, `image` or `pixels`")
     [tensor] = inference.inputs
     check_count(tensor.shape[0] if len(tensor.shape) in (1, 4) else 1, settings)
-    return inference, _read_pictures(tensor, body[end:])
+    return inference, _read_images(tensor, body[end:])
 
 
-def _read_length(text: str, most: int) -> int:
-    if not text.isdecimal() or len(text) > _MOST_DIGITS or int(text) > most:
+def _read_length(text: str, maximum: int) -> int:
+    if not text.isdecimal() or len(text) > _MAX_LENGTH_DIGITS or int(text) > maximum:
         raise InvalidTensor("Inference-Header-Content-Length is not a length within the body")
     return int(text)
 
 
-def write_inference(inference: Inference, results: Sequence[Found], metadata: Metadata) -> tuple[bytes, int | None]:
-    """Returns the answer, and the length of its JSON where tensors follow behind that.
+def write_inference(
+    inference: Inference, results: Sequence[DetectionResult], metadata: Metadata
+) -> tuple[bytes, int | None]:
+    """Returns the response's body, and the length of its JSON if binary tensors follow, else None.
 
-    Pictures with fewer detections than others are filled up with rows of score 0, label -1 and an empty name.
+    Images with fewer detections than others are padded with rows of score 0, label -1 and an empty name.
     """
     arrays, known = _stack(results, metadata), describe_outputs(metadata)
     binary = inference.parameters.binary_data_output
@@ -156,10 +158,10 @@ def write_inference(inference: Inference, results: Sequence[Found], metadata: Me
     return b"".join([head, *tail]), len(head) if tail else None
 
 
-def _read_pictures(tensor: Input, tail: bytes) -> list[bytes | NDArray[np.uint8]]:
+def _read_images(tensor: Input, tail: bytes) -> list[bytes | NDArray[np.uint8]]:
     size = tensor.parameters.binary_data_size
     if len(tail) != (size or 0) or (size is None) == (tensor.data is None):
-        raise InvalidTensor(f"{tensor.name} needs data in the JSON, or binary_data_size bytes behind it")
+        raise InvalidTensor(f"{tensor.name} needs data in the JSON, or binary_data_size bytes after it")
     if (tensor.name, tensor.datatype, len(tensor.shape)) == ("image", "BYTES", 1):
         files = _split(tail, tensor.shape[0]) if tensor.data is None else _decode_base64(tensor.data)
         if len(files) != tensor.shape[0]:
@@ -173,11 +175,11 @@ def _read_pictures(tensor: Input, tail: bytes) -> list[bytes | NDArray[np.uint8]
     raise InvalidTensor("send `image`, BYTES of shape [n], or `pixels`, UINT8 of shape [n, height, width, 3]")
 
 
-def _split(tail: bytes, most: int) -> list[bytes]:
-    """Takes apart elements that each follow their length, four bytes, the lowest first; one too many is the last."""
+def _split(tail: bytes, maximum: int) -> list[bytes]:
+    """Splits elements that are each prefixed by their length (uint32, little-endian); stops at `maximum` + 1."""
     elements: list[bytes] = []
     at = 0
-    while at < len(tail) and len(elements) <= most:
+    while at < len(tail) and len(elements) <= maximum:
         end = at + 4 + int.from_bytes(tail[at : at + 4], "little")
         if at + 4 > len(tail) or end > len(tail):
             raise InvalidTensor("an element of image is longer than the body")
@@ -190,33 +192,33 @@ def _decode_base64(data: Sequence[Any]) -> list[bytes]:
     try:
         return [binascii.a2b_base64(element, strict_mode=True) for element in data]
     except (ValueError, TypeError) as error:
-        raise InvalidTensor(f"in JSON, elements of image are base64: {error}") from error
+        raise InvalidTensor(f"in JSON, elements of image must be base64: {error}") from error
 
 
 def _to_pixels(data: Sequence[Any]) -> NDArray[np.uint8]:
     try:
         values = np.asarray(data)
     except ValueError as error:
-        raise InvalidTensor(f"the values of pixels form no rectangle: {error}") from error
+        raise InvalidTensor(f"the values of pixels do not form a rectangular array: {error}") from error
     if values.dtype.kind != "i" or values.min() < 0 or values.max() > 255:
-        raise InvalidTensor("the values of pixels are whole numbers from 0 to 255")
+        raise InvalidTensor("the values of pixels must be whole numbers from 0 to 255")
     return values.astype(np.uint8)
 
 
-def _stack(results: Sequence[Found], metadata: Metadata) -> dict[str, Array]:
-    pictures, rows = len(results), max(len(result.detections.scores) for result in results)
-    boxes = np.zeros((pictures, rows, 4), "<f4")
-    scores = np.zeros((pictures, rows), "<f4")
-    indices = np.full((pictures, rows), -1, "<i8")
-    keypoints = np.zeros((pictures, rows, len(metadata.skeleton.joints), 3), "<f4")
-    for picture, result in enumerate(results):
+def _stack(results: Sequence[DetectionResult], metadata: Metadata) -> dict[str, Array]:
+    images, rows = len(results), max(len(result.detections.scores) for result in results)
+    boxes = np.zeros((images, rows, 4), "<f4")
+    scores = np.zeros((images, rows), "<f4")
+    indices = np.full((images, rows), -1, "<i8")
+    keypoints = np.zeros((images, rows, len(metadata.skeleton.joints), 3), "<f4")
+    for image, result in enumerate(results):
         found = result.detections
         count = len(found.scores)
-        boxes[picture, :count], scores[picture, :count] = found.boxes_xyxy, found.scores
-        indices[picture, :count] = found.labels
+        boxes[image, :count], scores[image, :count] = found.boxes_xyxy, found.scores
+        indices[image, :count] = found.labels
         if found.keypoints is not None:
-            keypoints[picture, :count] = found.keypoints
-    names = np.array([*metadata.labels, ""], object)[indices]  # -1 takes the last
+            keypoints[image, :count] = found.keypoints
+    names = np.array([*metadata.labels, ""], object)[indices]  # -1 selects the empty name
     arrays = {"boxes": boxes, "scores": scores, "labels": indices, "names": names}
     return arrays | ({"keypoints": keypoints} if metadata.skeleton.joints else {})
 

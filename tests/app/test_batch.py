@@ -141,7 +141,7 @@ async def test_bodies_that_memory_has_no_room_for_are_refused(serve: Serve) -> N
         first, second = (asyncio.create_task(client.post("/detect", content=stream())) for _ in range(2))
         await client.until("centernet_body_bytes", 200)
         assert (await client.detect()).status_code == 200
-        check_problem(await first, 408, "slow-body", "no room left")
+        check_problem(await first, 408, "slow-body", "aborted to free memory")
         await client.until("centernet_body_bytes", 100)
         stay.set()
         check_problem(await second, 422, "broken-image")

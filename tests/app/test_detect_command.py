@@ -21,7 +21,7 @@ from anyio.from_thread import start_blocking_portal
 from numpy.typing import NDArray
 from PIL import Image
 
-from app.files.command import in_order, run
+from app.files.command import map_in_order, run
 from app.settings import Settings
 from model.canvas import Canvases
 from model.detector import Detections, Detector
@@ -286,24 +286,24 @@ def test_next_run_does_not_find_the_copies_of_the_last(detect: Run) -> None:
     ("arguments", "words"),
     [
         (["missing.jpg"], "missing.jpg: there is no such file"),
-        (["*.jpg"], "*.jpg: no photo or video is named so"),
+        (["*.jpg"], "*.jpg: no photo or video matches"),
         (["empty"], "empty: no photos in this folder"),
         (["a.png", "--model", "missing.onnx"], "model: there is no file missing.onnx"),
         (["a.png", "--model", "a.png"], "a.png: it cannot be opened"),
         (["a.png", "--provider", "tpu"], "provider: "),
         (["a.png", "--threads", "0"], "threads: "),
         (["a.png", "--labels", "pink"], "unknown: 'pink'; the model knows: red, green, blue"),
-        (["a.png", "--csv", "b.jpg"], "b.jpg is named as a picture"),
+        (["a.png", "--csv", "b.jpg"], "b.jpg is named like an image"),
         (["a.png", "--csv", "-", "--jsonl", "-"], "cannot both go to the same place"),
         (["a.png", "--csv", "notes", "--jsonl", "notes"], "cannot both go to the same place"),
         (["a.png", "--csv", "missing/found.csv"], "missing/found.csv"),
-        (["a.png", "notes", "--csv", "notes"], "notes is one of the pictures"),
+        (["a.png", "notes", "--csv", "notes"], "notes is one of the inputs"),
         (["a.png", "--annotated", "notes"], "notes"),
-        (["a.png", "--annotated", "."], "a.png is one of the pictures"),
-        (["in", "--annotated", "in"], "in/a.png is one of the pictures"),
-        (["in", "--annotated", "linked"], "linked/a.png is one of the pictures"),
+        (["a.png", "--annotated", "."], "a.png is one of the inputs"),
+        (["in", "--annotated", "in"], "in/a.png is one of the inputs"),
+        (["in", "--annotated", "linked"], "linked/a.png is one of the inputs"),
         (["a.png", "in/a.png", "--annotated", "out"], "out/a.png would be the copy of 2 files"),
-        (["a.png", "--url", "localhost"], "localhost is no address"),
+        (["a.png", "--url", "localhost"], "localhost is not a valid address"),
     ],
 )
 def test_unusable_arguments_end_with_two_and_touch_nothing(detect: Run, arguments: list[str], words: str) -> None:
@@ -353,7 +353,7 @@ def test_arguments_that_the_server_refuses(detect: Run, url: str, arguments: lis
 @pytest.mark.anyio
 @pytest.mark.parametrize(
     ("detection", "words"),
-    [(None, "no answer from http://"), (RED_FOUND, "the server's model colours has been swapped meanwhile")],
+    [(None, "no response from http://"), (RED_FOUND, "the server's model colours was replaced in the meantime")],
 )
 async def test_server_that_goes_away_or_changes_ends_the_run(
     detect: Run, monkeypatch: pytest.MonkeyPatch, detection: dict[str, Any] | None, words: str
@@ -401,7 +401,7 @@ def test_no_more_than_allowed_is_read_ahead_and_order_is_kept() -> None:
         return index
 
     with start_blocking_portal() as portal:
-        for result in in_order(portal, work, read(), 3):
+        for result in map_in_order(portal, work, read(), 3):
             assert result == given
             given += 1
     assert given == 20

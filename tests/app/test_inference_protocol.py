@@ -159,7 +159,7 @@ async def test_one_picture_may_do_without_its_first_axis(client: Client) -> None
         ({"name": "pixels", "datatype": "UINT8", "shape": [1, 1, 1, 3], "data": [1, 2]}, "2 values, not 3"),
         ({"name": "pixels", "datatype": "UINT8", "shape": [1, 1, 1, 3], "data": [1, 2, 256]}, "0 to 255"),
         ({"name": "pixels", "datatype": "UINT8", "shape": [1, 1, 1, 3], "data": [1, 2, 0.5]}, "0 to 255"),
-        ({"name": "pixels", "datatype": "UINT8", "shape": [1, 1, 1, 3], "data": [[1, 2], [3]]}, "no rectangle"),
+        ({"name": "pixels", "datatype": "UINT8", "shape": [1, 1, 1, 3], "data": [[1, 2], [3]]}, "rectangular array"),
         ({"name": "pixels", "datatype": "UINT8", "shape": [1, 1, 1, 3], "data": []}, "0 to 255"),
     ],
 )
@@ -186,7 +186,9 @@ async def test_garbled_requests(client: Client) -> None:
 async def test_a_refusal_does_not_grow_with_the_request(client: Client) -> None:
     route, tensor = "/v2/models/colours/infer", {"name": "image", "shape": [1], "datatype": "BYTES", "data": ["AAAA"]}
     wanted = {"name": "boxes"}
-    check_error(await client.post(route, json={"inputs": [tensor], "outputs": [wanted, wanted]}), 400, "named twice")
+    check_error(
+        await client.post(route, json={"inputs": [tensor], "outputs": [wanted, wanted]}), 400, "requested twice"
+    )
     for garbled in (
         {"inputs": [tensor | {"shape": [0] * 1000}]},
         {"inputs": [{}] * 1000},

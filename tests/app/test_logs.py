@@ -101,5 +101,5 @@ async def test_keys_are_not_logged(serve: Serve, capsys: pytest.CaptureFixture[s
             await client.post("/detect", content=PHOTO_PNG, headers={"authorization": f"Bearer {key}"})
             await client.post("/v1/vision/detection", files={"image": PHOTO_PNG}, data={"api_key": key})
     logged = capsys.readouterr().err
-    assert "A key is needed" in logged
+    assert "An API key is required" in logged
     assert "-key" not in logged

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 
-from app.bench.load import build_request, keep_busy
-from app.bench.local_server import serving
+from app.bench.load import build_request, run_clients
+from app.bench.local_server import run_server
 
 
 def serve(flags: Sequence[str], photos: Sequence[bytes], connections: int, processes: int, seconds: float) -> float:
@@ -15,7 +15,7 @@ def serve(flags: Sequence[str], photos: Sequence[bytes], connections: int, proce
     share = max(1, connections // processes)
     flags = [*flags, f"--max-queue={4 * share + 64}", "--log-level=warning"]
     with contextlib.ExitStack() as stack:
-        ports = [stack.enter_context(serving(flags)) for _ in range(processes)]
+        ports = [stack.enter_context(run_server(flags)) for _ in range(processes)]
         # by spawn: what a GPU has been used by cannot be forked
         clients = stack.enter_context(ProcessPoolExecutor(processes, get_context("spawn")))
         for duration in (1.0, seconds):  # the first is to warm up
@@ -25,7 +25,7 @@ def serve(flags: Sequence[str], photos: Sequence[bytes], connections: int, proce
 
 def _ask(port: int, photos: Sequence[bytes], seconds: float, connections: int) -> int:
     requests = [build_request(photo) for photo in photos]
-    seen = asyncio.run(keep_busy(port, requests, seconds, connections))
+    seen = asyncio.run(run_clients(port, requests, seconds, connections))
     if set(seen.statuses) != {200}:
         raise RuntimeError(f"the server answered {dict(seen.statuses)}")
     return len(seen.seconds)

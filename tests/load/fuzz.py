@@ -14,7 +14,7 @@ import httpx
 import numpy as np
 from PIL import Image
 
-from app.bench.local_server import serving
+from app.bench.local_server import run_server
 from tests.app.colours import PHOTO, save_model
 from tests.load.server import read_metrics
 
@@ -150,7 +150,7 @@ def main() -> None:
     print(f"seed {options.seed}", flush=True)
     with tempfile.TemporaryDirectory() as name, tempfile.TemporaryFile() as log:
         model = save_model(Path(name) / "colours.onnx")
-        with serving([f"--model={model}", "--provider=cpu", "--log-level=warning", *arguments], log) as port:
+        with run_server([f"--model={model}", "--provider=cpu", "--log-level=warning", *arguments], log) as port:
             statuses, longest, failed, memory = Counter[int](), 0.0, list[Request](), list[float]()
             asyncio.run(send_largest(port))
             for part in range(_PARTS):

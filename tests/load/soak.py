@@ -11,8 +11,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from app.bench.bench import draw_photo
-from app.bench.load import Connection, Seen, build_request, keep_busy
-from app.bench.local_server import serving
+from app.bench.load import ClientStats, Connection, build_request, run_clients
+from app.bench.local_server import run_server
 from tests.load.server import read_metrics
 
 _CLIENTS = 16
@@ -21,20 +21,20 @@ _TIMEOUT_SECONDS = 5.0  # that each request of the overload asks for
 _VANISHING = 0.1  # of the requests: their client hangs up before the answer
 
 
-async def ask_in_turn(port: int, request: bytes, seconds: float, vanishing: float) -> Seen:
+async def ask_in_turn(port: int, request: bytes, seconds: float, vanishing: float) -> ClientStats:
     """Has so many clients of the usual ones hang up before their answer."""
     randoms = [np.random.default_rng(number) for number in range(_CLIENTS)]
 
-    async def send(number: int, connection: Connection, request: bytes, seen: Seen) -> None:
+    async def send(number: int, connection: Connection, request: bytes, seen: ClientStats) -> None:
         is_vanishing = randoms[number].random() < vanishing
-        await (connection.vanish(request, seen) if is_vanishing else connection.post(request, seen))
+        await (connection.disconnect(request, seen) if is_vanishing else connection.post(request, seen))
 
-    return await keep_busy(port, [request], seconds, _CLIENTS, send)
+    return await run_clients(port, [request], seconds, _CLIENTS, send)
 
 
-async def send_at_rate(port: int, request: bytes, seconds: float, rate: float) -> Seen:
+async def send_at_rate(port: int, request: bytes, seconds: float, rate: float) -> ClientStats:
     """Sends `rate` requests a second, whether the earlier ones are answered or not."""
-    seen, idle, tasks = Seen(), list[Connection](), set[asyncio.Task[None]]()
+    seen, idle, tasks = ClientStats(), list[Connection](), set[asyncio.Task[None]]()
 
     async def ask() -> None:
         connection = idle.pop() if idle else Connection(port)
@@ -60,14 +60,14 @@ def serving_apart(flags: Sequence[str]) -> Iterator[int]:
     half = len(cpus) // 2
     os.sched_setaffinity(0, cpus[half:])
     try:
-        with serving(flags) as port:
+        with run_server(flags) as port:
             os.sched_setaffinity(0, cpus[:half] or cpus)
             yield port
     finally:
         os.sched_setaffinity(0, cpus)
 
 
-def measure_pace(seen: Seen, started: float, seconds: float) -> float:
+def measure_pace(seen: ClientStats, started: float, seconds: float) -> float:
     """Answers a second that came in time while requests were sent, until the last of them."""
     moments = [moment for moment in seen.moments if moment <= started + seconds]
     late = sum(each > _TIMEOUT_SECONDS for each in seen.seconds[: len(moments)])
@@ -90,7 +90,7 @@ def main() -> None:
     request, hasty_request = build_request(photo), build_request(photo, f"?timeout={_TIMEOUT_SECONDS}")
     with serving_apart(["--log-level=warning", *arguments]) as port:
         asyncio.run(ask_in_turn(port, request, 3, 0))
-        capacities, goodputs, seen = [], [], Seen()
+        capacities, goodputs, seen = [], [], ClientStats()
         for _ in range(options.rounds):  # in turn: the machine's own pace changes
             started = time.perf_counter()
             full = asyncio.run(ask_in_turn(port, request, options.seconds, 0))
@@ -122,12 +122,13 @@ def main() -> None:
         status: int(after[f"status:{status}"] - before[f"status:{status}"]) for status in (200, 499, 500, 503, 504)
     }
     statuses = first.statuses + rest.statuses
+    gone = first.disconnected + rest.disconnected
     print(
-        f"{options.minutes:g} minutes: answers {dict(statuses)}, {first.vanished + rest.vanished} clients vanished;"
+        f"{options.minutes:g} minutes: answers {dict(statuses)}, {gone} clients disconnected;"
         f" the server counted {counted}, {int(after['centernet_requests_in_flight'])} stuck;"
         f" memory {early[memory] / 2**20:.0f} MiB after a minute, {100 * growth:+.1f} % at the end"
     )
-    agree = statuses[200] <= counted[200] <= statuses[200] + first.vanished + rest.vanished
+    agree = statuses[200] <= counted[200] <= statuses[200] + gone
     is_good = (
         share >= 0.95
         and seen.statuses[504] + seen.statuses[500] + seen.statuses[0] == 0

@@ -129,7 +129,7 @@ def test_a_killed_run_goes_on_with_what_is_missing(start: Start, tmp_path: Path)
         ),
         (("nowhere", "found"), "no photos in this folder"),
         (("nonsense://photos", "found"), "nonsense://photos: Unrecognized filesystem"),
-        (("photos", "other"), "it has no column 'file': name a folder of its own"),
+        (("photos", "other"), "it has no column 'file': use a separate folder"),
         (("photos", "found", "--labels", "cat"), "cat"),
     ],
 )

@@ -1,24 +1,24 @@
-// The camera as a source of pictures.
+// The camera as an image source.
 
 import { Refusal } from "./service.js";
 
 const REASONS = {
-  NotAllowedError: "The browser may not use it. Allow it in the browser's settings of this site, then try again.",
-  NotFoundError: "None is connected.",
-  NotReadableError: "Another program uses it. Close that one, then try again.",
+  NotAllowedError: "Access is blocked. Allow it in the browser's settings for this site, then try again.",
+  NotFoundError: "No camera is connected.",
+  NotReadableError: "Another program is using it. Close that program, then try again.",
 };
 
-/** Shows what the camera sees in `video`, until `closeCamera`; throws `Refusal`. */
+/** Shows the camera's stream in `video`, until `closeCamera`; throws `Refusal`. */
 export async function openCamera(video) {
   if (!navigator.mediaDevices) {
     throw new Refusal(
       "No camera here",
-      "Browsers give it to pages over HTTPS or on localhost alone. A phone offers its own where you choose a picture.",
+      "Browsers allow it only over HTTPS or on localhost. A phone offers its camera when you choose a picture.",
     );
   }
   try {
-    const wish = { facingMode: "environment", width: { ideal: 1280 }, height: { ideal: 720 } };
-    video.srcObject = await navigator.mediaDevices.getUserMedia({ video: wish });
+    const constraints = { facingMode: "environment", width: { ideal: 1280 }, height: { ideal: 720 } };
+    video.srcObject = await navigator.mediaDevices.getUserMedia({ video: constraints });
     await video.play();
   } catch (error) {
     closeCamera(video);
@@ -32,7 +32,7 @@ export function closeCamera(video) {
   video.srcObject = null;
 }
 
-/** Returns what the camera sees now, as a JPEG file. */
+/** Returns the current frame as a JPEG file. */
 export async function takePicture(video) {
   const canvas = document.createElement("canvas");
   canvas.width = video.videoWidth;

@@ -1,2 +1,2 @@
-// The parts of the page, by their ids.
+// The page's elements by id.
 export const element = Object.fromEntries([...document.querySelectorAll("[id]")].map((each) => [each.id, each]));

@@ -1,4 +1,4 @@
-// The page: a picture is chosen, dropped, pasted or taken, and asked about once.
+// The page: a picture is chosen, dropped, pasted or taken, and sent once.
 
 import { closeCamera, openCamera, takePicture } from "./camera.js";
 import { element } from "./elements.js";
@@ -7,7 +7,7 @@ import { Refusal, detect, fetchModels } from "./service.js";
 
 let asking = new AbortController();
 
-/** Ends what was under way, and its answer; returns the signal of what begins with a picture called `name`. */
+/** Aborts the current request and resets the page for a picture called `name`; returns the new abort signal. */
 function begin(name) {
   asking.abort();
   asking = new AbortController();
@@ -22,7 +22,7 @@ function finish(signal) {
   if (!signal.aborted) element.progress.hidden = true;
 }
 
-/** Shows a picture and what is found in it, with a note of [title, detail] if need be. */
+/** Shows a picture and its detections, with an optional note [title, detail]. */
 async function show(file, note) {
   leaveCamera();
   const signal = begin(file.name || "photo.jpg");
@@ -41,7 +41,7 @@ async function show(file, note) {
   }
 }
 
-/** Puts a file into the page's <img>, and waits until the browser has read it, or cannot. */
+/** Loads a file into the page's <img> and waits until the browser has decoded it or failed to. */
 async function load(file) {
   URL.revokeObjectURL(element.photo.src);
   const read = new Promise((done) => {
@@ -53,7 +53,7 @@ async function load(file) {
   element.photo.hidden = element.photo.naturalHeight === 0;
 }
 
-/** Whether the browser shows the picture, as upright as the server sees it; its size may differ by EXIF's density. */
+/** Whether the browser shows the picture with the server's orientation; EXIF's density may change its size only. */
 function isSeen({ width, height }) {
   const { naturalWidth, naturalHeight } = element.photo;
   return naturalHeight > 0 && Math.abs((naturalWidth * height) / (naturalHeight * width) - 1) < 0.02;
@@ -112,7 +112,7 @@ function leaveCamera() {
 
 function setLive(on) {
   element.live.ariaPressed = on;
-  element.status.ariaLive = on ? "off" : "polite"; // nobody wants to hear every frame
+  element.status.ariaLive = on ? "off" : "polite"; // screen readers would announce every frame
 }
 
 element.camera.addEventListener("click", async () => {
@@ -145,7 +145,7 @@ element.live.addEventListener("click", async () => {
     while (!signal.aborted && element.live.ariaPressed === "true") {
       const { answer, milliseconds } = await detect(await takePicture(element.video), signal);
       present(answer, milliseconds);
-      await new Promise(requestAnimationFrame); // none comes while the page is hidden
+      await new Promise(requestAnimationFrame); // pauses while the page is hidden
     }
   } catch (error) {
     if (signal.aborted) return;
@@ -171,7 +171,7 @@ forget("photo.jpg");
 try {
   const models = await fetchModels();
   const [{ name, labels, skeleton, input, provider, precision, threshold }] = models.values();
-  element.threshold.defaultValue = Math.round(100 * threshold); // a slider that was moved already stays
+  element.threshold.defaultValue = Math.round(100 * threshold); // keeps a value that the user has already set
   setModels(models);
   const knows = [labels.length === 1 ? labels[0].label : `${labels.length} classes`];
   if (skeleton.joints.length) knows.push(`${skeleton.joints.length} joints`);

@@ -1,14 +1,14 @@
-// Boxes and labels over a picture, as model/draw.py draws them: the same colours and the same places for labels.
+// Boxes and labels over a picture, with the same colours and label positions as in model/draw.py.
 
 const LINE = 2; // CSS pixels, as all sizes here
 const FONT = "600 12px system-ui, sans-serif";
 const TAG_HEIGHT = 18;
 const TAG_MARGIN = 5;
-const LEAST_JOINT_SCORE = 0.2; // as in model/draw.py
+const MIN_JOINT_SCORE = 0.2; // as in model/draw.py
 
 /** Returns the [red, green, blue] of class `index`, 0 to 255, as `choose_colour` of model/draw.py. */
 export function chooseColour(index) {
-  const hue = (0.02 + index * 0.618034) % 1; // steps of the golden ratio keep near indices far apart
+  const hue = (0.02 + index * 0.618034) % 1; // golden-ratio steps give neighbouring indices distinct hues
   const saturation = [0.85, 0.65][Math.floor(index / 8) % 2];
   const channel = (n) => {
     const k = (n + hue * 6) % 6;
@@ -22,7 +22,7 @@ function contrast([red, green, blue]) {
   return 0.299 * red + 0.587 * green + 0.114 * blue > 127 ? "rgb(20 20 20)" : "white";
 }
 
-/** Returns where a picture of this size lies in a canvas that shows all of it: {left, top, width, height}. */
+/** Returns the rectangle of a picture that is scaled to fit the canvas: {left, top, width, height}. */
 function place(canvas, { width, height }) {
   const scale = Math.min(canvas.clientWidth / width, canvas.clientHeight / height);
   return {
@@ -33,7 +33,7 @@ function place(canvas, { width, height }) {
   };
 }
 
-/** Returns where a box of the picture lies in the canvas, on whole pixels of the screen: blurred lines look weak. */
+/** Returns a box in canvas coordinates, snapped to whole device pixels for sharp lines. */
 function toCanvas(box, size, frame) {
   const snap = (value) => Math.round(value * window.devicePixelRatio) / window.devicePixelRatio;
   const x = frame.width / size.width;
@@ -47,10 +47,10 @@ function toCanvas(box, size, frame) {
 }
 
 /**
- * Draws detections (the surest first) of a picture of `size` {width, height} over the whole canvas.
+ * Draws detections, sorted by descending score, of a picture of `size` {width, height} over the whole canvas.
  *
- * `colourOf` gives a detection's colour; `edges` are the pairs of its joints, by index, that a line connects; `lit`, if
- * not null, is the one to bring out; `sheet` asks for a plain ground where there is no picture below.
+ * `colourOf` returns a detection's colour; `edges` are pairs of joint indices to connect by lines; `lit` is the
+ * detection to highlight, or null; `sheet` fills the background where the picture cannot be shown.
  */
 export function draw(canvas, size, detections, colourOf, edges, lit, sheet) {
   const ratio = window.devicePixelRatio;
@@ -64,13 +64,13 @@ export function draw(canvas, size, detections, colourOf, edges, lit, sheet) {
     context.fillStyle = "rgb(128 128 128 / 25%)";
     context.fillRect(frame.left, frame.top, frame.width, frame.height);
   }
-  const order = [...detections].reverse().filter((each) => each !== lit); // the surest on top, and `lit` above it
+  const order = [...detections].reverse().filter((each) => each !== lit); // the highest score on top, `lit` above all
   if (lit) order.push(lit);
   for (const each of order) {
     const { left, top, right, bottom } = toCanvas(each.box, size, frame);
     const colour = colourOf(each);
     context.globalAlpha = lit && each !== lit ? 0.3 : 1;
-    // the rim shows the box where the picture has its colour
+    // the contrasting outline keeps the box visible on a background of its colour
     for (const [ink, width] of [[contrast(colour), LINE + 2], [`rgb(${colour})`, LINE]]) {
       context.strokeStyle = ink;
       context.lineWidth = each === lit ? width + 2 : width;
@@ -96,11 +96,11 @@ export function draw(canvas, size, detections, colourOf, edges, lit, sheet) {
   }
 }
 
-/** Draws the joints that are sure enough, and the lines between them. */
+/** Draws the joints with a sufficient score, and the lines between them. */
 function drawJoints(context, keypoints, edges, colour, size, frame) {
   const [x, y] = [frame.width / size.width, frame.height / size.height];
   const places = keypoints.map((joint) => [frame.left + joint.x * x, frame.top + joint.y * y]);
-  const isSure = (index) => keypoints[index].score >= LEAST_JOINT_SCORE;
+  const isSure = (index) => keypoints[index].score >= MIN_JOINT_SCORE;
   const lines = new Path2D();
   const dots = new Path2D();
   for (const [one, other] of keypoints.length ? edges : []) {
@@ -123,7 +123,7 @@ function drawJoints(context, keypoints, edges, colour, size, frame) {
   }
 }
 
-/** Returns where a label goes: above its box, in its top, below it, or in its bottom, the first that is free. */
+/** Returns a label's rectangle: above its box, inside its top, below it or inside its bottom, the first that is free. */
 function findSpot(box, width, frame, taken) {
   const left = Math.max(frame.left, Math.min(box.left - LINE / 2, frame.left + frame.width - width));
   const tops = [box.top - TAG_HEIGHT, box.top, box.bottom, box.bottom - TAG_HEIGHT];
@@ -135,7 +135,7 @@ function findSpot(box, width, frame, taken) {
   return inside.find((spot) => !taken.some((other) => overlap(spot, other))) ?? inside[0];
 }
 
-/** Returns the smallest of the detections at a point of the canvas, in CSS pixels from its corner, or null. */
+/** Returns the smallest detection at a point of the canvas, in CSS pixels from its corner, or null. */
 export function findAt(canvas, size, detections, x, y) {
   const frame = place(canvas, size);
   const area = ({ box }) => (box.x_max - box.x_min) * (box.y_max - box.y_min);

@@ -1,4 +1,4 @@
-// From an answer to what is shown of it: slider and classes act here, and nothing is asked again.
+// Renders a response; the slider and the classes filter it on the client, without another request.
 
 import { element } from "./elements.js";
 import { chooseColour, draw, findAt } from "./overlay.js";
@@ -6,22 +6,22 @@ import { writeCurl, writeJson } from "./service.js";
 
 const state = {
   models: new Map(),
-  name: "", // what the command calls the picture
+  name: "", // the picture's file name, for the curl command
   answer: null,
-  sheet: false, // boxes are drawn on an empty sheet: the browser cannot show the picture
-  shown: [], // the detections that pass slider and classes
-  best: new Map(), // the best score of each label seen: what there is to choose from
-  chosen: new Set(), // labels to show; none for all
-  pointed: null, // the detection below the pointer
+  sheet: false, // the boxes are drawn on a blank background: the browser cannot show the picture
+  shown: [], // the detections that pass the slider and the classes
+  best: new Map(), // the highest score of each label seen: the classes on offer
+  chosen: new Set(), // labels to show; empty for all
+  pointed: null, // the detection under the pointer
 };
 
-/** Takes in what is served, by name: a label's place in its model gives the colour. */
+/** Sets the served models by name: a label's index in its model determines the colour. */
 export function setModels(models) {
   state.models = models;
   render();
 }
 
-/** Empties the results, for a picture called `name` that has no answer yet. */
+/** Clears the results, for a picture called `name` that has no response yet. */
 export function forget(name) {
   const best = new Map([...state.chosen].map((label) => [label, 0]));
   Object.assign(state, { name, answer: null, sheet: false, best });
@@ -29,7 +29,7 @@ export function forget(name) {
   render();
 }
 
-/** Shows an answer that took `milliseconds` in all; on a `sheet` where the picture itself cannot be seen. */
+/** Shows a response and its round-trip time; on a blank `sheet` if the picture itself cannot be shown. */
 export function present(answer, milliseconds, sheet = false) {
   Object.assign(state, { answer, sheet });
   for (const { label, score } of answer.detections) state.best.set(label, Math.max(score, state.best.get(label) ?? 0));
@@ -91,7 +91,7 @@ function renderOverlay() {
   const edges = state.models.get(state.answer?.model)?.skeleton.edges ?? [];
   draw(element.overlay, state.answer?.image, state.shown, colourOf, edges, lit, state.sheet);
   element.overlay.ariaLabel = state.answer ? `${state.name} with ${state.shown.length} boxes` : "No picture yet";
-  const stop = Math.max(0, state.shown.indexOf(focused)); // the one row that Tab reaches; arrows go on from there
+  const stop = Math.max(0, state.shown.indexOf(focused)); // the one row in the tab order; arrow keys reach the others
   [...element.objects.children].forEach((row, index) => {
     row.ariaSelected = state.shown[index] === lit;
     row.tabIndex = index === stop ? 0 : -1;
@@ -114,7 +114,7 @@ function point(detection) {
   renderOverlay();
 }
 
-/** Gives `parent` as many children as there are `values`; those it has stay, with focus and pointer on them. */
+/** Gives `parent` one child per value, reusing its children so that they keep focus and hover. */
 function match(parent, values, create, update) {
   while (parent.children.length > values.length) parent.lastElementChild.remove();
   while (parent.children.length < values.length) parent.append(create());
@@ -159,7 +159,7 @@ element.objects.addEventListener("keydown", (event) => {
 for (const button of document.querySelectorAll("[data-copy]")) {
   button.addEventListener("click", () => {
     getSelection().selectAllChildren(element[button.dataset.copy]);
-    document.execCommand("copy"); // navigator.clipboard is there over HTTPS and on localhost alone
+    document.execCommand("copy"); // navigator.clipboard exists only over HTTPS and on localhost
     button.textContent = "Copied";
     setTimeout(() => (button.textContent = "Copy"), 2000);
   });

@@ -1,4 +1,4 @@
-"""Pictures on disk: photos by name, folder or glob, and the frames of videos."""
+"""The command's inputs: photos by name, folder or glob, and the frames of videos."""
 
 import contextlib
 import dataclasses
@@ -19,33 +19,33 @@ VIDEO_SUFFIXES = {
     *(".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".wmv", ".flv"),
     *(".3gp", ".ogv"),
 }
-_FALLBACK_PER_SECOND = 25.0  # for a video that does not say
+_DEFAULT_FRAME_RATE = 25.0  # for videos without one
 
 
-class NoPictures(Exception):
-    """A path names nothing that can be looked at."""
+class NoImages(Exception):
+    """A path names no photo or video."""
 
 
 class UnreadableFile(Exception):
-    """A file was found and cannot be read."""
+    """A file exists but cannot be read."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """A photo or a video; `name` is its path below the folder or glob that it was found by, else its file name."""
+    """A photo or a video; `name` is its path relative to the folder or glob that found it, else its file name."""
 
     path: Path
     name: Path
 
     @property
     def is_video(self) -> bool:
-        """Whether it has frames; its suffix says so."""
+        """Whether the file is a video, by its suffix."""
         return self.path.suffix.lower() in VIDEO_SUFFIXES
 
 
 @dataclasses.dataclass(frozen=True)
 class Frame:
-    """Where in its video a picture is, and how many pictures a second are taken from there."""
+    """A frame's index and time in its video, and the rate of the processed frames."""
 
     index: int
     seconds: float
@@ -53,8 +53,8 @@ class Frame:
 
 
 @dataclasses.dataclass(frozen=True)
-class Picture:
-    """One picture to look at: an image file, RGB pixels (h, w, 3) of a `frame`, or why there is none."""
+class InputImage:
+    """One image to process: an image file, RGB pixels (h, w, 3) of a `frame`, or the error that occurred."""
 
     source: Source
     content: Path | NDArray[np.uint8] | UnreadableFile
@@ -64,20 +64,21 @@ class Picture:
         return str(self.source.path) + ("" if self.frame is None else f", frame {self.frame.index}")
 
 
-def find_sources(paths: Sequence[str], apart_from: Path | None = None) -> list[Source]:
-    """Returns what files, folders (their photos, however deep) and globs (photos and videos) name, each file once.
+def find_sources(paths: Sequence[str], exclude: Path | None = None) -> list[Source]:
+    """Returns the photos and videos that the paths name, each file once; raises `NoImages`.
 
-    What lies in the folder `apart_from` is not searched, unless the search begins there. Raises `NoPictures`.
+    Folders are searched recursively for photos, globs match photos and videos. Files in the folder `exclude` are
+    skipped, unless the search starts there.
     """
     sources: dict[Path, Source] = {}
     for path in paths:
-        for source in _expand(path, apart_from):
+        for source in _expand(path, exclude):
             sources.setdefault(source.path, source)
     return list(sources.values())
 
 
-def count_pictures(sources: Sequence[Source], every: int) -> int | None:
-    """Returns how many pictures `read_pictures` should give; None where a video does not say how long it is."""
+def count_images(sources: Sequence[Source], every: int) -> int | None:
+    """Returns how many images `read_images` should yield; None if a video's frame count is unknown."""
     total = 0
     for source in sources:
         frames = _count_frames(source.path) if source.is_video else 1
@@ -87,40 +88,40 @@ def count_pictures(sources: Sequence[Source], every: int) -> int | None:
     return total
 
 
-def read_pictures(sources: Sequence[Source], every: int) -> Iterator[Picture]:
-    """Gives the photos, and of each video its first frame and then every `every`-th, read as they are asked for."""
+def read_images(sources: Sequence[Source], every: int) -> Iterator[InputImage]:
+    """Yields the photos, and of each video its first frame and then every `every`-th, read lazily."""
     for source in sources:
         if not source.is_video:
-            yield Picture(source, source.path)
+            yield InputImage(source, source.path)
             continue
         try:
             yield from _read_frames(source, every)
         except UnreadableFile as error:
-            yield Picture(source, error)
+            yield InputImage(source, error)
 
 
-def _expand(path: str, apart_from: Path | None) -> list[Source]:
+def _expand(path: str, exclude: Path | None) -> list[Source]:
     here = Path(path)
     if here.is_dir():
-        photos = _search(here, "**/*", SUFFIXES, apart_from)
+        photos = _search(here, "**/*", SUFFIXES, exclude)
         if not photos:
-            raise NoPictures(f"{path}: no photos in this folder; videos are named themselves, or by '{here}/*.mp4'")
+            raise NoImages(f"{path}: no photos in this folder; pass videos by name or as '{here}/*.mp4'")
         return photos
     if here.exists():
         return [Source(here, Path(here.name))]
     if not glob.has_magic(path):
-        raise NoPictures(f"{path}: there is no such file or folder")
+        raise NoImages(f"{path}: there is no such file or folder")
     fixed = list(itertools.takewhile(lambda part: not glob.has_magic(part), here.parts))
     pattern = str(Path(*here.parts[len(fixed) :]))
-    pictures = _search(Path(*fixed), pattern, SUFFIXES | VIDEO_SUFFIXES, apart_from)
-    if not pictures:
-        raise NoPictures(f"{path}: no photo or video is named so")
-    return pictures
+    images = _search(Path(*fixed), pattern, SUFFIXES | VIDEO_SUFFIXES, exclude)
+    if not images:
+        raise NoImages(f"{path}: no photo or video matches")
+    return images
 
 
-def _search(root: Path, pattern: str, suffixes: Collection[str], apart_from: Path | None) -> list[Source]:
-    """Returns the files that match, sorted, without what is hidden, as a shell's `*` does."""
-    within, apart = root.resolve(), apart_from and apart_from.resolve()
+def _search(root: Path, pattern: str, suffixes: Collection[str], exclude: Path | None) -> list[Source]:
+    """Returns the matching files, sorted, without hidden ones, like a shell's `*`."""
+    within, apart = root.resolve(), exclude and exclude.resolve()
     sources = [Source(file, file.relative_to(root)) for file in sorted(root.glob(pattern))]
     return [
         source
@@ -132,10 +133,10 @@ def _search(root: Path, pattern: str, suffixes: Collection[str], apart_from: Pat
     ]
 
 
-def _read_frames(source: Source, every: int) -> Iterator[Picture]:
+def _read_frames(source: Source, every: int) -> Iterator[InputImage]:
     with _opened(source.path) as video:
         per_second = video.get(cv2.CAP_PROP_FPS)
-        per_second = per_second if 0 < per_second < math.inf else _FALLBACK_PER_SECOND
+        per_second = per_second if 0 < per_second < math.inf else _DEFAULT_FRAME_RATE
         for index in itertools.count():
             if not video.grab():
                 break
@@ -146,7 +147,7 @@ def _read_frames(source: Source, every: int) -> Iterator[Picture]:
             if not taken:
                 raise UnreadableFile(f"its frame {index} cannot be decoded")
             pixels = np.asarray(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), np.uint8)
-            yield Picture(source, pixels, Frame(index, round(seconds, 3), per_second / every))
+            yield InputImage(source, pixels, Frame(index, round(seconds, 3), per_second / every))
     if not index:
         raise UnreadableFile("the video has no frame that can be decoded")
 
@@ -156,17 +157,17 @@ def _count_frames(path: Path) -> int | None:
         with _opened(path) as video:
             frames = int(video.get(cv2.CAP_PROP_FRAME_COUNT))
     except UnreadableFile:
-        return 1  # what is said of it
+        return 1  # the problem itself is reported as one image
     return frames if frames > 0 else None
 
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[cv2.VideoCapture]:
-    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # what is wrong with a video is reported, not printed
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # errors are reported by this program, not printed by FFmpeg
     video = cv2.VideoCapture(str(path.absolute()), cv2.CAP_FFMPEG)
     try:
         if not video.isOpened():
-            raise UnreadableFile("it is no video of a known format, or it is cut short")
+            raise UnreadableFile("it is not a video of a known format, or it is truncated")
         yield video
     finally:
         video.release()
