@@ -16,7 +16,7 @@ from app.deadline import LONGEST_SECONDS
 from app.keys import Digest, hash_keys
 from app.logs import LogFormat
 from model.gpu import Gpu, Provider
-from model.image import MAX_PIXELS, MOST_PIXELS
+from model.image import MAX_PIXELS, PILLOW_MAX_PIXELS
 from model.metadata import Metadata
 from model.session import count_cpus
 
@@ -92,7 +92,7 @@ class Settings(BaseSettings):
         description="most bytes of request bodies in memory; above it the slowest upload is given up, 408, or else 503",
     )
     max_request_images: int = Field(32, ge=1, description="most images in one request, if max_queue is not less")
-    max_pixels: int = Field(MAX_PIXELS, ge=1, le=MOST_PIXELS, description="largest width x height of an image")
+    max_pixels: int = Field(MAX_PIXELS, ge=1, le=PILLOW_MAX_PIXELS, description="largest width x height of an image")
     timeout_seconds: float = Field(
         30, gt=0, le=LONGEST_SECONDS, description="longest that a request may take, unless it says otherwise"
     )

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.cells import WholeMap
+from model.cells import DenseMap
 from model.codec import Targets, decode, encode
 from model.gaussian import IGNORED
 from model.heads import HeadMaps, KeypointMaps
@@ -30,7 +30,7 @@ def to_logits(heatmap: Tensor) -> Tensor:
 def as_maps(targets: Targets) -> HeadMaps:
     joints = targets.keypoints
     places, within, size, offset = (
-        WholeMap(each[None]) for each in (joints.places, joints.offset, targets.size, targets.offset)
+        DenseMap(each[None]) for each in (joints.places, joints.offset, targets.size, targets.offset)
     )
     keypoints = KeypointMaps(places, to_logits(joints.heatmap), within)
     return HeadMaps(to_logits(targets.heatmap), size, offset, keypoints)
@@ -88,13 +88,13 @@ def maps_with_peaks(peaks: dict[tuple[int, int], float]) -> HeadMaps:
     """One object, 20 cells wide and high around (30.5, 20.5), whose one joint it takes to be at (33, 20)."""
     heatmap = torch.full((1, 1, *GRID), -9.0)
     heatmap[0, 0, 20, 30] = 4.0
-    size, offset, within = (WholeMap(torch.full((1, 2, *GRID), value)) for value in (20.0, 0.5, 0.25))
+    size, offset, within = (DenseMap(torch.full((1, 2, *GRID), value)) for value in (20.0, 0.5, 0.25))
     places = torch.zeros(1, 2, *GRID)
     places[0, 0] = 3.0
     joints = torch.full((1, 1, *GRID), 1e-3)
     for (column, row), score in peaks.items():
         joints[0, 0, row, column] = score
-    return HeadMaps(heatmap, size, offset, KeypointMaps(WholeMap(places), torch.logit(joints), within))
+    return HeadMaps(heatmap, size, offset, KeypointMaps(DenseMap(places), torch.logit(joints), within))
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ def test_a_joint_goes_to_the_nearest_peak_within_reach(
 def test_a_joint_stays_in_its_box() -> None:
     maps = maps_with_peaks({(35, 21): 0.8})
     size = torch.tensor([8.0, 20.0])[None, :, None, None].expand(1, 2, *GRID)  # up to 34.5
-    narrow = maps._replace(size=WholeMap(size))
+    narrow = maps._replace(size=DenseMap(size))
     found = decode(narrow, limit=1)
     assert found.keypoints is not None
     torch.testing.assert_close(found.keypoints[0, 0, 0, :2], torch.tensor([132.0, 80.0]))

@@ -5,7 +5,7 @@ import torch
 
 from model.backbones.dla import Tree, dla34
 from model.backbones.efficientnet_lite import efficientnet_lite0, efficientnet_lite1, efficientnet_lite2
-from model.backbones.hourglass import Halving, Hourglass
+from model.backbones.hourglass import HourglassModule, Hourglass
 from model.backbones.resnet import ResNet, resnet18, resnet34, resnet50, resnet101
 from model.necks.aggregation import AggregationNeck
 from model.necks.transposed import TransposedNeck, bilinear_kernel
@@ -20,7 +20,7 @@ def test_head_maps_have_a_cell_for_every_four_pixels(backbone: str, neck: str) -
         maps = network(torch.zeros(2, 2 * stride, 3 * stride, 3, dtype=torch.uint8))
     cells = (2 * stride // 4, 3 * stride // 4)
     assert maps.heatmap.shape == (2, 7, *cells)
-    assert maps.size.whole().shape == maps.offset.whole().shape == (2, 2, *cells)
+    assert maps.size.dense().shape == maps.offset.dense().shape == (2, 2, *cells)
 
 
 def test_every_neck_fits_some_backbone_and_none_fits_hourglasses_alone() -> None:
@@ -164,11 +164,11 @@ def test_aggregation_brings_other_channels_to_those_that_double() -> None:
 
 def test_an_hourglass_adds_what_it_sees_at_half_the_size() -> None:
     torch.manual_seed(0)
-    halving = Halving((4, 6), (1, 1)).eval()
+    module = HourglassModule((4, 6), (1, 1)).eval()
     x = torch.randn(1, 4, 4, 6)
-    low = halving.low3(halving.low2(halving.low1(x)))
+    low = module.low3(module.low2(module.low1(x)))
     assert low.shape == (1, 4, 2, 3)
-    torch.testing.assert_close(halving(x), halving.up1(x) + low.repeat_interleave(2, 2).repeat_interleave(2, 3))
+    torch.testing.assert_close(module(x), module.up1(x) + low.repeat_interleave(2, 2).repeat_interleave(2, 3))
 
 
 def test_stacked_maps_all_have_heads_in_training_and_the_last_alone_after(monkeypatch: pytest.MonkeyPatch) -> None:
