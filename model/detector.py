@@ -124,7 +124,7 @@ class Detector:
         return [found[index] for index in range(len(canvases))]
 
     def detect(self, files: Sequence[bytes], max_pixels: int = image.MAX_PIXELS) -> list[Detections]:
-        """Detects objects in image files, one batch for each input shape; boxes in photo pixels, without a threshold."""
+        """Detects objects in image files, one batch per input shape; boxes in photo pixels, without a threshold."""
         prepared = [self.prepare(data, max_pixels) for data in files]
         found = self.infer([canvas.pixels for canvas in prepared])
         return [move_to_photo(rows, canvas.letterbox) for rows, canvas in zip(found, prepared, strict=True)]

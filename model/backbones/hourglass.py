@@ -70,7 +70,7 @@ class HourglassModule(nn.Module):
         self.low3 = nn.Sequential(*(Residual(inner, inner) for _ in range(repeat - 1)), Residual(inner, outer))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, widths[0], H, W) → the sum of the blocks at this size and of the upsampled inner hourglass, the same shape."""
+        """(B, widths[0], H, W) → the same shape, the sum of both paths."""
         low = self.low3(self.low2(self.low1(x)))
         y: Tensor = self.up1(x) + F.interpolate(low, scale_factor=2.0, mode="nearest")
         return y
