@@ -72,7 +72,7 @@ def choose_arrangement(
         return best
     if best.threads == 1 and best.images_per_second and best.instances / best.images_per_second < _QUICK_SECONDS:
         best = _reduce_python_overhead(best, detector, blank, settings, measure)
-    detector.give_back(blank, best.session_threads)
+    detector.release_unused(blank, best.session_threads)
     return best
 
 
@@ -113,7 +113,7 @@ def _find_fastest(detector: Detector, blank: NDArray[np.uint8], settings: Settin
 
     for count in counts:
         if threads := build(count, 1).session_threads:
-            detector.open_with(threads)
+            detector.add_session(threads)
     if len(sizes) == len(counts) == 1:
         return build(counts[0], sizes[0])
     smallest = {count: measure_trial(count, sizes[0]) for count in counts}

@@ -16,7 +16,7 @@ from app.deadline import LONGEST_SECONDS
 from app.keys import Digest, hash_keys
 from app.logs import LogFormat
 from model.gpu import Gpu, Provider
-from model.image import MAX_PIXELS, MOST_PIXELS
+from model.image import MAX_PIXELS, PILLOW_MAX_PIXELS
 from model.metadata import Metadata
 from model.session import count_cpus
 
@@ -92,7 +92,7 @@ class Settings(BaseSettings):
         description="maximum memory for request bodies; above it the oldest upload is aborted, 408, or else 503",
     )
     max_request_images: int = Field(32, ge=1, description="maximum images per request; max_queue limits it too")
-    max_pixels: int = Field(MAX_PIXELS, ge=1, le=MOST_PIXELS, description="maximum width x height of an image")
+    max_pixels: int = Field(MAX_PIXELS, ge=1, le=PILLOW_MAX_PIXELS, description="maximum width x height of an image")
     timeout_seconds: float = Field(
         30, gt=0, le=LONGEST_SECONDS, description="default timeout of a request, which may set its own"
     )

@@ -1,6 +1,6 @@
-"""What serving and training must agree on: network, encode/decode, letterbox and metadata."""
+"""Code that serving and training share: network, encoding and decoding, letterbox, metadata, ONNX sessions."""
 
 import os
 
-# ONNX Runtime 1.31 reports to its maker from its import on, and writes an id to the home directory, unless told before
+# unless set before its import, ONNX Runtime 1.31 sends telemetry and writes an id to the home directory
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")

@@ -1,4 +1,4 @@
-"""Image file or pixels → the network's input: the same for serving and for evaluation. Free of torch."""
+"""Image file or pixels → the network's input, for serving and evaluation alike. Free of torch."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -15,14 +15,14 @@ Canvases = Sequence[NDArray[np.uint8]]  # (H, W, 3) each, RGB
 
 @dataclasses.dataclass(frozen=True)
 class Canvas:
-    """A photo as the network takes it: `pixels` (height, width, 3) of the letterbox's shape, uint8, RGB."""
+    """A letterboxed photo: `pixels` (height, width, 3) of the letterbox's shape, uint8, RGB."""
 
     pixels: NDArray[np.uint8]
     letterbox: Letterbox
 
 
 def prepare(picture: bytes | NDArray[np.uint8], shapes: Sequence[Shape], max_pixels: int = image.MAX_PIXELS) -> Canvas:
-    """Letterboxes RGB pixels (h, w, 3), or an image file, decoded no larger than it need be, in the first shape to fit.
+    """Letterboxes RGB pixels (h, w, 3) or an image file, which is decoded at a reduced size if that is large enough.
 
     Raises `InvalidImage`.
     """

@@ -1,4 +1,4 @@
-"""Cells of the grid that head maps lie on, and what is said of them."""
+"""Cells of the output grid, and maps that are read at some of them or at all."""
 
 import dataclasses
 from typing import NamedTuple, Protocol
@@ -8,77 +8,77 @@ from torch import Tensor
 
 
 class Cells(NamedTuple):
-    """Some cells of a batch's grids."""
+    """Indices of some cells of a batch's grids."""
 
-    picture: Tensor  # (...), int64, or what broadcasts to it
+    image: Tensor  # (...), int64, index in the batch, or a shape that broadcasts to it
     row: Tensor  # (...), int64
     column: Tensor  # (...), int64
 
     @property
     def corner(self) -> Tensor:
-        """(..., 2), x and y in output pixels."""
+        """Top left corners, (..., 2), x and y in output pixels."""
         return torch.stack([self.column, self.row], dim=-1)
 
 
-class CellMap(Protocol):
-    """C values for every cell of a batch's grids, (B, C, h, w), be they computed already or not."""
+class OutputMap(Protocol):
+    """C values for every cell of a batch's grids, (B, C, h, w), computed in advance or on demand."""
 
     def at(self, cells: Cells) -> Tensor:
-        """The values of `cells`, (...): (..., C)."""
+        """The values at `cells`, (...): (..., C)."""
 
-    def whole(self) -> Tensor:
-        """The values of all: (B, C, h, w)."""
+    def dense(self) -> Tensor:
+        """The values at all cells: (B, C, h, w)."""
 
 
 @dataclasses.dataclass(frozen=True)
-class WholeMap:
-    """A `CellMap` that has all of its `values`, (B, C, h, w)."""
+class DenseMap:
+    """An `OutputMap` whose `values`, (B, C, h, w), are all computed in advance."""
 
     values: Tensor
 
     def at(self, cells: Cells) -> Tensor:
-        """The values of `cells`, (...): (..., C)."""
+        """The values at `cells`, (...): (..., C)."""
         return self.values.permute(0, 2, 3, 1)[cells]
 
-    def whole(self) -> Tensor:
-        """The values of all: (B, C, h, w)."""
+    def dense(self) -> Tensor:
+        """The values at all cells: (B, C, h, w)."""
         return self.values
 
 
-def find_cells(in_each: Tensor, width: int) -> Cells:
-    """The cells that are counted in each picture's grid, `width` cells wide, row by row: (B, ...)."""
-    pictures = torch.arange(in_each.shape[0], device=in_each.device).view(-1, *[1] * (in_each.dim() - 1))
-    return Cells(pictures, *divide(in_each, width))
+def unravel_cells(indices: Tensor, width: int) -> Cells:
+    """Cells by their row-major indices (B, ...) in each image's grid, which is `width` cells wide."""
+    images = torch.arange(indices.shape[0], device=indices.device).view(-1, *[1] * (indices.dim() - 1))
+    return Cells(images, *div_mod(indices, width))
 
 
-def corners_of(grid: tuple[int, int]) -> Tensor:
-    """The corners of all cells of a grid (h, w): (h, w, 2), x and y in output pixels."""
+def grid_corners(grid: tuple[int, int]) -> Tensor:
+    """Top left corners of all cells of a grid (h, w): (h, w, 2), x and y in output pixels."""
     height, width = grid
     return torch.stack(torch.meshgrid(torch.arange(width), torch.arange(height), indexing="xy"), dim=-1)
 
 
 def boxes_at(cells: Cells, size: Tensor, offset: Tensor) -> Tensor:
-    """The boxes, (..., 4), xyxy, that cells stand for by size and offset, (..., 2); all in output pixels."""
+    """Boxes (..., 4), xyxy, from the size and offset (..., 2) that are predicted at `cells`; all in output pixels."""
     centres = cells.corner + offset
     return torch.cat([centres - size / 2, centres + size / 2], dim=-1)
 
 
-def divide(indices: Tensor, divisor: int) -> tuple[Tensor, Tensor]:
-    """Returns the quotients of indices of 0 or more, and the remainders."""
-    quotients = torch.div(indices, divisor, rounding_mode="floor")  # five nodes of a graph, for which `//` is ten
+def div_mod(indices: Tensor, divisor: int) -> tuple[Tensor, Tensor]:
+    """Quotients and remainders of non-negative indices."""
+    quotients = torch.div(indices, divisor, rounding_mode="floor")  # exports to five ONNX nodes, `//` to ten
     return quotients, indices - quotients * divisor
 
 
-def look_around(features: Tensor, cells: Cells) -> Tensor:
-    """What a 3x3 convolution sees of features (B, C, h, w) at N cells: (N, 9 * C), in the order of rows, columns, C.
+def gather_patches(features: Tensor, cells: Cells) -> Tensor:
+    """3x3 patches (im2col) of features (B, C, h, w) around N cells: (N, 9 * C), ordered by row, column, channel.
 
-    Beyond the edge there are zeros.
+    Values outside the grid are zero.
     """
     height, width = features.shape[2:]
-    down = torch.arange(-1, 2, device=features.device).repeat_interleave(3)  # (9,)
-    right = torch.arange(-1, 2, device=features.device).repeat(3)
-    rows, columns = cells.row[:, None] + down, cells.column[:, None] + right  # (N, 9)
+    row_shift = torch.arange(-1, 2, device=features.device).repeat_interleave(3)  # (9,)
+    column_shift = torch.arange(-1, 2, device=features.device).repeat(3)
+    rows, columns = cells.row[:, None] + row_shift, cells.column[:, None] + column_shift  # (N, 9)
     inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
-    near = torch.where(inside, (cells.picture[:, None] * height + rows) * width + columns, 0)
-    seen = features.permute(0, 2, 3, 1).flatten(0, 2).index_select(0, near.flatten())  # (9 * N, C)
-    return (seen * inside.view(-1, 1)).view(-1, 9 * features.shape[1])
+    indices = torch.where(inside, (cells.image[:, None] * height + rows) * width + columns, 0)
+    patches = features.permute(0, 2, 3, 1).flatten(0, 2).index_select(0, indices.flatten())  # (9 * N, C)
+    return (patches * inside.view(-1, 1)).view(-1, 9 * features.shape[1])

@@ -1,31 +1,31 @@
-"""Boxes → head maps (`encode`) and back (`decode`): each other's inverse (arXiv 1904.07850, sections 3 and 4)."""
+"""Boxes → training targets (`encode`), head maps → boxes (`decode`): inverses (arXiv 1904.07850, sections 3 and 4)."""
 
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from model.cells import boxes_at, corners_of, divide, find_cells
-from model.gaussian import Radius, draw_gaussians, gaussian_radius, ignore
+from model.cells import boxes_at, div_mod, grid_corners, unravel_cells
+from model.gaussian import Radius, draw_gaussians, gaussian_radius, mark_ignored
 from model.heads import STRIDE, HeadMaps
 from model.keypoints import KeypointTargets, decode_keypoints, encode_keypoints
-from model.peaks import drop_repeats, keep_peaks
+from model.peaks import fast_nms, keep_peaks
 
 RADIUS_IOU = 0.3
 
 
 class Targets(NamedTuple):
-    """What the head maps should be; a leading batch dimension may be stacked in front."""
+    """Targets for the head maps of one image, or of a batch with a leading batch dimension."""
 
-    heatmap: Tensor  # (C, h, w), 1 at centres, Gaussians around them; `IGNORED` where nothing is to be learned
+    heatmap: Tensor  # (C, h, w), 1 at centres, Gaussians around them; `IGNORED` at cells without a loss
     size: Tensor  # (2, h, w), width and height in output pixels of the object that the cell belongs to
     offset: Tensor  # (2, h, w), from the cell's corner to that object's centre, in output pixels
     mask: Tensor  # (h, w), bool, true at centre cells
     weight: Tensor  # (h, w), the Gaussian of the object that the cell belongs to, scaled to a sum of 1 per object
-    keypoints: KeypointTargets  # of no joints where only boxes are learned
+    keypoints: KeypointTargets  # J = 0 if only boxes are learned
 
     def to(self, device: torch.device) -> "Targets":
-        """Moves all to `device`, without waiting for it."""
+        """Copies all tensors to `device` asynchronously."""
 
         def move(tensor: Tensor) -> Tensor:
             return tensor.to(device, non_blocking=True)
@@ -35,12 +35,12 @@ class Targets(NamedTuple):
 
 
 class Detections(NamedTuple):
-    """The best K peaks of every image, by falling score."""
+    """The best K peaks of every image, in descending order of score."""
 
     boxes: Tensor  # (B, K, 4), xyxy, input pixels
     scores: Tensor  # (B, K), 0..1
     labels: Tensor  # (B, K), int64
-    keypoints: Tensor | None  # (B, K, J, 3), x and y in input pixels and a score, where the network knows joints
+    keypoints: Tensor | None  # (B, K, J, 3), x and y in input pixels and a score, if the network predicts joints
 
 
 def encode(
@@ -54,17 +54,17 @@ def encode(
     radius_of: Radius = gaussian_radius,
     stride: int = STRIDE,
 ) -> Targets:
-    """Turns one image's boxes into targets on a `grid` of (height, width) cells of `stride` input pixels.
+    """Builds one image's targets on a `grid` of (height, width) cells of `stride` input pixels.
 
     Shapes: boxes_xyxy (N, 4), input pixels, centres inside the image; labels (N,), int64; is_ignored (N,), bool;
-    keypoints (N, J, 3), x and y in input pixels and a visibility: 1 or 2 where the joint has a place, 0 where it has
-    none, all -1 for an object whose joints nobody annotated. A cell that several objects' Gaussians reach belongs to
-    the one whose Gaussian is highest there, at a tie to the smallest. What is ignored is no object, and nothing is
-    learned about its class in its cells that no object reaches.
+    keypoints (N, J, 3), x and y in input pixels and a visibility: 1 or 2 for a joint with a position, 0 without one,
+    -1 for all joints of an object that has no joint annotations. A cell inside several objects' Gaussians belongs to
+    the object whose Gaussian is highest there, and to the smallest of these at a tie. An ignored box is not an object;
+    its cells that no object reaches are `IGNORED` in its class's heatmap.
     """
     height, width = grid
     to_output = torch.tensor([stride, stride, 1.0])
-    regions, regions_labels = boxes_xyxy[is_ignored] / stride, labels[is_ignored]
+    ignored_boxes, ignored_labels = boxes_xyxy[is_ignored] / stride, labels[is_ignored]
     boxes, labels, keypoints = boxes_xyxy[~is_ignored] / stride, labels[~is_ignored], keypoints[~is_ignored] / to_output
     by_area = (boxes[:, 2:] - boxes[:, :2]).prod(1).argsort()
     boxes, labels, keypoints = boxes[by_area], labels[by_area], keypoints[by_area]
@@ -78,34 +78,34 @@ def encode(
     owner = torch.full(grid, -1)
     if len(boxes):
         highest, nearest = draw_gaussians(heatmap, labels, cells, radius).max(0)  # (h, w)
-        belongs = highest > 0
-        share = torch.zeros(len(boxes)).index_add_(0, nearest.flatten(), highest.flatten())
-        weight = highest / share[nearest].clamp(min=1e-6)
-        size = sizes[nearest].permute(2, 0, 1) * belongs
-        offset = (centres[nearest] - corners_of(grid)).permute(2, 0, 1) * belongs
+        has_owner = highest > 0
+        total = torch.zeros(len(boxes)).index_add_(0, nearest.flatten(), highest.flatten())
+        weight = highest / total[nearest].clamp(min=1e-6)
+        size = sizes[nearest].permute(2, 0, 1) * has_owner
+        offset = (centres[nearest] - grid_corners(grid)).permute(2, 0, 1) * has_owner
         mask[cells[:, 1].long(), cells[:, 0].long()] = True
-        owner = nearest.masked_fill(~belongs, -1)
-    for region, label in zip(regions, regions_labels.tolist(), strict=True):
-        ignore(heatmap[label], region[None])
-    unknown = torch.cat([regions, boxes[(keypoints[..., 2] < 0).any(1)]])
-    joints = encode_keypoints(keypoints, radius, owner, unknown)
+        owner = nearest.masked_fill(~has_owner, -1)
+    for box, label in zip(ignored_boxes, ignored_labels.tolist(), strict=True):
+        mark_ignored(heatmap[label], box[None])
+    unannotated = torch.cat([ignored_boxes, boxes[(keypoints[..., 2] < 0).any(1)]])
+    joints = encode_keypoints(keypoints, radius, owner, unannotated)
     return Targets(heatmap, size, offset, mask, weight, joints)
 
 
 def decode(maps: HeadMaps, limit: int = 100, stride: int = STRIDE) -> Detections:
-    """Takes the cells that are the highest of their 3x3 neighbourhood, and of these the best `limit` of all classes.
+    """Returns the boxes of the `limit` best peaks of each image, over all classes; a peak is the maximum of 3x3 cells.
 
-    Cells are `stride` input pixels wide and high. Where they are finer than the paper's, 3x3 of them are too few for a
-    large object to have one peak alone: of boxes that are mostly the same, the best is taken.
+    Cells are `stride` input pixels wide and high. At a finer stride than the paper's, a large object may have several
+    peaks: then NMS removes boxes that overlap a better one.
     """
     height, width = maps.heatmap.shape[2:]
-    # peaks and order are the same in logits, so that the sigmoid need only see the winners
+    # sigmoid is monotonic: logits have the same peaks and order, so only the K best need it
     scores, indices = keep_peaks(maps.heatmap).flatten(1).topk(limit)  # (B, K)
-    labels, in_each = divide(indices, height * width)
-    cells = find_cells(in_each, width)
+    labels, cell_indices = div_mod(indices, height * width)
+    cells = unravel_cells(cell_indices, width)
     boxes = boxes_at(cells, maps.size.at(cells).clamp(min=0), maps.offset.at(cells))
     if stride < STRIDE:
-        scores, order = drop_repeats(boxes, scores, labels).topk(limit)
+        scores, order = fast_nms(boxes, scores, labels).topk(limit)
         labels, boxes = labels.gather(1, order), boxes.gather(1, order[..., None].expand(-1, -1, 4))
         cells = cells._replace(row=cells.row.gather(1, order), column=cells.column.gather(1, order))
     keypoints = None

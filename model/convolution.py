@@ -1,4 +1,4 @@
-"""A convolution with its batch norm, and the depthwise one's gradients made fast in bfloat16 on a CPU."""
+"""Convolution with batch norm, and fast bfloat16 gradients of depthwise convolutions on CPUs."""
 
 import torch
 import torch.nn.functional as F
@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 
 def conv_bn(x: Tensor, convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> Tensor:
-    """`norm(convolution(x))`; where the norm's statistics are fixed, as one convolution with folded weights.
+    """`norm(convolution(x))`; if the norm's statistics are frozen, as one convolution with folded weights.
 
     Shapes: (B, C, H, W) → (B, convolution.out_channels, H / stride, W / stride). Gradients reach both modules' weights.
     """
@@ -30,16 +30,16 @@ def conv_bn(x: Tensor, convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> Tensor:
 
 
 def make_conv_bn(in_channels: int, out_channels: int, kernel_size: int = 1, stride: int = 1) -> nn.Sequential:
-    """A convolution and its batch norm: (B, in_channels, H, W) → (B, out_channels, H / stride, W / stride)."""
+    """A convolution and batch norm: (B, in_channels, H, W) → (B, out_channels, H / stride, W / stride)."""
     convolution = nn.Conv2d(in_channels, out_channels, kernel_size, stride, kernel_size // 2, bias=False)
     return nn.Sequential(convolution, nn.BatchNorm2d(out_channels))
 
 
 class _Depthwise(torch.autograd.Function):
-    """A depthwise convolution that avoids two slow gradients.
+    """A depthwise convolution whose backward pass avoids two slow gradients.
 
-    oneDNN has no vectorised bfloat16 kernel for a 5x5 weight's (over 10 times slower than four 3x3 ones) nor for the
-    input's at stride 2 (10 times slower than the equal convolution at stride 1).
+    oneDNN has no vectorised bfloat16 kernel for the gradient of a 5x5 weight (over 10 times slower than four 3x3 ones)
+    nor for the input's gradient at stride 2 (10 times slower than the equivalent convolution at stride 1).
     """
 
     @staticmethod
@@ -54,19 +54,19 @@ class _Depthwise(torch.autograd.Function):
         stride, padding, channels = ctx.stride, weight.shape[-1] // 2, len(weight)
         grad_x = grad_weight = grad_bias = None
         if ctx.needs_input_grad[0]:
-            spread = grad
-            if stride > 1:  # a strided convolution's input gradient is the plain one of the gradient spread with zeros
-                spread = torch.zeros_like(x)
-                spread[:, :, ::stride, ::stride] = grad
-            grad_x = F.conv2d(spread, weight.flip(2, 3), padding=padding, groups=channels)
+            dilated = grad
+            if stride > 1:  # the input gradient is that at stride 1 of the output gradient, dilated with zeros
+                dilated = torch.zeros_like(x)
+                dilated[:, :, ::stride, ::stride] = grad
+            grad_x = F.conv2d(dilated, weight.flip(2, 3), padding=padding, groups=channels)
         if ctx.needs_input_grad[1]:
             grad_weight = torch.empty_like(weight)
-            for top in range(0, weight.shape[-1] - 1, 2):  # a 5x5 weight in four overlapping squares of 3x3
+            for top in range(0, weight.shape[-1] - 1, 2):  # a 5x5 weight as four overlapping 3x3 squares
                 for left in range(0, weight.shape[-1] - 1, 2):
                     square = grad_weight[:, :, top : top + 3, left : left + 3]
-                    seen = F.pad(x, (padding - left, left - padding + 2, padding - top, top - padding + 2))
+                    padded = F.pad(x, (padding - left, left - padding + 2, padding - top, top - padding + 2))
                     square[:] = torch.ops.aten.convolution_backward(
-                        grad, seen, square, None, [stride, stride], [0, 0], [1, 1], False, [0, 0], channels,
+                        grad, padded, square, None, [stride, stride], [0, 0], [1, 1], False, [0, 0], channels,
                         [False, True, False],
                     )[1]  # fmt: skip
         if ctx.needs_input_grad[2]:

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 
 class DeformableConv(nn.Module):
-    """A convolution that looks where it has learned to look: each tap is moved, and weighted, at each place.
+    """Modulated deformable convolution: predicts an offset and a weight for each tap at each position.
 
     Shapes: (B, in_channels, H, W) → (B, out_channels, H, W). Key names are those of the authors' `DCN`.
     """
@@ -17,15 +17,15 @@ class DeformableConv(nn.Module):
         plain = nn.Conv2d(in_channels, out_channels, kernel_size)
         self.weight, self.bias = plain.weight, nn.Parameter(torch.zeros(out_channels))
         self.conv_offset_mask = nn.Conv2d(in_channels, 3 * taps, kernel_size, padding=kernel_size // 2)
-        nn.init.zeros_(self.conv_offset_mask.weight)  # it begins as a plain convolution, at half its strength
+        nn.init.zeros_(self.conv_offset_mask.weight)  # starts as a plain convolution, times 0.5
         assert self.conv_offset_mask.bias is not None
         nn.init.zeros_(self.conv_offset_mask.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Convolves."""
+        """(B, in_channels, H, W) → (B, out_channels, H, W)."""
         rows_first, columns_first, mask = self.conv_offset_mask(x).chunk(3, dim=1)
         offset = torch.cat([rows_first, columns_first], dim=1)
-        # bfloat16 has too few digits for places; a tensor without values has no kind of device that autocast knows
+        # bfloat16 is too coarse for sampling positions; autocast does not know the meta device
         with torch.autocast("cpu" if x.is_meta else x.device.type, enabled=False):
             inputs = (x.float(), self.weight, offset.float(), self.bias, mask.float().sigmoid())
             if torch.compiler.is_exporting():
@@ -35,26 +35,26 @@ class DeformableConv(nn.Module):
 
 
 def deform_conv(x: Tensor, weight: Tensor, offset: Tensor, bias: Tensor, mask: Tensor) -> Tensor:
-    """Bilinear samples at moved places, weighted, then summed over taps and channels; outside the map is zero.
+    """Modulated deformable convolution with bilinear sampling and zero padding.
 
-    Shapes: x (B, C, H, W); weight (O, C, k, k); offset (B, 2 * k * k, H, W), cells, (dy, dx) for each tap in turn; bias
-    (O,); mask (B, k * k, H, W) → (B, O, H, W). The same as ONNX's `DeformConv` with stride 1 and padding k // 2.
+    Shapes: x (B, C, H, W); weight (O, C, k, k); offset (B, 2 * k * k, H, W), in cells, (dy, dx) of each tap in turn;
+    bias (O,); mask (B, k * k, H, W) → (B, O, H, W). Equals ONNX's `DeformConv` with stride 1 and padding k // 2.
     """
     batch, channels, height, width = x.shape
     size = weight.shape[-1]
-    moved = offset.view(batch, size**2, 2, height, width)
+    shift = offset.view(batch, size**2, 2, height, width)
     tap = torch.arange(size, device=x.device) - size // 2
     tap_rows, tap_columns = (each.reshape(-1, 1, 1) for each in torch.meshgrid(tap, tap, indexing="ij"))
-    rows = torch.arange(height, device=x.device)[:, None] + tap_rows + moved[:, :, 0]  # (B, k * k, H, W)
-    columns = torch.arange(width, device=x.device) + tap_columns + moved[:, :, 1]
-    places = torch.stack([(2 * columns + 1) / width, (2 * rows + 1) / height], dim=-1) - 1  # from -1 to 1 over the map
-    samples = F.grid_sample(x, places.view(batch, size**2 * height, width, 2), align_corners=False)
+    rows = torch.arange(height, device=x.device)[:, None] + tap_rows + shift[:, :, 0]  # (B, k * k, H, W)
+    columns = torch.arange(width, device=x.device) + tap_columns + shift[:, :, 1]
+    grid = torch.stack([(2 * columns + 1) / width, (2 * rows + 1) / height], dim=-1) - 1  # -1 to 1, for `grid_sample`
+    samples = F.grid_sample(x, grid.view(batch, size**2 * height, width, 2), align_corners=False)
     samples = samples.view(batch, channels, size**2, height, width) * mask[:, None]
     y: Tensor = torch.einsum("bcthw,oct->bohw", samples, weight.flatten(2)) + bias[:, None, None]
     return y
 
 
-# the same as one operator, which the exporter leaves whole; `model.graph` says what it is in ONNX
+# as a custom operator, which `model.graph` exports as one ONNX node
 _operator = torch.library.custom_op("centernet::deform_conv", deform_conv, mutates_args=())
 
 

@@ -1,20 +1,20 @@
-"""How far a heatmap's Gaussians reach, their values, and the cells that teach nothing."""
+"""Gaussians of a target heatmap, their radii, and ignored cells."""
 
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-IGNORED = -1.0
+IGNORED = -1.0  # heatmap target of a cell without a loss
 
-Radius = Callable[[Tensor, Tensor, float], Tensor]
+Radius = Callable[[Tensor, Tensor, float], Tensor]  # width, height, IoU → radius
 
 
 def gaussian_radius(width: Tensor, height: Tensor, iou: float) -> Tensor:
-    """The farthest that both corners of a box may move while its IoU with itself stays at least `iou`.
+    """The largest shift of a box's two corners at which the IoU with the original box is still at least `iou`.
 
-    Shapes: width, height (N,) → (N,), all in the same unit. Source: CornerNet (arXiv 1808.01244, 3.2), the smallest of
-    the three cases: both corners outwards, both inwards, one each.
+    Shapes: width, height (N,) → (N,), all in the same unit. Source: CornerNet (arXiv 1808.01244, 3.2): the minimum of
+    three cases, both corners outwards, both inwards, one each.
     """
     area, half_perimeter = width * height, width + height
     shifted = (half_perimeter - (half_perimeter**2 - 4 * area * (1 - iou) / (1 + iou)).sqrt()) / 2
@@ -24,10 +24,10 @@ def gaussian_radius(width: Tensor, height: Tensor, iou: float) -> Tensor:
 
 
 def published_radius(width: Tensor, height: Tensor, iou: float) -> Tensor:
-    """What the paper's code computes instead, to compare with: at 0.7 about three times `gaussian_radius`.
+    """The radius that the paper's code computes, for comparison: at 0.7 about three times `gaussian_radius`.
 
-    Shapes: as there. Source: the authors' repository, which solves the third case's quadratic with a wrong divisor, for
-    sides that are rounded up.
+    Shapes: as in `gaussian_radius`. Source: the authors' repository, which rounds the sides up and divides by the wrong
+    number when it solves the third case's quadratic equation.
     """
     width, height = width.ceil(), height.ceil()
     area, half_perimeter = width * height, width + height
@@ -35,15 +35,15 @@ def published_radius(width: Tensor, height: Tensor, iou: float) -> Tensor:
 
 
 def gaussian(distance: Tensor, radius: Tensor) -> Tensor:
-    """Its value at a distance in cells, 1 in the middle, 0 beyond `radius`; the shapes broadcast."""
+    """A Gaussian's value at a distance in cells: 1 at 0, 0 beyond `radius`; the shapes broadcast."""
     sigma = (2 * radius + 1) / 6
     return torch.exp(-(distance**2) / (2 * sigma**2)) * (distance.abs() <= radius)
 
 
 def draw_gaussians(heatmap: Tensor, planes: Tensor, cells: Tensor, radius: Tensor) -> Tensor:
-    """Lays N Gaussians over planes (N,) of a heatmap (C, h, w), where they are higher; returns them: (N, h, w).
+    """Merges N Gaussians into a heatmap (C, h, w) by maximum, in place; returns the Gaussians, (N, h, w).
 
-    `cells` (N, 2), x and y, are their middles, `radius` (N,) how far they reach.
+    Shapes: planes (N,), their channels; cells (N, 2), their centres (x, y); radius (N,), in cells.
     """
     height, width = heatmap.shape[1:]
     across = gaussian(torch.arange(width) - cells[:, :1], radius[:, None])  # (N, w)
@@ -53,8 +53,8 @@ def draw_gaussians(heatmap: Tensor, planes: Tensor, cells: Tensor, radius: Tenso
     return gaussians
 
 
-def ignore(plane: Tensor, boxes_xyxy: Tensor) -> None:
-    """Marks the cells of one heatmap (h, w) that no Gaussian reaches, in boxes (M, 4), output pixels."""
+def mark_ignored(plane: Tensor, boxes_xyxy: Tensor) -> None:
+    """Sets a heatmap plane (h, w) to `IGNORED` in boxes (M, 4), output pixels, where it is zero."""
     lows, highs = boxes_xyxy[:, :2].floor().long(), boxes_xyxy[:, 2:].ceil().long()
     for (left, top), (right, bottom) in zip(lows.tolist(), highs.tolist(), strict=True):
         cells = plane[top:bottom, left:right]

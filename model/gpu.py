@@ -1,4 +1,4 @@
-"""Opens models on an NVIDIA GPU, by CUDA or TensorRT. Free of torch."""
+"""Opens models on an NVIDIA GPU, with CUDA or TensorRT. Free of torch."""
 
 import contextlib
 import dataclasses
@@ -18,26 +18,26 @@ GpuProvider = Literal["cuda", "tensorrt"]
 Provider = Literal["auto", "cpu", GpuProvider]
 
 _CUDA, _TENSORRT = "CUDAExecutionProvider", "TensorrtExecutionProvider"
-# the exhaustive search takes over half a second for each new shape, the heuristic one two milliseconds
+# exhaustive search takes over half a second for each new shape, the heuristic two milliseconds
 _CUDA_OPTIONS = {"cudnn_conv_algo_search": "HEURISTIC"}
-# bytes TensorRT does not transpose; and indices of cells, cast to and fro, it would round where it computes in half
+# TensorRT cannot transpose uint8, and in fp16 it would round cell indices, which are cast back and forth
 _TENSORRT_OPTIONS = {"trt_op_types_to_exclude": "Cast,Transpose"}
 
 
 class ProviderUnavailable(Exception):
-    """The provider that was asked for cannot run here; the message says why."""
+    """The requested provider cannot run here; the message says why."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Gpu:
-    """How a GPU computes: on CUDA with `cuda_graphs`; on TensorRT in `half`, and with engines kept in a folder."""
+    """Options: `cuda_graphs` for CUDA; for TensorRT the folder `engine_cache`, and fp16 by `half`."""
 
     cuda_graphs: bool = False
     engine_cache: Path | None = None
     half: bool = False
 
     def check(self, provider: Provider) -> None:
-        """Raises `ProviderUnavailable` for what the provider does not have."""
+        """Raises `ProviderUnavailable` for options that the provider does not have."""
         if self.cuda_graphs and provider not in ("auto", "cuda"):
             raise ProviderUnavailable(f"cuda_graphs are CUDA's, and the provider is {provider}: leave them out")
         if (self.engine_cache or self.half) and provider != "tensorrt":
@@ -52,34 +52,35 @@ def open_on_gpu(
     threads: int | None,
     gpu: Gpu,
 ) -> BoundSession:
-    """Opens what is open on the CPU as `model`, and tries it on a `blank` canvas.
+    """Opens the model at `path`, whose CPU session is `model`, on the GPU, and runs a `blank` canvas.
 
-    Raises `ProviderUnavailable` where that does not work: some libraries are only missed by what needs them.
+    Raises `ProviderUnavailable` if either fails: some missing libraries are noticed only in a run.
     """
     name = {"cuda": "CUDA", "tensorrt": "TensorRT"}[provider]
-    chosen = [choose_cuda(gpu)] if provider == "cuda" else [choose_tensorrt(gpu), choose_cuda(Gpu())]
-    if chosen[0][0] not in ort.get_available_providers():
+    providers = [choose_cuda(gpu)] if provider == "cuda" else [choose_tensorrt(gpu), choose_cuda(Gpu())]
+    if providers[0][0] not in ort.get_available_providers():
         raise ProviderUnavailable(f"this build of ONNX Runtime has no {name}")
-    if not find_driver():  # known at once; CUDA's own libraries are large
+    if not find_driver():  # checked first: CUDA's libraries are large to load
         raise ProviderUnavailable(f"{name} cannot be used: there is no NVIDIA driver")
     if provider == "tensorrt":
         with contextlib.suppress(ImportError, OSError):
-            importlib.import_module("tensorrt")  # its wheel loads the libraries; they may be the system's own
-    said = io.StringIO()
-    with contextlib.redirect_stdout(said):  # it prints which library is missing, and returns nothing
+            importlib.import_module("tensorrt")  # loads its wheel's libraries, unless the system has them
+    preload_output = io.StringIO()
+    with contextlib.redirect_stdout(preload_output):  # it prints which library is missing, and returns nothing
         ort.preload_dlls()
     outputs = [each.name for each in model.get_outputs()]
 
     def open_for(shape: BatchShape) -> ort.InferenceSession:
         options = build_options(threads)
         fix_shape(options, model, shape)
-        session = ort.InferenceSession(path, options, providers=chosen, enable_fallback=0)
-        if chosen[0][0] not in session.get_providers():
-            raise ProviderUnavailable(said.getvalue().strip().replace("\n", "; ") or "ONNX Runtime gives no reason")
+        session = ort.InferenceSession(path, options, providers=providers, enable_fallback=0)
+        if providers[0][0] not in session.get_providers():
+            reason = preload_output.getvalue().strip().replace("\n", "; ")
+            raise ProviderUnavailable(reason or "ONNX Runtime gives no reason")
         return session
 
     session = BoundSession(open_for, "cuda", gpu.cuda_graphs)
-    ort.set_default_logger_severity(4)  # the reason is reported here; its log would repeat it in colour
+    ort.set_default_logger_severity(4)  # the exception reports the reason; ONNX Runtime's log would repeat it
     try:
         session.infer(outputs, [blank])
     except Exception as error:  # ONNX Runtime's own exceptions share no other base
@@ -90,19 +91,19 @@ def open_on_gpu(
 
 
 def fix_shape(options: ort.SessionOptions, model: ort.InferenceSession, shape: BatchShape) -> None:
-    """Has a session take batches of this shape alone, (B, H, W, 3), whatever of it the model leaves free."""
+    """Fixes the model's dynamic input dimensions to this batch shape, (B, H, W, 3)."""
     for name, length in zip(model.get_inputs()[0].shape, shape, strict=True):
         if isinstance(name, str):
             options.add_free_dimension_override_by_name(name, length)
 
 
 def choose_cuda(gpu: Gpu) -> tuple[str, dict[str, str]]:
-    """Returns CUDA and its options."""
+    """Returns the CUDA provider's name and options."""
     return _CUDA, _CUDA_OPTIONS | ({"enable_cuda_graph": "1"} if gpu.cuda_graphs else {})
 
 
 def choose_tensorrt(gpu: Gpu) -> tuple[str, dict[str, str]]:
-    """Returns TensorRT and its options."""
+    """Returns the TensorRT provider's name and options."""
     options = _TENSORRT_OPTIONS | {"trt_fp16_enable": "1" if gpu.half else "0"}
     if gpu.engine_cache:
         folder = str(gpu.engine_cache)

@@ -1,4 +1,4 @@
-"""The one ONNX graph: pixels in, boxes out (see `Metadata` for what travels with it)."""
+"""ONNX export: one graph from pixels to boxes, saved with its `Metadata`."""
 
 import logging
 import warnings
@@ -14,14 +14,14 @@ from model.codec import decode
 from model.metadata import Metadata
 from model.network import CenterNet
 
-_LEAST_SIZE = 64  # pixels: a smaller picture may have fewer cells than a photo has detections
+_MIN_SIZE = 64  # pixels: smaller images may have fewer cells than the top-k returns
 
 
 class DetectionGraph(nn.Module):
-    """The network and its decoding as one function.
+    """The network and its decoding as one module.
 
     Shapes: images (B, H, W, 3), uint8, RGB, H and W multiples of the network's `size_step` → boxes (B, K, 4), float32,
-    xyxy, input pixels; scores (B, K), float32, falling; labels (B, K), int64; where the network knows joints also
+    xyxy, input pixels; scores (B, K), float32, descending; labels (B, K), int64; if the network predicts joints also
     keypoints (B, K, J, 3), float32, x and y in input pixels and a score.
     """
 
@@ -30,20 +30,20 @@ class DetectionGraph(nn.Module):
         self.network = network
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Finds the objects."""
+        """Images → boxes, scores, labels, and keypoints if there are any."""
         return tuple(each for each in decode(self.network(images), stride=self.network.stride) if each is not None)
 
 
 def build_onnx(network: CenterNet) -> onnx.ModelProto:
-    """The ONNX graph of `network`, in single precision, for any batch of pictures of 64 pixels or more each way."""
-    # the exporter says four times that torchvision's operators, of no use here, cannot be exported without torchvision
+    """Exports `network` to ONNX in fp32, for any batch size and image sides of 64 pixels or more."""
+    # the exporter warns four times that it cannot export torchvision's operators, none of which are used here
     logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
     graph = DetectionGraph(network).cpu().eval()
     step = network.size_step
-    rows, columns = (step * torch.export.Dim(name, min=-(-_LEAST_SIZE // step)) for name in ("rows", "columns"))
-    size = 4 * _LEAST_SIZE // step * step  # any would do
+    rows, columns = (step * torch.export.Dim(name, min=-(-_MIN_SIZE // step)) for name in ("rows", "columns"))
+    size = 4 * _MIN_SIZE // step * step  # any multiple of the step works
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # PyTorch's exporter uses what PyTorch deprecates
+        warnings.simplefilter("ignore", FutureWarning)  # the exporter itself uses deprecated PyTorch functions
         program = torch.onnx.export(
             graph,
             (torch.zeros(2, size, size + step, 3, dtype=torch.uint8),),
@@ -59,7 +59,7 @@ def build_onnx(network: CenterNet) -> onnx.ModelProto:
     program.model.producer_name = "centernet-service"
     proto = program.model_proto
     for part in (proto.graph, *proto.graph.node, *proto.graph.value_info, *proto.graph.input, *proto.graph.output):
-        part.ClearField("metadata_props")  # the exporter's notes: file names of the machine that exported
+        part.ClearField("metadata_props")  # the exporter's debug notes contain local file names
     return proto
 
 
@@ -68,6 +68,6 @@ def _translate_deform_conv(x: Any, weight: Any, offset: Any, bias: Any, mask: An
 
 
 def save_onnx(proto: onnx.ModelProto, metadata: Metadata, path: Path) -> None:
-    """Writes the graph with what is to be known of it."""
+    """Saves the graph with its metadata."""
     onnx.helper.set_model_props(proto, metadata.to_properties())
     onnx.save(proto, path)

@@ -1,4 +1,4 @@
-"""Fits a photo into the network's input, and boxes back into the photo. Free of torch."""
+"""Letterboxing: resizes and pads photos to an input shape, and maps boxes back. Free of torch."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 
 from model.shapes import Shape
 
-PADDING = 114  # grey: nearer to a photo's mean than black, so that the edge of the padding excites nothing
+PADDING = 114  # grey: closer to a photo's mean than black, so that the padding's edge activates less
 
 
 @dataclasses.dataclass(frozen=True)
 class Letterbox:
-    """Where a photo of `photo_width` x `photo_height` pixels lies inside the network's input of `shape`."""
+    """Position and size, in pixels, of a photo inside the network's input of `shape`, and the photo's own size."""
 
     photo_width: int
     photo_height: int
@@ -32,10 +32,10 @@ class Letterbox:
         return np.minimum(np.maximum(corners, 0), limits).reshape(-1, 4)
 
     def points_to_photo(self, points: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Points (..., 2), x and y in input pixels → in the photo's pixels, not clipped."""
+        """Points (..., 2), x and y in input pixels → points in the photo's pixels, not clipped."""
         scale = (self.photo_width / self.width, self.photo_height / self.height)
-        moved: NDArray[np.float32] = ((points - (self.left, self.top)) * scale).astype(np.float32)
-        return moved
+        scaled: NDArray[np.float32] = ((points - (self.left, self.top)) * scale).astype(np.float32)
+        return scaled
 
     def from_photo(self, boxes_xyxy: NDArray[np.float32]) -> NDArray[np.float32]:
         """Boxes (N, 4) in the photo's pixels → boxes (N, 4) in input pixels."""
@@ -44,27 +44,27 @@ class Letterbox:
 
     @property
     def matrix(self) -> NDArray[np.float64]:
-        """(2, 3): takes x, y and 1 in the photo's pixels to input pixels."""
+        """Affine matrix (2, 3) from the photo's pixels to input pixels."""
         scale_x, scale_y = self.width / self.photo_width, self.height / self.photo_height
         return np.array([[scale_x, 0, self.left], [0, scale_y, self.top]])
 
 
 def place(photo_width: int, photo_height: int, shapes: Sequence[Shape]) -> Letterbox:
-    """Places a photo, its proportions kept, as large as the last of `shapes` has room for, in the first that holds it.
+    """Scales a photo, keeping its aspect ratio, to fit the last of `shapes`, and centres it in the first that holds it.
 
-    It lies in the middle. All in pixels.
+    All sizes are in pixels.
     """
-    whole_height, whole_width = shapes[-1]
-    scale = min(whole_width / photo_width, whole_height / photo_height)
+    max_height, max_width = shapes[-1]
+    scale = min(max_width / photo_width, max_height / photo_height)
     width, height = max(1, round(photo_width * scale)), max(1, round(photo_height * scale))
     shape = next(each for each in shapes if each[0] >= height and each[1] >= width)
     return Letterbox(photo_width, photo_height, (shape[1] - width) // 2, (shape[0] - height) // 2, width, height, shape)
 
 
 def fit(image: NDArray[np.uint8], letterbox: Letterbox, canvas: NDArray[np.uint8]) -> None:
-    """Draws `image` (h, w, 3) into `canvas` (input height, input width, 3) as `letterbox` says, padding around it.
+    """Resizes `image` (h, w, 3) into `canvas` (input height, input width, 3) by `letterbox`, and pads around it.
 
-    `image` may be smaller than the photo itself, as after a scaled JPEG decode: only its content counts.
+    `image` may be smaller than the photo itself, as after a scaled JPEG decode.
     """
     bottom, right = letterbox.top + letterbox.height, letterbox.left + letterbox.width
     canvas[: letterbox.top] = canvas[bottom:] = PADDING

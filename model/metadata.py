@@ -1,4 +1,4 @@
-"""What an exported model says of itself, kept in the ONNX file's `metadata_props`. Free of torch."""
+"""Metadata of exported models, stored in the ONNX file's `metadata_props`. Free of torch."""
 
 import dataclasses
 import json
@@ -7,23 +7,23 @@ from collections.abc import Mapping
 from model.skeleton import NO_JOINTS, Skeleton
 
 FORMAT_VERSION = 1
-_KEY = "centernet"  # one JSON object under one key: other tools' properties stay out of its way
+_KEY = "centernet"  # one JSON object under one key cannot collide with other tools' properties
 
 
 class InvalidModel(Exception):
-    """The file is no model that this service can run; the message says why."""
+    """This service cannot run the model file; the message says why."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Metadata:
-    """Facts that travel with the weights.
+    """Facts about a model that its ONNX file contains.
 
-    `labels[i]` names the class that the graph calls i, and `label_ids[i]` is its category id in the data set that it
-    was trained on. `input_height` and `input_width` are pixels. Where `size_step` is a number they are the most that
-    photos are scaled to, and the graph takes all heights and widths that are multiples of it. `stride` is input pixels
-    per cell. `ap` and `ap50` are COCO's figures in per cent on the validation split of `dataset`, or None where none
-    was measured; `keypoint_ap` is that of the joints that `skeleton` names, by object keypoint similarity. `threshold`
-    is the least score that serves best there, by F1. `recipe` is what its training set otherwise than by default.
+    `labels[i]` is the name of class i, and `label_ids[i]` its category id in the data set that the model was trained
+    on. `input_height` and `input_width` are pixels. If `size_step` is a number, they are maxima, and the graph takes
+    all heights and widths that are multiples of it. `stride` is input pixels per cell. `ap` and `ap50` are COCO's AP
+    and AP50 in per cent on the validation split of `dataset`, or None if not measured; `keypoint_ap` is AP by object
+    keypoint similarity for the joints of `skeleton`. `threshold` is the minimum score with the best F1 there. `recipe`
+    contains the training settings that differ from the defaults.
     """
 
     name: str
@@ -45,12 +45,12 @@ class Metadata:
     format_version: int = FORMAT_VERSION
 
     def to_properties(self) -> dict[str, str]:
-        """Returns what `from_properties` reads back."""
+        """Returns `metadata_props` that `from_properties` can read."""
         return {_KEY: json.dumps(dataclasses.asdict(self))}
 
     @classmethod
     def from_properties(cls, properties: Mapping[str, str]) -> "Metadata":
-        """Reads an ONNX file's `metadata_props`; raises `InvalidModel` where they are missing or of another version."""
+        """Reads an ONNX file's `metadata_props`; raises `InvalidModel` if missing, unreadable or of another version."""
         if _KEY not in properties:
             raise InvalidModel("it carries no metadata: export it with `python -m training export`")
         try:

@@ -43,25 +43,25 @@ NECKS: dict[str, type[Neck]] = {
 
 @functools.cache
 def describe_backbone(name: str) -> Backbone:
-    """The backbone without values, for what it says of itself."""
+    """The backbone on the meta device, without weights, for its attributes."""
     with torch.device("meta"):
         return BACKBONES[name]()
 
 
 def fitting_necks(backbone: str) -> list[str]:
-    """The names of the necks that bring the backbone's maps to stride 4."""
-    comes_back_to_it = set(describe_backbone(backbone).strides) == {STRIDE}
-    return [name for name, neck in NECKS.items() if (neck is NoNeck) == comes_back_to_it]
+    """The names of the necks that merge the backbone's maps to stride 4."""
+    needs_no_neck = set(describe_backbone(backbone).strides) == {STRIDE}
+    return [name for name, neck in NECKS.items() if (neck is NoNeck) == needs_no_neck]
 
 
 class CenterNet(Heads):
-    """Photos in, head maps out; `model.codec.decode` turns those into boxes.
+    """Images to head maps, which `model.codec.decode` turns into boxes.
 
-    Shapes: images (B, H, W, 3), uint8, RGB, H and W multiples of `size_step` → `HeadMaps`. Where
-    several maps come from a backbone at stride 4, the heads of the network itself read the last one; the others have
-    heads of their own, which work in training alone. `mean` and `std` are of RGB in 0..255; None: the backbone's.
-    `stride` is input pixels per cell of the head maps, 4 or 2. In training each channel of the backbone's maps is
-    blanked with a probability of `channel_dropout` (arXiv 1411.4280, 3.2).
+    Shapes: images (B, H, W, 3), uint8, RGB, H and W multiples of `size_step` → `HeadMaps`. If a stacked backbone
+    returns several maps at stride 4, the network's own heads take the last; the earlier maps have heads of their own
+    for intermediate supervision, used in training only. `mean` and `std` are of RGB in 0..255, by default the
+    backbone's. `stride` is input pixels per cell of the head maps, 4 or 2. In training each channel of the backbone's
+    maps is zeroed with probability `channel_dropout` (arXiv 1411.4280, 3.2).
     """
 
     mean: Tensor
@@ -94,21 +94,21 @@ class CenterNet(Heads):
 
     @property
     def size_step(self) -> int:
-        """What the height and width of pictures are multiples of."""
+        """Pixels: the input's height and width must be multiples of it."""
         stride = self.backbone.coarsest_stride
-        return stride // 2 if self.backbone.takes_odd and self.neck.takes_odd else stride
+        return stride // 2 if self.backbone.accepts_odd_maps and self.neck.accepts_odd_maps else stride
 
     def forward(self, images: Tensor) -> HeadMaps:
-        """Images (B, H, W, 3), uint8 → maps (B, channels, H / stride, W / stride); `earlier` ones in training alone."""
-        x = images.permute(0, 3, 1, 2).float()  # NHWC bytes are channels_last already: no copy
+        """Images (B, H, W, 3), uint8 → maps (B, channels, H / stride, W / stride); `earlier` ones in training only."""
+        x = images.permute(0, 3, 1, 2).float()  # NHWC memory is channels_last already: no copy
         x = (x - self.mean) / self.std
         maps = self.backbone(x)
         if not self.training:
-            return self.read(self.neck(maps))
+            return self.apply_heads(self.neck(maps))
         maps = [F.dropout2d(each, self.channel_dropout) for each in maps]
-        found = self.read(self.neck(maps))
+        predicted = self.apply_heads(self.neck(maps))
         earlier = []
-        for heads, each in zip(self.earlier_heads, maps, strict=False):
+        for heads, features in zip(self.earlier_heads, maps, strict=False):
             assert isinstance(heads, Heads)
-            earlier.append(heads.read(each))
-        return found._replace(earlier=tuple(earlier))
+            earlier.append(heads.apply_heads(features))
+        return predicted._replace(earlier=tuple(earlier))

@@ -1,4 +1,4 @@
-"""Opens ONNX Runtime sessions on the CPU, and counts its CPUs. Free of torch."""
+"""Opens ONNX Runtime sessions on the CPU, and counts usable CPUs. Free of torch."""
 
 import contextlib
 import os
@@ -8,13 +8,13 @@ import onnxruntime as ort
 
 from model.metadata import InvalidModel
 
-_SPIN_MICROSECONDS = 50  # longer than most operators take, and nothing beside a request
+_SPIN_MICROSECONDS = 50  # longer than most operators take, negligible next to a request
 
 
 def count_cpus() -> int:
-    """Returns how many CPUs this process may use: its affinity, and its container's quota where there is one."""
+    """Returns how many CPUs this process may use, by its affinity and its container's quota."""
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    for files in (["cpu.max"], ["cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"]):  # cgroups 2, cgroups 1
+    for files in (["cpu.max"], ["cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"]):  # cgroup v2, cgroup v1
         with contextlib.suppress(OSError, ValueError):
             quota, period = " ".join(Path("/sys/fs/cgroup", name).read_text() for name in files).split()
             if quota not in ("max", "-1"):
@@ -23,7 +23,7 @@ def count_cpus() -> int:
 
 
 def open_session(path: Path, threads: int | None = None) -> ort.InferenceSession:
-    """Opens the model on the CPU, with all its threads or so many; raises `InvalidModel` for a file that is none."""
+    """Opens the model on the CPU, with `threads` threads or one per CPU; raises `InvalidModel` if that fails."""
     try:
         return ort.InferenceSession(path, build_options(threads), providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's own exceptions share no other base
@@ -31,10 +31,10 @@ def open_session(path: Path, threads: int | None = None) -> ort.InferenceSession
 
 
 def build_options(threads: int | None = None) -> ort.SessionOptions:
-    """Returns the options of any session."""
+    """Returns the options that all sessions share."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads or count_cpus()
     options.log_severity_level = 3
-    # a thread that sleeps between two operators wakes too late; one that never sleeps burns a core between requests
+    # without spinning, threads wake up late for the next operator; with endless spinning they burn CPU between requests
     options.add_session_config_entry("session.intra_op.spin_duration_us", str(_SPIN_MICROSECONDS))
     return options

@@ -1,4 +1,4 @@
-"""The joints that a network finds of each object: any number, of any names. Free of torch."""
+"""Names of the joints that a network predicts for each object, and their edges. Free of torch."""
 
 import dataclasses
 import functools
@@ -11,9 +11,9 @@ _OPPOSITE = {"left": "right", "right": "left", "l": "r", "r": "l"}
 
 @dataclasses.dataclass(frozen=True)
 class Skeleton:
-    """`joints[i]` names the joint that a model calls i; `edges` are the pairs of joints that a line connects.
+    """`joints[i]` is the name of joint i; `edges` are pairs of joint indices to connect by lines.
 
-    Without joints for a model that finds boxes alone.
+    A model that predicts only boxes has no joints.
     """
 
     joints: tuple[str, ...] = ()
@@ -21,14 +21,14 @@ class Skeleton:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "Skeleton":
-        """Reads what `dataclasses.asdict` gave, as JSON gives it back; raises `TypeError` or `ValueError`."""
+        """Reads the output of `dataclasses.asdict` after a JSON round trip; raises `TypeError` or `ValueError`."""
         skeleton = cls(**content)
         edges = tuple((int(one), int(other)) for one, other in skeleton.edges)
         return cls(tuple(map(str, skeleton.joints)), edges)
 
-    @functools.cached_property  # asked for with every photo that is read
+    @functools.cached_property  # used for every photo that is read
     def mirrored(self) -> tuple[int, ...]:
-        """For each joint the one that takes its place in a mirrored picture: `left_eye` and `right_eye` swap."""
+        """For each joint, its counterpart in a mirrored image: `left_eye` and `right_eye` swap."""
         partners = [_swap_sides(joint) for joint in self.joints]
         return tuple(
             self.joints.index(partner) if partner in self.joints else index for index, partner in enumerate(partners)

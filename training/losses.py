@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.cells import Cells, WholeMap, boxes_at
+from model.cells import Cells, DenseMap, boxes_at
 from model.codec import Targets
 from model.gaussian import IGNORED
 from model.heads import HeadMaps, KeypointMaps
@@ -52,7 +52,7 @@ def _losses_of_stack(maps: HeadMaps, targets: Targets, config: Config, counts: C
     cells = _find_weighted(weights)  # the others need not be computed
     weight = weights[cells][:, None]  # (M, 1)
     size, offset = maps.size.at(cells), maps.offset.at(cells)  # (M, 2)
-    wanted_size, wanted_offset = (WholeMap(each).at(cells) for each in (targets.size, targets.offset))
+    wanted_size, wanted_offset = (DenseMap(each).at(cells) for each in (targets.size, targets.offset))
     if config.offset_weight:
         terms["offset"] = config.offset_weight * _l1(offset, wanted_offset, weight) / object_count
     if config.size_weight:
@@ -73,14 +73,14 @@ def keypoint_losses(
     `weight` (B, h, w) is how much each cell teaches of where its object's joints are.
     """
     cells = _find_weighted(weight)
-    is_known = WholeMap(targets.is_known).at(cells).repeat_interleave(2, dim=1)  # (M, 2 * J)
+    is_known = DenseMap(targets.is_known).at(cells).repeat_interleave(2, dim=1)  # (M, 2 * J)
     known = is_known * weight[cells][:, None]
-    places = _l1(maps.places.at(cells), WholeMap(targets.places).at(cells), known) / (2 * counts.joint_places)
+    places = _l1(maps.places.at(cells), DenseMap(targets.places).at(cells), known) / (2 * counts.joint_places)
     heatmap_loss = HEATMAP_LOSSES[config.heatmap_loss]
     heatmap = heatmap_loss(maps.heatmap, targets.heatmap) / counts.joint_peaks
     cells = _find_weighted(targets.mask)
     has_joint = targets.mask[cells][:, None]
-    offset = _l1(maps.offset.at(cells), WholeMap(targets.offset).at(cells), has_joint) / counts.joint_cells
+    offset = _l1(maps.offset.at(cells), DenseMap(targets.offset).at(cells), has_joint) / counts.joint_cells
     return {
         "keypoint_places": config.keypoint_weight * places,
         "keypoint_heatmap": config.keypoint_heatmap_weight * heatmap,

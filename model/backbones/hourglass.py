@@ -1,4 +1,4 @@
-"""Stacked hourglasses (Newell et al., arXiv 1603.06937) as CenterNet has them, with its authors' key names.
+"""Stacked hourglass network (Newell et al., arXiv 1603.06937) as in CenterNet, with its authors' key names.
 
 Source: CornerNet (arXiv 1808.01244, section 4.1): strides instead of pooling, and fewer channels.
 """
@@ -13,9 +13,9 @@ from model.convolution import make_conv_bn
 
 
 class Hourglass(Backbone):
-    """So many hourglasses in a row: each looks at the whole picture anew, and at what the one before it made of it.
+    """`stacks` hourglass modules in a row, each of which takes the input and the output of the one before it.
 
-    `widths` are the channels outside and then at each halving inside, `repeats` the residual blocks there.
+    `widths` are the channels at full size and then at each halving, `repeats` the residual blocks there.
     """
 
     def __init__(self, stacks: int, widths: Sequence[int], repeats: Sequence[int], out_width: int) -> None:
@@ -23,34 +23,34 @@ class Hourglass(Backbone):
         self.channels = (out_width,) * stacks
         self.strides = (4,) * stacks
         self.coarsest_stride = 4 * 2 ** (len(widths) - 1)
-        width, links = widths[0], range(stacks - 1)  # between one hourglass and the next
+        width, links = widths[0], range(stacks - 1)  # links between consecutive hourglasses
         self.pre = nn.Sequential(ConvBnRelu(3, width // 2, 7, stride=2), Residual(width // 2, width, stride=2))
-        self.kps = nn.ModuleList(Halving(widths, repeats) for _ in range(stacks))
+        self.kps = nn.ModuleList(HourglassModule(widths, repeats) for _ in range(stacks))
         self.cnvs = nn.ModuleList(ConvBnRelu(width, out_width, 3) for _ in range(stacks))
         self.inters = nn.ModuleList(Residual(width, width) for _ in links)
         self.inters_ = nn.ModuleList(make_conv_bn(width, width) for _ in links)
         self.cnvs_ = nn.ModuleList(make_conv_bn(out_width, width) for _ in links)
 
     def stages(self) -> list[list[nn.Module]]:
-        """What makes the stem and then each map, in order."""
+        """Modules of the stem and then of each map, in order."""
         stages: list[list[nn.Module]] = [[self.pre], [self.kps[0], self.cnvs[0]]]
         for index, link in enumerate(zip(self.inters_, self.cnvs_, self.inters, strict=True), start=1):
             stages.append([*link, self.kps[index], self.cnvs[index]])
         return stages
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """Pictures (B, 3, H, W) → the map of each hourglass, (B, out_width, H/4, W/4)."""
+        """Images (B, 3, H, W) → the output of each hourglass, (B, out_width, H/4, W/4)."""
         x = self.pre(x)
         maps = [self.cnvs[0](self.kps[0](x))]
         links = zip(self.inters_, self.cnvs_, self.inters, strict=True)
-        for index, (of_input, of_map, merge) in enumerate(links, start=1):
-            x = merge(F.relu(of_input(x) + of_map(maps[-1])))
+        for index, (project_input, project_map, merge) in enumerate(links, start=1):
+            x = merge(F.relu(project_input(x) + project_map(maps[-1])))
             maps.append(self.cnvs[index](self.kps[index](x)))
         return maps
 
 
-class Halving(nn.Module):
-    """An hourglass: what is seen at this size, and what an hourglass of half the size sees.
+class HourglassModule(nn.Module):
+    """An hourglass: residual blocks at this size, plus a recursive hourglass at half the size.
 
     Shapes: (B, widths[0], H, W) → the same.
     """
@@ -64,13 +64,13 @@ class Halving(nn.Module):
         )
         self.low2: nn.Module
         if len(widths) > 2:
-            self.low2 = Halving(widths[1:], repeats[1:])
+            self.low2 = HourglassModule(widths[1:], repeats[1:])
         else:
             self.low2 = nn.Sequential(*(Residual(inner, inner) for _ in range(repeats[1])))
         self.low3 = nn.Sequential(*(Residual(inner, inner) for _ in range(repeat - 1)), Residual(inner, outer))
 
     def forward(self, x: Tensor) -> Tensor:
-        """The sum of both, (B, widths[0], H, W): the outer blocks of `x`, and what half the size sees, enlarged."""
+        """(B, widths[0], H, W) → the same shape, the sum of both paths."""
         low = self.low3(self.low2(self.low1(x)))
         y: Tensor = self.up1(x) + F.interpolate(low, scale_factor=2.0, mode="nearest")
         return y
@@ -95,7 +95,7 @@ class Residual(nn.Module):
 
 
 class ConvBnRelu(nn.Module):
-    """A convolution, its batch norm and a ReLU."""
+    """A convolution, batch norm and a ReLU."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1) -> None:
         super().__init__()

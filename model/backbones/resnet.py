@@ -1,4 +1,4 @@
-"""ResNet (He et al., arXiv 1512.03385) with torchvision's key names, so that any such checkpoint loads."""
+"""ResNet (He et al., arXiv 1512.03385) with torchvision's key names, so that its checkpoints load."""
 
 from torch import Tensor, nn
 
@@ -53,9 +53,9 @@ class Bottleneck(nn.Module):
 
 
 class ResNet(Backbone):
-    """ResNet without its classifier: four layers of so many blocks each."""
+    """ResNet without its classifier: four layers of `repeats` blocks."""
 
-    takes_odd = True
+    accepts_odd_maps = True
     unused_keys = ("fc.",)
 
     def __init__(self, block: type[BasicBlock | Bottleneck], repeats: tuple[int, int, int, int]) -> None:
@@ -71,11 +71,11 @@ class ResNet(Backbone):
         self.layer4 = _layer(block, self.channels[2], 512, repeats[3], stride=2)
 
     def stages(self) -> list[list[nn.Module]]:
-        """What makes the stem and then each map, in order."""
+        """Modules of the stem and then of each map, in order."""
         return [[self.conv1, self.bn1], [self.layer1], [self.layer2], [self.layer3], [self.layer4]]
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """Pictures (B, 3, H, W) → four maps (B, channels[i], H / strides[i], W / strides[i]), finest first."""
+        """Images (B, 3, H, W) → four maps (B, channels[i], H / strides[i], W / strides[i]), finest first."""
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
         maps = []
         for layer in (self.layer1, self.layer2, self.layer3, self.layer4):

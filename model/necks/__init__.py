@@ -1,1 +1,1 @@
-"""From the backbone's maps to the one map at stride 4 that the heads read."""
+"""Necks: merge the backbone's feature maps into one at stride 4 for the heads."""

@@ -14,10 +14,10 @@ from model.necks.transposed import bilinear_kernel
 
 
 class AggregationNeck(Neck):
-    """Enlarges each map and merges it with the next finer one, over and over, until all have come to stride 4.
+    """Upsamples each map and merges it with the next finer one, repeatedly, until all are at stride 4.
 
-    Each map but the coarsest has twice the channels of the next finer one, as DLA-34's have of themselves; where a
-    backbone's have not, a 1x1 convolution comes first.
+    Map i, unless it is the coarsest, must have `width * 2**i` channels, as in DLA-34; for other backbones a 1x1
+    convolution comes first.
     """
 
     def __init__(self, channels: Sequence[int], width: int) -> None:
@@ -43,10 +43,10 @@ class AggregationNeck(Neck):
 
 
 class Aggregation(nn.Module):
-    """Merges maps from the finest to the coarsest, each with all before it.
+    """Merges maps from the finest to the coarsest, each with the result so far.
 
     Shapes: the first (B, width, H, W), the others (B, channels[i], H / factors[i], W / factors[i]) → as many maps
-    (B, width, H, W), the first of them as it came.
+    (B, width, H, W), the first unchanged.
     """
 
     def __init__(self, channels: Sequence[int], width: int, factors: Sequence[int]) -> None:
@@ -54,20 +54,20 @@ class Aggregation(nn.Module):
         self.count = len(channels)
         for index, (in_channels, factor) in enumerate(zip(channels, factors, strict=True), start=1):
             self.add_module(f"proj_{index}", DeformableConvBnRelu(in_channels, width))
-            self.add_module(f"up_{index}", _enlarge(width, factor))
+            self.add_module(f"up_{index}", _upsample(width, factor))
             self.add_module(f"node_{index}", DeformableConvBnRelu(width, width))
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        """Maps as the class names them → their merged ones, the first as it came and then each with all before it."""
+        """Maps, shaped as in the class → merged maps: the first unchanged, then each merged with all before it."""
         merged = [maps[0]]
         for index in range(1, self.count + 1):
-            project, enlarge, node = (self.get_submodule(f"{part}_{index}") for part in ("proj", "up", "node"))
-            merged.append(node(enlarge(project(maps[index])) + merged[-1]))
+            project, upsample, node = (self.get_submodule(f"{part}_{index}") for part in ("proj", "up", "node"))
+            merged.append(node(upsample(project(maps[index])) + merged[-1]))
         return merged
 
 
 class DeformableConvBnRelu(nn.Module):
-    """A deformable convolution, its batch norm and a ReLU."""
+    """A deformable convolution, batch norm and a ReLU."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
@@ -80,7 +80,7 @@ class DeformableConvBnRelu(nn.Module):
         return y
 
 
-def _enlarge(channels: int, factor: int) -> nn.ConvTranspose2d:
+def _upsample(channels: int, factor: int) -> nn.ConvTranspose2d:
     up = nn.ConvTranspose2d(channels, channels, 2 * factor, factor, factor // 2, groups=channels, bias=False)
     up.weight.data.copy_(bilinear_kernel(factor))
     return up

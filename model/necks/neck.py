@@ -1,4 +1,4 @@
-"""What the networks ask of a neck."""
+"""The interface of necks."""
 
 from collections.abc import Sequence
 
@@ -6,13 +6,13 @@ from torch import Tensor, nn
 
 
 class Neck(nn.Module):
-    """A backbone's maps, as a rule at strides 4, 8, 16 and 32, to one map at stride 4.
+    """Merges a backbone's feature maps, usually at strides 4, 8, 16 and 32, into one at stride 4.
 
-    Shapes: maps (B, channels[i], H / strides[i], W / strides[i]) → (B, width, H/4, W/4). One that `takes_odd` maps
-    takes the coarsest one also where its height or width is rounded up.
+    Shapes: maps (B, channels[i], H / strides[i], W / strides[i]) → (B, width, H/4, W/4). If `accepts_odd_maps`, the
+    coarsest map's height and width may be rounded up.
     """
 
-    takes_odd = False
+    accepts_odd_maps = False
 
     def __init__(self, channels: Sequence[int], width: int) -> None:
         super().__init__()

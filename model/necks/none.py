@@ -1,4 +1,4 @@
-"""No neck, for a backbone whose own maps are at stride 4."""
+"""No neck, for a backbone whose maps are all at stride 4."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ from model.necks.neck import Neck
 
 
 class NoNeck(Neck):
-    """The backbone's last map as it is; the width is that map's."""
+    """Passes the backbone's last map through; `width` is that map's."""
 
     def __init__(self, channels: Sequence[int], width: int) -> None:
         super().__init__(channels, channels[-1])

@@ -1,4 +1,4 @@
-"""Top-down neck (after feature pyramids, Lin et al., arXiv 1612.03144): plain convolutions, nothing deformable."""
+"""Top-down neck (after feature pyramids, Lin et al., arXiv 1612.03144): without deformable convolutions."""
 
 from collections.abc import Sequence
 
@@ -12,11 +12,11 @@ from model.necks.neck import Neck
 class TopDownNeck(Neck):
     """Merges the maps from the coarsest to the finest.
 
-    The coarser ones, which say what is seen, are twice as wide on their way: there are few of their cells, so that it
-    costs little.
+    All maps but the finest, which carry the semantics, have twice the width: they have so few cells that it costs
+    little.
     """
 
-    takes_odd = True
+    accepts_odd_maps = True
 
     def __init__(self, channels: Sequence[int], width: int) -> None:
         super().__init__(channels, width)
@@ -32,10 +32,10 @@ class TopDownNeck(Neck):
         for level in reversed(range(len(maps))):
             lateral = self.laterals[level](maps[level])
             if merged is not None:
-                enlarged = F.interpolate(merged, scale_factor=2.0, mode="nearest")
-                if level == len(maps) - 2:
-                    enlarged = enlarged[..., : lateral.shape[2], : lateral.shape[3]]
-                lateral = lateral + enlarged
+                upsampled = F.interpolate(merged, scale_factor=2.0, mode="nearest")
+                if level == len(maps) - 2:  # the coarsest map's size may have been rounded up
+                    upsampled = upsampled[..., : lateral.shape[2], : lateral.shape[3]]
+                lateral = lateral + upsampled
             merged = F.relu(self.smooths[level](F.relu(lateral)))
         assert merged is not None
         return merged

@@ -1,6 +1,6 @@
-"""The paper's necks for ResNet: three transposed convolutions, alone or each behind another convolution.
+"""The paper's necks for ResNet: three transposed convolutions, alone or each after another convolution.
 
-Sources: arXiv 1904.07850, section 5, after arXiv 1804.06208; mmdetection for the one without deformable convolutions.
+Sources: arXiv 1904.07850, section 5, after arXiv 1804.06208; mmdetection for `ConvolutionalNeck`.
 Key names are the authors'.
 """
 
@@ -14,7 +14,7 @@ from model.necks.neck import Neck
 
 
 class TransposedNeck(Neck):
-    """Doubles the coarsest map three times; the finer ones are not used."""
+    """Upsamples the coarsest map by 2 three times; the finer maps are not used."""
 
     widths = (256, 256)  # after the first two steps
 
@@ -33,38 +33,43 @@ class TransposedNeck(Neck):
         return merged
 
     def _make_step(self, in_channels: int, out_channels: int) -> list[nn.Module]:
-        return _double(in_channels, out_channels)
+        return _upsample_2x(in_channels, out_channels)
 
 
 class ConvolutionalNeck(TransposedNeck):
-    """The same with a 3x3 convolution before each step, and fewer channels from step to step."""
+    """A `TransposedNeck` with a 3x3 convolution before each step and fewer channels after each."""
 
     widths = (256, 128)
 
     def _make_step(self, in_channels: int, out_channels: int) -> list[nn.Module]:
         convolution = self._make_convolution(in_channels, out_channels)
-        return [convolution, nn.BatchNorm2d(out_channels), nn.ReLU(inplace=True), *_double(out_channels, out_channels)]
+        return [
+            convolution,
+            nn.BatchNorm2d(out_channels),
+            nn.ReLU(inplace=True),
+            *_upsample_2x(out_channels, out_channels),
+        ]
 
     def _make_convolution(self, in_channels: int, out_channels: int) -> nn.Module:
         return nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False)
 
 
 class DeformableNeck(ConvolutionalNeck):
-    """The same with deformable convolutions."""
+    """A `ConvolutionalNeck` with deformable convolutions."""
 
     def _make_convolution(self, in_channels: int, out_channels: int) -> nn.Module:
         return DeformableConv(in_channels, out_channels)
 
 
 def bilinear_kernel(factor: int) -> Tensor:
-    """The weights, (2 * factor, 2 * factor), by which a transposed convolution enlarges a channel bilinearly."""
+    """Weights (2 * factor, 2 * factor) with which a transposed convolution upsamples a channel bilinearly."""
     ramp = 1 - ((torch.arange(2 * factor) + 0.5) / factor - 1).abs()
     return ramp[:, None] * ramp
 
 
-def _double(in_channels: int, out_channels: int) -> list[nn.Module]:
+def _upsample_2x(in_channels: int, out_channels: int) -> list[nn.Module]:
     up = nn.ConvTranspose2d(in_channels, out_channels, 4, stride=2, padding=1, bias=False)
-    if in_channels == out_channels:  # begin with a bilinear enlargement of each channel
+    if in_channels == out_channels:  # initialise as bilinear upsampling of each channel
         nn.init.zeros_(up.weight)
         up.weight.data[range(in_channels), range(in_channels)] = bilinear_kernel(2)
     return [up, nn.BatchNorm2d(out_channels), nn.ReLU(inplace=True)]

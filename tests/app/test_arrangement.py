@@ -128,7 +128,7 @@ def test_batch_sizes_are_the_powers_of_two_and_the_largest() -> None:
 @pytest.mark.parametrize("threads", [1, 2])
 def test_a_session_with_fewer_threads_finds_the_same(model_path: Path, threads: int) -> None:
     detector = Detector(model_path, "cpu", 2)
-    detector.open_with(threads)
+    detector.add_session(threads)
     canvas = np.random.default_rng(0).integers(0, 256, (64, 96, 3), np.uint8)
     [all_threads], [fewer] = detector.infer([canvas]), detector.infer([canvas], threads)
     np.testing.assert_allclose(fewer.boxes_xyxy, all_threads.boxes_xyxy, rtol=1e-5)

@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 import torch
 
-from model.cells import WholeMap
+from model.cells import DenseMap
 from model.codec import Targets, decode
 from model.codec import encode as encode_all
 from model.gaussian import IGNORED, gaussian_radius, published_radius
@@ -25,11 +25,11 @@ def encode(
 
 def as_maps(targets: Targets) -> HeadMaps:
     logits = torch.logit(targets.heatmap.clamp(1e-6, 1 - 1e-6))
-    return HeadMaps(logits[None], WholeMap(targets.size[None]), WholeMap(targets.offset[None]))
+    return HeadMaps(logits[None], DenseMap(targets.size[None]), DenseMap(targets.offset[None]))
 
 
 @pytest.mark.parametrize(("iou", "radius"), [(0.3, 2.261), (0.7, 0.817)])
-def test_radius_of_a_ten_by_ten_box_is_the_published_one(iou: float, radius: float) -> None:
+def test_radius_of_a_ten_by_ten_box(iou: float, radius: float) -> None:
     ten = torch.tensor([10.0])
     assert gaussian_radius(ten, ten, iou).item() == pytest.approx(radius, abs=1e-3)
 
@@ -63,7 +63,7 @@ def test_decoding_the_targets_gives_the_boxes_back() -> None:
     assert found.scores.min() > 0.99
 
 
-def test_a_finer_grid_tells_two_objects_apart_that_share_a_cell_of_the_coarse_one() -> None:
+def test_a_finer_grid_separates_two_objects_that_share_a_cell_of_the_coarse_one() -> None:
     boxes = torch.tensor([[75.0, 75.0, 86.0, 86.0], [77.0, 77.0, 89.0, 89.0]])  # centres at 80.5 and 83
     labels = torch.zeros(2, dtype=torch.int64)
     coarse = decode(as_maps(encode(boxes, labels, 1, (40, 40))), limit=2)
@@ -80,7 +80,7 @@ def test_a_finer_grid_tells_two_objects_apart_that_share_a_cell_of_the_coarse_on
 def test_on_a_finer_grid_a_large_object_is_found_once() -> None:
     heatmap = torch.full((1, 2, 40, 40), -10.0)
     heatmap[0, 0, 20, 20], heatmap[0, 0, 20, 23], heatmap[0, 1, 20, 23], heatmap[0, 0, 20, 38] = 5.0, 4.0, 3.0, 2.0
-    maps = HeadMaps(heatmap, WholeMap(torch.full((1, 2, 40, 40), 20.0)), WholeMap(torch.zeros(1, 2, 40, 40)))
+    maps = HeadMaps(heatmap, DenseMap(torch.full((1, 2, 40, 40), 20.0)), DenseMap(torch.zeros(1, 2, 40, 40)))
     fine = decode(maps, limit=4, stride=2)
     torch.testing.assert_close(fine.scores[0], torch.tensor([5.0, 3.0, 2.0, -torch.inf]).sigmoid())
     assert fine.labels[0, :3].tolist() == [0, 1, 0]
@@ -94,12 +94,12 @@ def test_decoding_works_for_batches_and_images_that_are_not_square() -> None:
     one = encode(boxes, torch.tensor([1]), 2, (16, 24))
     other = encode(boxes + 12, torch.tensor([0]), 2, (16, 24))
     heatmap, size, offset = (torch.stack(pair) for pair in zip(one[:3], other[:3], strict=True))
-    found = decode(HeadMaps(torch.logit(heatmap, eps=1e-6), WholeMap(size), WholeMap(offset)), limit=1)
+    found = decode(HeadMaps(torch.logit(heatmap, eps=1e-6), DenseMap(size), DenseMap(offset)), limit=1)
     torch.testing.assert_close(found.boxes[:, 0], torch.cat([boxes, boxes + 12]), atol=1e-4, rtol=0)
     assert found.labels[:, 0].tolist() == [1, 0]
 
 
-def test_every_cell_under_a_gaussian_points_to_its_object() -> None:
+def test_every_cell_inside_a_gaussian_has_the_targets_of_its_object() -> None:
     boxes = torch.tensor([[16.0, 16.0, 80.0, 80.0]])
     targets = encode(boxes, torch.tensor([0]), 1, (32, 32))
     rows, columns = targets.weight.nonzero(as_tuple=True)
@@ -125,7 +125,7 @@ def test_heatmaps_of_one_class_merge_by_maximum_and_classes_stay_apart() -> None
     assert (both == 1).nonzero().tolist() == [[0, 8, 8], [0, 10, 10]]
 
 
-def test_of_two_objects_in_one_cell_the_smaller_keeps_it() -> None:
+def test_the_smaller_of_two_objects_owns_a_shared_cell() -> None:
     boxes = torch.tensor([[0.0, 0.0, 80.0, 80.0], [36.0, 36.0, 44.0, 44.0]])
     targets = encode(boxes, torch.tensor([0, 0]), 1, (20, 20))
     assert targets.size[:, 10, 10].tolist() == [2.0, 2.0]
@@ -156,10 +156,10 @@ def test_ignored_regions_are_marked_where_no_object_reaches(objects: int) -> Non
     torch.testing.assert_close(same_class.clamp(min=0), alone)
 
 
-def test_neighbours_of_a_peak_are_no_detections() -> None:
+def test_neighbours_of_a_peak_are_not_detected() -> None:
     heatmap = torch.full((1, 1, 8, 8), -10.0)
     heatmap[0, 0, 4, 4], heatmap[0, 0, 4, 5], heatmap[0, 0, 4, 7] = 5.0, 4.0, 3.0
-    zeros = WholeMap(torch.zeros(1, 2, 8, 8))
+    zeros = DenseMap(torch.zeros(1, 2, 8, 8))
     found = decode(HeadMaps(heatmap, zeros, zeros), limit=2)
     torch.testing.assert_close(found.scores[0], torch.tensor([5.0, 3.0]).sigmoid())
     assert found.boxes[0].tolist() == [[16, 16, 16, 16], [28, 16, 28, 16]]

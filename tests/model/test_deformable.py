@@ -6,7 +6,7 @@ from model.deformable import DeformableConv, deform_conv
 
 
 def sample(plane: Tensor, row: float, column: float) -> float:
-    """Bilinear, zero outside, in plain arithmetic."""
+    """Bilinear interpolation with zero padding."""
     top, left = int(row // 1), int(column // 1)
     value = 0.0
     for y, weight_y in ((top, 1 - (row - top)), (top + 1, row - top)):
@@ -16,7 +16,7 @@ def sample(plane: Tensor, row: float, column: float) -> float:
     return value
 
 
-def test_each_value_is_the_sum_over_moved_and_weighted_taps() -> None:
+def test_each_value_is_the_sum_over_shifted_and_weighted_taps() -> None:
     torch.manual_seed(0)
     x, weight, bias = torch.randn(2, 3, 4, 5), torch.randn(2, 3, 3, 3), torch.randn(2)
     offset, mask = torch.randn(2, 18, 4, 5) * 2, torch.rand(2, 9, 4, 5)
@@ -32,16 +32,16 @@ def test_each_value_is_the_sum_over_moved_and_weighted_taps() -> None:
         assert abs(y[image, out, row, column].item() - expected) < 1e-4
 
 
-def test_without_moves_it_is_a_plain_convolution_even_for_one_cell() -> None:
+def test_zero_offsets_give_a_plain_convolution_even_for_one_cell() -> None:
     for height, width in ((4, 6), (1, 1)):
         x, weight, bias = torch.randn(1, 3, height, width), torch.randn(5, 3, 3, 3), torch.randn(5)
-        still, whole = torch.zeros(1, 18, height, width), torch.ones(1, 9, height, width)
+        offset, mask = torch.zeros(1, 18, height, width), torch.ones(1, 9, height, width)
         torch.testing.assert_close(
-            deform_conv(x, weight, still, bias, whole), F.conv2d(x, weight, bias, padding=1), atol=1e-5, rtol=1e-5
+            deform_conv(x, weight, offset, bias, mask), F.conv2d(x, weight, bias, padding=1), atol=1e-5, rtol=1e-5
         )
 
 
-def test_it_begins_as_a_plain_convolution_of_half_strength_and_learns_where_to_look() -> None:
+def test_layer_starts_as_half_a_plain_convolution_and_learns_its_offsets() -> None:
     torch.manual_seed(0)
     layer = DeformableConv(3, 4)
     x = torch.randn(2, 3, 6, 6)

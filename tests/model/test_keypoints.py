@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.cells import WholeMap
+from model.cells import DenseMap
 from model.codec import Targets, decode, encode
 from model.gaussian import IGNORED
 from model.heads import HeadMaps, KeypointMaps
@@ -30,7 +30,7 @@ def to_logits(heatmap: Tensor) -> Tensor:
 def as_maps(targets: Targets) -> HeadMaps:
     joints = targets.keypoints
     places, within, size, offset = (
-        WholeMap(each[None]) for each in (joints.places, joints.offset, targets.size, targets.offset)
+        DenseMap(each[None]) for each in (joints.places, joints.offset, targets.size, targets.offset)
     )
     keypoints = KeypointMaps(places, to_logits(joints.heatmap), within)
     return HeadMaps(to_logits(targets.heatmap), size, offset, keypoints)
@@ -40,23 +40,25 @@ def test_decoding_the_targets_gives_the_joints_back() -> None:
     found = decode(as_maps(encode_all(BOXES, JOINTS)), limit=2)
     assert found.keypoints is not None
     by_place = found.boxes[0, :, 0].argsort()
-    there = JOINTS[..., 2] > 0
-    torch.testing.assert_close(found.keypoints[0, by_place][there][:, :2], JOINTS[there][:, :2], atol=1e-3, rtol=0)
-    assert found.keypoints[0, by_place][there][:, 2].min() > 0.99
-    assert found.keypoints[0, by_place][1, 1, 2] < 0.01  # the joint without a place
+    has_position = JOINTS[..., 2] > 0
+    torch.testing.assert_close(
+        found.keypoints[0, by_place][has_position][:, :2], JOINTS[has_position][:, :2], atol=1e-3, rtol=0
+    )
+    assert found.keypoints[0, by_place][has_position][:, 2].min() > 0.99
+    assert found.keypoints[0, by_place][1, 1, 2] < 0.01  # the joint without a position
 
 
-def test_every_cell_of_an_object_says_where_its_joints_are() -> None:
+def test_every_cell_of_an_object_has_the_displacements_of_its_joints() -> None:
     targets = encode_all(BOXES[:1], JOINTS[:1])
     rows, columns = (targets.weight > 0).nonzero(as_tuple=True)
     assert len(rows) > 20
-    said = targets.keypoints.places[:, rows, columns].T.reshape(-1, 3, 2) + torch.stack([columns, rows], 1)[:, None]
-    torch.testing.assert_close(said * 4, JOINTS[:1, :, :2].expand_as(said), atol=1e-3, rtol=0)
+    joints = targets.keypoints.places[:, rows, columns].T.reshape(-1, 3, 2) + torch.stack([columns, rows], 1)[:, None]
+    torch.testing.assert_close(joints * 4, JOINTS[:1, :, :2].expand_as(joints), atol=1e-3, rtol=0)
     assert targets.keypoints.is_known[:, rows, columns].all()
     assert not targets.keypoints.is_known[:, targets.weight == 0].any()
 
 
-def test_a_joint_without_a_place_or_out_of_the_picture_is_not_learned() -> None:
+def test_a_joint_without_a_position_or_outside_the_image_has_no_target() -> None:
     joints = JOINTS[1:].clone()
     joints[0, 2, 0] = 4.0 * GRID[1] + 1
     targets = encode_all(BOXES[1:], joints).keypoints
@@ -66,7 +68,7 @@ def test_a_joint_without_a_place_or_out_of_the_picture_is_not_learned() -> None:
     torch.testing.assert_close(targets.offset[:, 10, 38], torch.tensor([0.75, 0.25]))
 
 
-def test_nothing_is_learned_of_joints_that_nobody_annotated() -> None:
+def test_objects_without_joint_annotations_are_ignored() -> None:
     joints = JOINTS.clone()
     joints[0] = torch.tensor([0.0, 0.0, -1.0])
     unknown = encode_all(BOXES, joints).keypoints
@@ -85,30 +87,30 @@ def test_an_image_without_objects_has_targets_too() -> None:
 
 
 def maps_with_peaks(peaks: dict[tuple[int, int], float]) -> HeadMaps:
-    """One object, 20 cells wide and high around (30.5, 20.5), whose one joint it takes to be at (33, 20)."""
+    """One object, 20 cells wide and high around (30.5, 20.5), with its one joint regressed to (33, 20)."""
     heatmap = torch.full((1, 1, *GRID), -9.0)
     heatmap[0, 0, 20, 30] = 4.0
-    size, offset, within = (WholeMap(torch.full((1, 2, *GRID), value)) for value in (20.0, 0.5, 0.25))
+    size, offset, within = (DenseMap(torch.full((1, 2, *GRID), value)) for value in (20.0, 0.5, 0.25))
     places = torch.zeros(1, 2, *GRID)
     places[0, 0] = 3.0
     joints = torch.full((1, 1, *GRID), 1e-3)
     for (column, row), score in peaks.items():
         joints[0, 0, row, column] = score
-    return HeadMaps(heatmap, size, offset, KeypointMaps(WholeMap(places), torch.logit(joints), within))
+    return HeadMaps(heatmap, size, offset, KeypointMaps(DenseMap(places), torch.logit(joints), within))
 
 
 @pytest.mark.parametrize(
     ("peaks", "expected"),
     [
         ({(35, 21): 0.8}, (35.25, 21.25, 0.8)),
-        ({(35, 21): 0.3, (36, 18): 0.9}, (35.25, 21.25, 0.3)),  # the nearest, not the surest
-        ({(35, 21): 0.09}, (33, 20, 1e-3)),  # too unsure
+        ({(35, 21): 0.3, (36, 18): 0.9}, (35.25, 21.25, 0.3)),  # the nearest, not the best
+        ({(35, 21): 0.09}, (33, 20, 1e-3)),  # too low a score
         ({(38, 22): 0.8}, (38.25, 22.25, 0.8)),  # 5.7 cells: within 0.3 of the box's 20
         ({(38, 23): 0.8}, (33, 20, 1e-3)),  # 6.2 cells: too far
-        ({(33, 20): 0.05}, (33, 20, 0.05)),  # where the object says, with the score there
+        ({(33, 20): 0.05}, (33, 20, 0.05)),  # the regressed position, with the score there
     ],
 )
-def test_a_joint_goes_to_the_nearest_peak_within_reach(
+def test_a_joint_snaps_to_the_nearest_peak_within_reach(
     peaks: dict[tuple[int, int], float], expected: tuple[float, float, float]
 ) -> None:
     found = decode(maps_with_peaks(peaks), limit=1)
@@ -120,7 +122,7 @@ def test_a_joint_goes_to_the_nearest_peak_within_reach(
 def test_a_joint_stays_in_its_box() -> None:
     maps = maps_with_peaks({(35, 21): 0.8})
     size = torch.tensor([8.0, 20.0])[None, :, None, None].expand(1, 2, *GRID)  # up to 34.5
-    narrow = maps._replace(size=WholeMap(size))
+    narrow = maps._replace(size=DenseMap(size))
     found = decode(narrow, limit=1)
     assert found.keypoints is not None
     torch.testing.assert_close(found.keypoints[0, 0, 0, :2], torch.tensor([132.0, 80.0]))

@@ -34,9 +34,7 @@ def test_a_photo_is_centred_and_keeps_its_proportions(
         ((20, 15), (240, 320)),
     ],
 )
-def test_a_photo_is_as_large_in_the_shape_nearest_to_it_as_in_the_square(
-    photo: tuple[int, int], shape: tuple[int, int]
-) -> None:
+def test_a_photo_is_as_large_in_its_shape_as_in_the_square(photo: tuple[int, int], shape: tuple[int, int]) -> None:
     placed, in_square = place(*photo, list_shapes(320, 320, 16)), place(*photo, SQUARE)
     assert placed.shape == shape
     assert (placed.width, placed.height) == (in_square.width, in_square.height)
@@ -45,7 +43,7 @@ def test_a_photo_is_as_large_in_the_shape_nearest_to_it_as_in_the_square(
 
 
 @pytest.mark.parametrize("shapes", [SQUARE, list_shapes(320, 320, 16)])
-def test_boxes_come_back_to_the_photo(shapes: Sequence[Shape]) -> None:
+def test_boxes_survive_the_round_trip_to_input_pixels(shapes: Sequence[Shape]) -> None:
     placed = place(1000, 333, shapes)
     boxes = np.array([[0, 0, 1000, 333], [10.5, 20.25, 500, 300]], np.float32)
     np.testing.assert_allclose(placed.to_photo(placed.from_photo(boxes)), boxes, atol=1e-3)
@@ -56,7 +54,7 @@ def test_boxes_are_clipped_to_the_photo() -> None:
     assert placed.to_photo(np.array([[-5, 10, 330, 300]], np.float32)).tolist() == [[0, 0, 640, 480]]
 
 
-def test_a_canvas_is_padded_around_the_photo_whatever_it_held_before() -> None:
+def test_padding_overwrites_the_canvas_around_the_photo() -> None:
     canvas = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
     fit(np.full((20, 40, 3), 255, np.uint8), place(40, 20, [(64, 64)]), canvas)
     assert (canvas[16:48] == 255).all()
@@ -68,10 +66,10 @@ def test_a_thin_photo_keeps_a_pixel() -> None:
     assert (placed.width, placed.height) == (320, 1)
 
 
-def test_a_photo_decoded_smaller_lands_in_the_same_place() -> None:
+def test_a_photo_decoded_at_reduced_size_gives_the_same_canvas() -> None:
     placed = place(800, 400, [(64, 64)])
-    whole, half = np.zeros((64, 64, 3), np.uint8), np.zeros((64, 64, 3), np.uint8)
+    full, half = np.zeros((64, 64, 3), np.uint8), np.zeros((64, 64, 3), np.uint8)
     ramp = np.repeat(np.linspace(0, 255, 800).astype(np.uint8)[None, :, None], 400, 0).repeat(3, 2)
-    fit(ramp, placed, whole)
+    fit(ramp, placed, full)
     fit(ramp[::2, ::2], placed, half)
-    assert np.abs(whole.astype(int) - half).max() <= 4
+    assert np.abs(full.astype(int) - half).max() <= 4

@@ -5,7 +5,7 @@ import torch
 
 from model.backbones.dla import Tree, dla34
 from model.backbones.efficientnet_lite import efficientnet_lite0, efficientnet_lite1, efficientnet_lite2
-from model.backbones.hourglass import Halving, Hourglass
+from model.backbones.hourglass import Hourglass, HourglassModule
 from model.backbones.resnet import ResNet, resnet18, resnet34, resnet50, resnet101
 from model.necks.aggregation import AggregationNeck
 from model.necks.transposed import TransposedNeck, bilinear_kernel
@@ -20,17 +20,17 @@ def test_head_maps_have_a_cell_for_every_four_pixels(backbone: str, neck: str) -
         maps = network(torch.zeros(2, 2 * stride, 3 * stride, 3, dtype=torch.uint8))
     cells = (2 * stride // 4, 3 * stride // 4)
     assert maps.heatmap.shape == (2, 7, *cells)
-    assert maps.size.whole().shape == maps.offset.whole().shape == (2, 2, *cells)
+    assert maps.size.dense().shape == maps.offset.dense().shape == (2, 2, *cells)
 
 
-def test_every_neck_fits_some_backbone_and_none_fits_hourglasses_alone() -> None:
+def test_every_neck_fits_some_backbone_and_no_neck_fits_only_hourglasses() -> None:
     fitting = {backbone: fitting_necks(backbone) for backbone in BACKBONES}
     assert {neck for necks in fitting.values() for neck in necks} == set(NECKS)
     assert [backbone for backbone, necks in fitting.items() if "none" in necks] == ["hourglass104"]
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
-def test_backbone_maps_have_the_channels_and_strides_that_it_names(backbone: str) -> None:
+def test_backbone_maps_have_the_declared_channels_and_strides(backbone: str) -> None:
     with torch.device("meta"):
         network = BACKBONES[backbone]().eval()
         stride = network.coarsest_stride
@@ -121,11 +121,11 @@ def test_keys_of_the_papers_necks_are_those_of_the_authors() -> None:
     plain_keys, deformable_keys = set[str](), set[str]()
     for step in range(3):
         plain_keys |= {f"deconv_layers.{3 * step}.weight", *(f"deconv_layers.{3 * step + 1}.{n}" for n in _NORM)}
-        bent, up = 6 * step, 6 * step + 3
-        deformable_keys |= {f"deconv_layers.{bent}.{n}" for n in ("weight", "bias")}
-        deformable_keys |= {f"deconv_layers.{bent}.conv_offset_mask.{n}" for n in ("weight", "bias")}
+        deform, up = 6 * step, 6 * step + 3
+        deformable_keys |= {f"deconv_layers.{deform}.{n}" for n in ("weight", "bias")}
+        deformable_keys |= {f"deconv_layers.{deform}.conv_offset_mask.{n}" for n in ("weight", "bias")}
         deformable_keys |= {f"deconv_layers.{up}.weight"}
-        deformable_keys |= {f"deconv_layers.{at + 1}.{n}" for at in (bent, up) for n in _NORM}
+        deformable_keys |= {f"deconv_layers.{at + 1}.{n}" for at in (deform, up) for n in _NORM}
     assert set(plain) == plain_keys
     assert set(deformable) == deformable_keys
     assert plain["deconv_layers.0.weight"].shape == (512, 256, 4, 4)
@@ -134,7 +134,7 @@ def test_keys_of_the_papers_necks_are_those_of_the_authors() -> None:
     assert deformable["deconv_layers.15.weight"].shape == (64, 64, 4, 4)
 
 
-def test_steps_between_equal_widths_begin_as_bilinear_enlargement() -> None:
+def test_steps_between_equal_widths_start_as_bilinear_upsampling() -> None:
     neck = NECKS["transposed"]((64, 128, 256, 512), 256)
     assert isinstance(neck, TransposedNeck)
     x = torch.rand(1, 256, 5, 7)
@@ -144,7 +144,7 @@ def test_steps_between_equal_widths_begin_as_bilinear_enlargement() -> None:
 
 
 @pytest.mark.parametrize("factor", [2, 4])
-def test_the_bilinear_kernel_enlarges_without_bias(factor: int) -> None:
+def test_bilinear_kernel_upsamples_like_interpolate(factor: int) -> None:
     x = torch.rand(1, 1, 6, 5)
     large = torch.nn.functional.conv_transpose2d(x, bilinear_kernel(factor)[None, None], None, factor, factor // 2)
     smooth = torch.nn.functional.interpolate(x, scale_factor=float(factor), mode="bilinear", align_corners=False)
@@ -152,7 +152,7 @@ def test_the_bilinear_kernel_enlarges_without_bias(factor: int) -> None:
     torch.testing.assert_close(large[inner], smooth[inner])
 
 
-def test_aggregation_brings_other_channels_to_those_that_double() -> None:
+def test_aggregation_projects_channels_that_do_not_double() -> None:
     neck = AggregationNeck((24, 64, 100, 30), 32).train()
     maps = [torch.randn(2, c, 16 // 2**level, 24 // 2**level) for level, c in enumerate((24, 64, 100, 30))]
     merged = neck(maps)
@@ -162,16 +162,18 @@ def test_aggregation_brings_other_channels_to_those_that_double() -> None:
     assert [type(lateral) for lateral in neck.laterals] == [torch.nn.Sequential, torch.nn.Identity, torch.nn.Sequential]
 
 
-def test_an_hourglass_adds_what_it_sees_at_half_the_size() -> None:
+def test_hourglass_adds_the_upsampled_inner_path() -> None:
     torch.manual_seed(0)
-    halving = Halving((4, 6), (1, 1)).eval()
+    module = HourglassModule((4, 6), (1, 1)).eval()
     x = torch.randn(1, 4, 4, 6)
-    low = halving.low3(halving.low2(halving.low1(x)))
+    low = module.low3(module.low2(module.low1(x)))
     assert low.shape == (1, 4, 2, 3)
-    torch.testing.assert_close(halving(x), halving.up1(x) + low.repeat_interleave(2, 2).repeat_interleave(2, 3))
+    torch.testing.assert_close(module(x), module.up1(x) + low.repeat_interleave(2, 2).repeat_interleave(2, 3))
 
 
-def test_stacked_maps_all_have_heads_in_training_and_the_last_alone_after(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_stacked_maps_have_heads_in_training_and_only_the_last_in_evaluation(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setitem(BACKBONES, "hourglass104", lambda: Hourglass(3, (8, 8), (1, 1), out_width=8))
     torch.manual_seed(0)
     network = CenterNet("hourglass104", 3, head_width=8, neck="none", joint_count=2)
@@ -193,7 +195,7 @@ def test_stacked_maps_all_have_heads_in_training_and_the_last_alone_after(monkey
 
 
 @pytest.mark.parametrize("backbone", ["resnet18", "hourglass104"])
-def test_heads_are_named_the_same_whatever_the_backbone(backbone: str) -> None:
+def test_head_keys_do_not_depend_on_the_backbone(backbone: str) -> None:
     with torch.device("meta"):
         keys = CenterNet(backbone, 3, neck=fitting_necks(backbone)[0]).state_dict().keys()
     heads = {f"{name}_head.{layer}.{part}" for name in ("heatmap", "size", "offset") for layer in (0, 2)
@@ -203,18 +205,18 @@ def test_heads_are_named_the_same_whatever_the_backbone(backbone: str) -> None:
     assert earlier == ({f"earlier_heads.0.{key}" for key in heads} if backbone == "hourglass104" else set())
 
 
-def test_statistics_of_the_pixels_can_be_given() -> None:
+def test_pixel_mean_and_std_can_be_set() -> None:
     own = CenterNet("resnet18", 3)
     other = CenterNet("resnet18", 3, mean=(100.0, 50.0, 25.0), std=(2.0, 4.0, 8.0))
     assert own.mean.flatten().tolist() == pytest.approx([123.675, 116.28, 103.53])
     other.load_state_dict(own.state_dict())
-    fed: list[torch.Tensor] = []
-    other.backbone.register_forward_pre_hook(lambda _, inputs: fed.append(inputs[0]))
+    inputs: list[torch.Tensor] = []
+    other.backbone.register_forward_pre_hook(lambda _, arguments: inputs.append(arguments[0]))
     other.eval()(torch.full((1, 32, 32, 3), 100, dtype=torch.uint8))
-    assert fed[0][0, :, 5, 7].tolist() == [0.0, 12.5, 9.375]
+    assert inputs[0][0, :, 5, 7].tolist() == [0.0, 12.5, 9.375]
 
 
-def test_a_new_network_is_unsure_of_everything() -> None:
+def test_a_new_network_has_low_scores() -> None:
     torch.manual_seed(0)
     network = CenterNet("resnet18", class_count=3).train()
     images = torch.randint(0, 256, (4, 64, 64, 3), dtype=torch.uint8)

@@ -5,7 +5,7 @@ import pytest
 from model.shapes import list_shapes
 
 
-def test_shapes_are_those_of_cameras_the_smallest_first() -> None:
+def test_shapes_have_the_aspect_ratios_of_cameras_the_smallest_first() -> None:
     lower = [(192, 320), (224, 320), (240, 320), (256, 320)]
     assert list_shapes(320, 320, 16) == (
         *itertools.chain.from_iterable((shape, shape[::-1]) for shape in lower),

@@ -60,11 +60,11 @@ def test_a_network_says_what_the_scaling_says() -> None:
     image = torch.randint(0, 256, (1, 64, 64, 3), dtype=torch.uint8)
     with torch.inference_mode():
         before = network(image)
-        size = before.size.whole()
+        size = before.size.dense()
     Scaling(2.5, 1.5).fold_into(network)
     with torch.inference_mode():
         after = network(image)
-        torch.testing.assert_close(after.size.whole(), size)
+        torch.testing.assert_close(after.size.dense(), size)
     torch.testing.assert_close(after.heatmap, 2.5 * before.heatmap + 1.5)
     scores = before.heatmap.sigmoid().flatten().numpy()
     np.testing.assert_allclose(

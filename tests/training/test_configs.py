@@ -25,7 +25,7 @@ def test_a_recipe_is_valid_and_named_after_its_file_and_all_of_its_network_learn
         found = [
             each
             for stack in (*maps.earlier, maps)
-            for each in (stack.heatmap, stack.size.whole(), stack.offset.whole())
+            for each in (stack.heatmap, stack.size.dense(), stack.offset.dense())
         ]
         torch.stack([each.sum() for each in found]).sum().backward()
     assert maps.heatmap.shape == (2, 80, cells, cells)

@@ -7,7 +7,7 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
-from model.cells import WholeMap
+from model.cells import DenseMap
 from model.codec import encode
 from model.detector import Detections
 from model.heads import HeadMaps, KeypointMaps
@@ -45,7 +45,7 @@ class Oracle(nn.Module):
         targets = encode(box, torch.tensor([1]), torch.tensor([False]), torch.zeros(1, 0, 3), 3, (side // 4, side // 4))
         logits = torch.logit(targets.heatmap.clamp(1e-4, 1 - 1e-4))
         heatmap, *boxes = (each.expand(len(images), *each.shape) for each in (logits, targets.size, targets.offset))
-        return HeadMaps(heatmap, *map(WholeMap, boxes))
+        return HeadMaps(heatmap, *map(DenseMap, boxes))
 
 
 def test_photos_that_are_not_as_annotated_are_named(dataset: Dataset, tmp_path: Path) -> None:
@@ -101,7 +101,7 @@ class JointOracle(nn.Module):
         logits = [torch.logit(each.clamp(1e-4, 1 - 1e-4)) for each in (targets.heatmap, found.heatmap)]
         heatmaps = [each.expand(len(images), *each.shape) for each in logits]
         read = (targets.size, targets.offset, found.places, found.offset)
-        size, offset, places, within = (WholeMap(each.expand(len(images), *each.shape)) for each in read)
+        size, offset, places, within = (DenseMap(each.expand(len(images), *each.shape)) for each in read)
         return HeadMaps(heatmaps[0], size, offset, KeypointMaps(places, heatmaps[1], within))
 
 

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from model.backbones.hourglass import Hourglass
 from model.canvas import prepare
-from model.cells import WholeMap, boxes_at, find_cells
+from model.cells import DenseMap, boxes_at, unravel_cells
 from model.deformable import DeformableConv
 from model.detector import Detections, Detector
 from model.graph import build_onnx, save_onnx
@@ -21,7 +21,7 @@ from model.heads import STRIDE, KeypointMaps
 from model.keypoints import decode_keypoints
 from model.metadata import Metadata
 from model.network import BACKBONES, CenterNet, fitting_necks
-from model.peaks import REPEAT_IOU
+from model.peaks import NMS_IOU
 from model.skeleton import NO_JOINTS, Skeleton
 from tests.training.configs import small_config
 from training import export as exporting
@@ -103,10 +103,10 @@ def test_graph_equals_network_alone_and_in_a_batch(
         maps = network(torch.from_numpy(canvases))
         heatmap = maps.heatmap.sigmoid()
         grid_width, cell_count = heatmap.shape[3], heatmap[0, 0].numel()
-        size, offset = (each.whole().flatten(2).transpose(1, 2) for each in (maps.size, maps.offset))
-        every = find_cells(torch.arange(cell_count).expand(3, -1), grid_width)
+        size, offset = (each.dense().flatten(2).transpose(1, 2) for each in (maps.size, maps.offset))
+        every = unravel_cells(torch.arange(cell_count).expand(3, -1), grid_width)
         boxes = stride * boxes_at(every, size.clamp(min=0), offset)  # (B, cells, 4)
-        keypoints = (maps.keypoints.places.whole(), maps.keypoints.heatmap, maps.keypoints.offset.whole())
+        keypoints = (maps.keypoints.places.dense(), maps.keypoints.heatmap, maps.keypoints.offset.dense())
         nearby = F.unfold(F.pad(heatmap, (1, 1, 1, 1)), 3).view(3, 3, 9, -1)  # (B, C, 3x3, cells)
         # random weights make near-ties, and which of those is a peak is a matter of rounding
         above = nearby[:, :, 4] - nearby[:, :, [0, 1, 2, 3, 5, 6, 7, 8]].amax(2)
@@ -124,7 +124,7 @@ def test_graph_equals_network_alone_and_in_a_batch(
                 has_row[label] |= (same_box & same_score)[row]
             expected = is_clear[index] & (scores > rows.scores.min() + 4.5e-3)
             if stride < STRIDE:  # boxes that are mostly the same as a better one's are dropped
-                is_near = torch.from_numpy(box_iou(boxes[index].numpy(), boxes[index].numpy())) > REPEAT_IOU - 0.05
+                is_near = torch.from_numpy(box_iou(boxes[index].numpy(), boxes[index].numpy())) > NMS_IOU - 0.05
                 is_better = (scores[:, None] > scores[..., None]) & is_peak[index][:, None]  # (C, cells, cells)
                 expected &= ~(is_better & is_near).any(2)
             assert expected.any()
@@ -133,8 +133,8 @@ def test_graph_equals_network_alone_and_in_a_batch(
             cells = (same_box & same_score).int().argmax(1)
             places, joint_heatmap, within = (each[index : index + 1] for each in keypoints)
             joints = decode_keypoints(
-                KeypointMaps(WholeMap(places), joint_heatmap, WholeMap(within)),
-                find_cells(cells[None], grid_width),
+                KeypointMaps(DenseMap(places), joint_heatmap, DenseMap(within)),
+                unravel_cells(cells[None], grid_width),
                 torch.from_numpy(rows.boxes_xyxy)[None] / stride,
             )[0]
             assert rows.keypoints is not None

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import default_collate
 
-from model.cells import Cells, WholeMap
+from model.cells import Cells, DenseMap
 from model.codec import Targets, encode
 from model.gaussian import IGNORED
 from model.heads import HeadMaps, KeypointMaps
@@ -81,7 +81,7 @@ def batch_of(boxes: Tensor, grid: int = 16) -> Targets:
 
 
 def head_maps(logits: Tensor, size: Tensor, offset: Tensor, keypoints: KeypointMaps | None = None) -> HeadMaps:
-    return HeadMaps(logits, WholeMap(size), WholeMap(offset), keypoints)
+    return HeadMaps(logits, DenseMap(size), DenseMap(offset), keypoints)
 
 
 def losses_of(maps: HeadMaps, targets: Targets, config: Config) -> dict[str, Tensor]:
@@ -118,7 +118,7 @@ def test_steps_ask_for_like_numbers_of_cells(shapes, tmp_path) -> None:  # type:
     # so that kernels and memory of one step serve the next
     asked = []
 
-    class Noting(WholeMap):
+    class Noting(DenseMap):
         def at(self, cells: Cells) -> Tensor:
             asked.append(cells.row.numel())
             return super().at(cells)
@@ -171,7 +171,7 @@ def test_joints_are_means_over_those_that_have_a_place(shapes, tmp_path) -> None
         config = small_config(shapes, tmp_path, keypoint_weight=1.0, dense_boxes=dense)
         assert count_targets(targets, config).tolist() == pytest.approx([2, 3, 3, 3])
         off = KeypointMaps(
-            WholeMap(wanted.places + 3.0), torch.zeros_like(wanted.heatmap), WholeMap(wanted.offset + 0.25)
+            DenseMap(wanted.places + 3.0), torch.zeros_like(wanted.heatmap), DenseMap(wanted.offset + 0.25)
         )
         maps = head_maps(torch.zeros(1, 1, 16, 16), targets.size, targets.offset, off)
         terms = losses_of(maps, targets, config)

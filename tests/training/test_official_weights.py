@@ -81,9 +81,9 @@ def build(path: Path) -> CenterNet:
 
 
 def assert_maps_are(found: HeadMaps, expected: list[Tensor]) -> None:
-    ours = [found.heatmap, found.size.whole(), found.offset.whole()]
+    ours = [found.heatmap, found.size.dense(), found.offset.dense()]
     if isinstance(found.keypoints, KeypointMaps):
-        ours += [found.keypoints.places.whole(), found.keypoints.heatmap, found.keypoints.offset.whole()]
+        ours += [found.keypoints.places.dense(), found.keypoints.heatmap, found.keypoints.offset.dense()]
     for one, other in zip(ours, expected, strict=True):
         assert other.flatten(2).std(2).median() > 0.02  # so that there is something to compare in each place
         torch.testing.assert_close(one, other, atol=2e-4, rtol=1e-3)

@@ -296,7 +296,7 @@ def test_a_finer_grid_begins_with_what_the_coarse_one_knows(shapes: Path, tmp_pa
     images = torch.randint(0, 256, (1, 64, 64, 3), dtype=torch.uint8)
     with torch.inference_mode():
         before, after = trained(images), network(images)
-        coarse_size, fine_size = before.size.whole(), after.size.whole()
+        coarse_size, fine_size = before.size.dense(), after.size.dense()
     assert after.heatmap.shape == (1, 3, 32, 32)
     enlarged = before.heatmap.repeat_interleave(2, 2).repeat_interleave(2, 3)
     torch.testing.assert_close(after.heatmap, enlarged)
