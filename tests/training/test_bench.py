@@ -40,8 +40,8 @@ def test_a_recipe_is_measured_and_compared(
 
 
 def test_what_both_reach_is_of_the_slower_one() -> None:
-    assert Speed(16, loader=0.5, step=1.0, both=1.25).of_slower == pytest.approx(0.8)
-    assert Speed(16, loader=2.0, step=1.0, both=2.0).of_slower == 1
+    assert Speed(16, loader=0.5, step=1.0, both=1.25).efficiency == pytest.approx(0.8)
+    assert Speed(16, loader=2.0, step=1.0, both=2.0).efficiency == 1
     assert Speed(16, loader=2.0, step=1.0, both=2.0).pictures() == {
         "loader alone": 8, "step alone": 16, "both together": 8
     }  # fmt: skip

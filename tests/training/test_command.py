@@ -12,7 +12,7 @@ def test_without_the_extra_it_says_what_to_install(missing: str) -> None:
     script = f"import sys; sys.modules[{missing!r}] = None; from training.__main__ import main; main(['models'])"
     finished = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
     assert finished.returncode == 2
-    assert finished.stderr == f"centernet-train: it needs {missing}: pip install 'centernet-service[train]'\n"
+    assert finished.stderr == f"centernet-train: {missing} is not installed: pip install 'centernet-service[train]'\n"
 
 
 def test_a_module_of_its_own_that_is_missing_is_a_fault() -> None:

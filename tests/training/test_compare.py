@@ -12,7 +12,7 @@ from model.metadata import Metadata
 from model.network import CenterNet
 from training.__main__ import main
 from training.charts import Point, draw_trade_off
-from training.compare import time_in_turn
+from training.compare import time_interleaved
 from training.datasets.dataset import Dataset
 from training.datasets.load import load_dataset
 from training.evaluate import detect_with_model
@@ -59,7 +59,7 @@ def test_models_are_measured_and_drawn_beside_others(
 
 def test_each_model_has_a_time(models: list[Path], dataset: Dataset) -> None:
     detectors = [Detector(path, "cpu", threads=1) for path in models]
-    small, large = time_in_turn(detectors, dataset.photos[:3])
+    small, large = time_interleaved(detectors, dataset.photos[:3])
     assert 0 < small < large
 
 

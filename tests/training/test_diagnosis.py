@@ -8,7 +8,7 @@ import pytest
 from model.detector import Detections
 from tests.training.test_voc_metrics import make_case
 from training.datasets.dataset import Dataset, Object, Photo, make_photo
-from training.diagnosis import FALSE_ALARM, NOT_COUNTED, THRESHOLDS, diagnose, match, measure_calibration
+from training.diagnosis import FALSE_POSITIVE, IGNORED, THRESHOLDS, diagnose, match_detections, measure_calibration
 from training.metrics import measure
 
 Box = tuple[float, float, float, float]
@@ -33,28 +33,29 @@ def dataset(photos: Sequence[Photo]) -> Dataset:
 
 def test_the_surest_takes_an_object_and_the_next_one_is_a_false_alarm() -> None:
     found = find((LEFT, 0.5, 0), ((0, 0, 10, 9), 0.9, 0), (RIGHT, 0.8, 0))
-    assert match(photo(Object(LEFT, 0)), found).tolist() == [FALSE_ALARM, 0, FALSE_ALARM]
+    assert match_detections(photo(Object(LEFT, 0)), found).tolist() == [FALSE_POSITIVE, 0, FALSE_POSITIVE]
 
 
 def test_an_object_is_hit_from_half_an_overlap_on_by_its_own_class() -> None:
     half, less = (0, 0, 10, 5), (0, 0, 10, 4.99)
     outcomes = [
-        match(photo(Object(LEFT, 0)), find((box, 0.5, label))) for box, label in ((half, 0), (less, 0), (half, 1))
+        match_detections(photo(Object(LEFT, 0)), find((box, 0.5, label)))
+        for box, label in ((half, 0), (less, 0), (half, 1))
     ]
-    assert np.concatenate(outcomes).tolist() == [0, FALSE_ALARM, FALSE_ALARM]
+    assert np.concatenate(outcomes).tolist() == [0, FALSE_POSITIVE, FALSE_POSITIVE]
 
 
 def test_where_the_nearest_object_is_taken_the_next_nearest_is() -> None:
     twins = photo(Object((0, 0, 10, 10), 0), Object((0, 2, 10, 12), 0))
-    assert match(twins, find(((0, 0, 10, 10), 0.9, 0), ((0, 0, 10, 11), 0.8, 0))).tolist() == [0, 1]
+    assert match_detections(twins, find(((0, 0, 10, 10), 0.9, 0), ((0, 0, 10, 11), 0.8, 0))).tolist() == [0, 1]
 
 
 def test_what_lies_in_an_ignored_region_of_its_class_is_not_counted() -> None:
     crowd = Object((0, 0, 40, 40), 0, is_ignored=True)
     rows = ((LEFT, 0.9, 0), ((35, 0, 45, 10), 0.8, 0), ((36, 0, 46, 10), 0.7, 0), (LEFT, 0.6, 1))
-    expected = [NOT_COUNTED, NOT_COUNTED, FALSE_ALARM, FALSE_ALARM]
-    assert match(photo(crowd), find(*rows)).tolist() == expected
-    assert match(photo(crowd, Object(LEFT, 0)), find(*rows)).tolist() == [1, *expected[1:]]
+    expected = [IGNORED, IGNORED, FALSE_POSITIVE, FALSE_POSITIVE]
+    assert match_detections(photo(crowd), find(*rows)).tolist() == expected
+    assert match_detections(photo(crowd, Object(LEFT, 0)), find(*rows)).tolist() == [1, *expected[1:]]
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -86,7 +87,7 @@ def test_the_threshold_is_where_f1_is_best() -> None:
     np.testing.assert_allclose(sweep.recall[rows], [2 / 3, 1 / 3, 1 / 3, 1 / 3, 1 / 3, 0])
     np.testing.assert_allclose(sweep.f1[rows], [4 / 7, 1 / 3, 2 / 5, 1 / 2, 1 / 2, 0])
     assert diagnosis.threshold == 0.16  # the middle of .01 to .30, which are all the same
-    assert [(each.hits, each.false_alarms) for each in diagnosis.classes] == [(2, 1), (0, 1), (0, 0)]
+    assert [(each.true_positives, each.false_positives) for each in diagnosis.classes] == [(2, 1), (0, 1), (0, 0)]
 
 
 def test_confusions_are_counted_once_each() -> None:
@@ -120,11 +121,11 @@ def test_confusions_are_counted_once_each() -> None:
 
 def test_calibration_is_the_distance_of_scores_from_how_often_they_are_right() -> None:
     scores = np.array([0.15, 0.15, 0.15, 0.15, 0.95, 1.0, 0.05, 0.05], np.float32)
-    is_hit = np.array([True, False, False, False, True, True, True, True])
-    calibration = measure_calibration(scores, is_hit)
+    is_correct = np.array([True, False, False, False, True, True, True, True])
+    calibration = measure_calibration(scores, is_correct)
     assert calibration.counts.tolist() == [4, 0, 0, 0, 0, 0, 0, 0, 2]
     np.testing.assert_allclose(calibration.mean_score[[0, 8]], [0.15, 0.975], rtol=1e-6)
-    np.testing.assert_allclose(calibration.share_right[[0, 8]], [0.25, 1])
+    np.testing.assert_allclose(calibration.precision[[0, 8]], [0.25, 1])
     assert calibration.error == pytest.approx((4 * 0.10 + 2 * 0.025) / 6)
 
 
@@ -152,7 +153,7 @@ def test_photos_are_ranked_by_f1_and_the_richer_ones_stand_at_the_ends() -> None
     f1 = [diagnosis.outcomes[index].f1 for index in ranking]
     assert f1 == [1, 1, pytest.approx(2 / 3), 0, 0, 0]
     assert diagnosis.outcomes[4].f1 is None
-    counts = [(each.hits, each.misses, each.false_alarms) for each in diagnosis.outcomes]
+    counts = [(each.true_positives, each.false_negatives, each.false_positives) for each in diagnosis.outcomes]
     assert counts == [(1, 0, 0), (0, 2, 0), (3, 0, 0), (1, 1, 0), (0, 0, 0), (0, 1, 0), (0, 0, 1)]
 
 

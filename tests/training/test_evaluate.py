@@ -18,7 +18,7 @@ from training.checkpoint import Checkpoint, build_network
 from training.datasets.dataset import Dataset, InvalidDataset
 from training.datasets.load import load_dataset
 from training.evaluate import detect_with_network
-from training.test_time import TestTime, soft_nms
+from training.test_time_augmentation import TestTimeAugmentation, soft_nms
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def test_photos_that_are_not_as_annotated_are_named(dataset: Dataset, tmp_path: 
 
 def test_scales_are_those_of_the_input_and_merged(dataset: Dataset) -> None:
     oracle = Oracle()
-    found = detect_with_network(oracle, dataset, 128, 0, Console(quiet=True), TestTime(scales=(0.5, 1.0)))
+    found = detect_with_network(oracle, dataset, 128, 0, Console(quiet=True), TestTimeAugmentation(scales=(0.5, 1.0)))
     assert [shape[1] for shape in oracle.seen] == [64, 128]
     for photo, each in zip(dataset.photos, found, strict=True):
         expected = np.array([0.26, 0.25, 0.51, 0.75]) * photo.width  # these pictures are squares
@@ -72,7 +72,7 @@ def test_scales_are_those_of_the_input_and_merged(dataset: Dataset) -> None:
 
 def test_flip_averages_heatmap_and_size(dataset: Dataset) -> None:
     oracle = Oracle()
-    found = detect_with_network(oracle, dataset, 128, 0, Console(quiet=True), TestTime(flip=True))
+    found = detect_with_network(oracle, dataset, 128, 0, Console(quiet=True), TestTimeAugmentation(flip=True))
     assert [shape[1] for shape in oracle.seen] == [128, 128]
     for photo, each in zip(dataset.photos, found, strict=True):
         expected = np.array([0.26, 0.5 - 0.1875, 0.51, 0.5 + 0.1875]) * photo.width
@@ -108,7 +108,7 @@ class JointOracle(nn.Module):
 @pytest.mark.parametrize("flip", [False, True])
 def test_flip_swaps_the_sides_of_joints(shapes: Path, tmp_path: Path, flip: bool) -> None:
     dataset = load_dataset(add_joints(shapes / "val.json", tmp_path / "joints.json"), shapes / "images")
-    found = detect_with_network(JointOracle(), dataset, 128, 0, Console(quiet=True), TestTime(flip=flip))
+    found = detect_with_network(JointOracle(), dataset, 128, 0, Console(quiet=True), TestTimeAugmentation(flip=flip))
     for photo, each in zip(dataset.photos, found, strict=True):
         assert each.keypoints is not None
         expected = np.array([[26, 30], [90, 42]]) / 128 * photo.width
@@ -149,6 +149,6 @@ def test_command_measures_a_checkpoint_so_and_no_model(
     assert "has no category star" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["evaluate", "model/weights/default.onnx", "--flip"])
-    assert "for checkpoints" in capsys.readouterr().err
+    assert "need a checkpoint" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["evaluate", str(path), "--scales", "0,1"])

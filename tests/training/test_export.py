@@ -272,7 +272,7 @@ def test_where_training_cannot_export_it_does_not_begin(
     arguments = ["--name", "early", "--output", str(tmp_path / "runs"), "--data-root", str(shapes)]
     with pytest.raises(SystemExit, match="2"):
         main(["train", "training/configs/tiny.toml", *arguments, "--export", str(tmp_path / "file" / "models")])
-    assert capsys.readouterr().err.startswith(f"centernet-train: --export: {tmp_path}/file/models cannot be made")
+    assert capsys.readouterr().err.startswith(f"centernet-train: --export: {tmp_path}/file/models cannot be created")
     assert not (tmp_path / "runs").exists()
 
 

@@ -27,8 +27,8 @@ from training.export import export
 from training.files import write_json
 from training.half import halve
 from training.metrics import Metrics, measure
-from training.precision import Lowering, PrecisionLoss, lower
-from training.quantize import Quantizer, watch
+from training.precision import PrecisionLoss, PrecisionTarget, reduce_precision
+from training.quantize import Quantizer, capture_tensors
 from training.trunk import find_exact_nodes, find_last_layers, find_normalisation, fold_constants
 
 LABELS = ("circle", "square", "triangle")
@@ -102,9 +102,9 @@ def before(exact: Detector, own_findings: Dataset) -> Metrics:
     return metrics
 
 
-@pytest.mark.parametrize(("target", "share_of_bytes"), [("fp16", 0.55), ("int8", 0.35)])
+@pytest.mark.parametrize(("target_precision", "share_of_bytes"), [("fp16", 0.55), ("int8", 0.35)])
 def test_a_lowered_model_finds_nearly_the_same(
-    target: str,
+    target_precision: str,
     share_of_bytes: float,
     proto: onnx.ModelProto,
     exact: Detector,
@@ -112,13 +112,13 @@ def test_a_lowered_model_finds_nearly_the_same(
     own_findings: Dataset,
     tmp_path: Path,
 ) -> None:
-    lowering = Lowering(target, 20.0, own_findings)
-    lowered = lower(proto, exact, before, own_findings, lowering, Console(quiet=True))
-    write_json(tmp_path / "report.json", dataclasses.asdict(lowered.comparison))
+    target = PrecisionTarget(target_precision, 20.0, own_findings)
+    reduced = reduce_precision(proto, exact, before, own_findings, target, Console(quiet=True))
+    write_json(tmp_path / "report.json", dataclasses.asdict(reduced.comparison))
     figures = json.loads((tmp_path / "report.json").read_text())
     one, other = figures["before"], figures["after"]
     assert one["ap50"] > 99
-    assert other["ap50"] == pytest.approx(lowered.metrics.ap50, abs=0.01)
+    assert other["ap50"] == pytest.approx(reduced.metrics.ap50, abs=0.01)
     assert figures["ap50_loss"] == pytest.approx(one["ap50"] - other["ap50"], abs=0.011)
     assert figures["photos"] == len(own_findings.photos)
     assert figures["float_layers"] == []
@@ -133,7 +133,7 @@ def test_the_command_exports_in_int8_and_says_so(
     path, report = tmp_path / "models" / "fast.onnx", tmp_path / "reports" / "report.json"
     main(["export", str(tmp_path / "best.pt"), str(path), "--precision", "int8", "--report", str(report)])
     said = capsys.readouterr().out
-    assert "layers kept in float32: none but the heatmaps' last" in said
+    assert "layers kept in float32: only the heatmaps' last" in said
     assert Detector(path, "cpu").metadata.precision == "int8"
     assert [each.name for each in path.parent.iterdir()] == ["fast.onnx"]
     figures = json.loads(report.read_text())
@@ -155,9 +155,9 @@ def test_a_model_that_loses_too_much_is_not_written(
 
     monkeypatch.setattr(precision, "halve", halve_badly)
     path = tmp_path / "models" / "fast.onnx"
-    lowering = Lowering("fp16", 1.0, own_findings)
-    with pytest.raises(PrecisionLoss, match=r"fp16 loses \d\d\.\d\d AP50 at least, more than the 1 that it may: allow"):
-        export(checkpoint, own_findings, path, Console(quiet=True), lowering, tmp_path / "report.json")
+    target = PrecisionTarget("fp16", 1.0, own_findings)
+    with pytest.raises(PrecisionLoss, match=r"fp16 loses at least \d\d\.\d\d AP50, more than the 1 allowed: raise"):
+        export(checkpoint, own_findings, path, Console(quiet=True), target, tmp_path / "report.json")
     assert list(path.parent.iterdir()) == []
     assert not (tmp_path / "report.json").exists()
 
@@ -174,9 +174,11 @@ def test_layers_are_kept_in_float_until_the_loss_is_allowed(
     monkeypatch.setattr(precision, "_measure_loss", lambda before, after: next(losses))
     monkeypatch.setattr(precision, "Quantizer", lambda proto, canvases: quantizer)
     monkeypatch.setattr(quantizer, "rank_layers", lambda: quantizer.layers[::-1])
-    lowered = lower(proto, exact, before, own_findings, Lowering("int8", 1.0, own_findings), Console(quiet=True))
-    assert lowered.comparison.float_layers == tuple(quantizer.layers[:-5:-1])
-    floats = {node.name for node in lowered.proto.graph.node if is_float_layer(node)}
+    reduced = reduce_precision(
+        proto, exact, before, own_findings, PrecisionTarget("int8", 1.0, own_findings), Console(quiet=True)
+    )
+    assert reduced.comparison.float_layers == tuple(quantizer.layers[:-5:-1])
+    floats = {node.name for node in reduced.proto.graph.node if is_float_layer(node)}
     assert floats == {node.name for node in find_last_layers(fold_constants(proto).graph)} | set(quantizer.layers[-4:])
 
 
@@ -247,7 +249,9 @@ def test_rounding_the_weights_does_not_shift_what_the_heads_say(
     maps = [node.output[0] for node in find_last_layers(fold_constants(rounded).graph)]
 
     def measure_shift() -> float:
-        pairs = zip(watch(quantizer.build(), maps, canvases), watch(rounded, maps, canvases), strict=True)
+        pairs = zip(
+            capture_tensors(quantizer.build(), maps, canvases), capture_tensors(rounded, maps, canvases), strict=True
+        )
         return sum(float(np.abs((np.stack(a) - np.stack(b)).mean((0, 1, 3, 4))).sum() / np.std(b)) for a, b in pairs)
 
     corrected = measure_shift()
@@ -279,13 +283,13 @@ def test_deformable_convolutions_joints_and_a_first_stride_of_1_can_be_lowered()
     proto, canvases = build_onnx(network), draw_canvases(2)
     names = [node.output[0] for node in find_last_layers(fold_constants(proto).graph)]
     assert len(names) == 2  # objects' and joints'
-    expected = watch(fold_constants(proto), names, canvases)
+    expected = capture_tensors(fold_constants(proto), names, canvases)
     for lowered, most in ((halve(proto), 0.05), (Quantizer(proto, canvases).build(), 0.5)):
-        for ones, others in zip(watch(lowered, names, canvases), expected, strict=True):
+        for ones, others in zip(capture_tensors(lowered, names, canvases), expected, strict=True):
             assert np.abs(np.stack(ones) - np.stack(others)).mean() < most * np.stack(others).std()
 
 
 def test_a_report_needs_something_to_compare(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         main(["export", "none.pt", "none.onnx", "--report", "report.json"])
-    assert "--report compares precisions: name one" in capsys.readouterr().err
+    assert "--report compares precisions: it needs --precision" in capsys.readouterr().err

@@ -55,7 +55,7 @@ def test_a_run_keeps_the_figures_of_each_epoch_and_reports_the_best(
         add_epoch(record, epoch, ap, best_epoch, dataset)
         text = Page((folder / "report.html").read_text()).text
         assert f"running, epoch {epoch} of 3 done" in text
-        assert f"Epoch {best_epoch}, the best" in text
+        assert f"Epoch {best_epoch} (best)" in text
     record.close()
     text = Page((folder / "report.html").read_text()).text
     assert "finished after 3 epochs; best AP 30.0, AP50 60.0 at epoch 2" in text
@@ -84,7 +84,7 @@ def test_a_resumed_run_repeats_no_row_and_keeps_what_the_best_epoch_found(
     resumed.close()
     assert [(row["epoch"], row["ap"]) for row in read_rows(folder)] == [(1, 30), (2, 25)]
     page = (folder / "report.html").read_text()
-    assert "Epoch 1, the best" in page
+    assert "Epoch 1 (best)" in page
     assert page.count("<!-- findings of epoch 1 -->") == 1
 
     (folder / "report.html").unlink()

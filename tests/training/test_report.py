@@ -83,7 +83,7 @@ def test_a_page_says_how_good_and_where(dataset: Dataset) -> None:
     labels[0] = mistaken
     found[0] = dataclasses.replace(found[0], labels=labels)
     text = Page(render(dataset, found)).text
-    assert f"{dataset.labels[true]} found as {dataset.labels[mistaken]} : 1 of {objects}" in text
+    assert f"{dataset.labels[true]} detected as {dataset.labels[mistaken]} : 1 of {objects}" in text
     total = sum(len(photo.labels) for photo in dataset.photos)
     share = (total - 1) / total
     assert f"precision {100 * share:.1f} %" in text
@@ -108,13 +108,15 @@ def test_the_worst_photo_comes_first_and_is_not_among_the_best(dataset: Dataset)
 def test_a_page_without_photos_shows_boxes_alone(dataset: Dataset) -> None:
     photo = dataset.photos[0]
     outcome = diagnose(dataset, perfect(dataset)).outcomes[0]
-    bare, whole = (draw.draw_outcome(photo, outcome, dataset, 480, is_bare) for is_bare in (True, False))
+    bare, whole = (draw.draw_outcome(photo, outcome, dataset, 480, boxes_only) for boxes_only in (True, False))
     assert bare.shape == whole.shape
     is_grey = [(picture == 60).all(-1).mean() for picture in (bare, whole)]
     assert is_grey[0] > 0.5 > is_grey[1]
-    assert (bare == draw.HIT).all(-1).any()
+    assert (bare == draw.TRUE_POSITIVE).all(-1).any()
     metrics = measure(dataset, perfect(dataset))
-    pages = [render_findings(dataset, perfect(dataset), metrics, "Figures", 0, is_bare) for is_bare in (False, True)]
+    pages = [
+        render_findings(dataset, perfect(dataset), metrics, "Figures", 0, boxes_only) for boxes_only in (False, True)
+    ]
     assert Page(pages[0]).text == Page(pages[1]).text
     pictures = [{source for source in Page(page).sources if source.startswith("data:")} for page in pages]
     assert len(pictures[0]) == len(pictures[1]) == len(dataset.photos)
@@ -137,7 +139,7 @@ def test_few_and_many_classes_have_a_page(dataset: Dataset, count: int) -> None:
 def test_nothing_found_has_a_page(dataset: Dataset) -> None:
     text = Page(render(dataset, nothing(dataset))).text
     assert "No detection has a score of 0.1 or more." in text
-    assert "No class was taken for another." in text
+    assert "No class was confused with another." in text
     assert "0.0 AP" in text
 
 
@@ -159,7 +161,7 @@ def test_hits_false_alarms_and_misses_are_drawn_apart(tmp_path: Path) -> None:
     [outcome] = diagnose(data, [Detections(boxes, np.full(3, 0.9, np.float32), np.zeros(3, np.int64))]).outcomes
     picture = draw.draw_outcome(photo, outcome, data, 400)
     edges = [tuple(picture[100, box[0]].tolist()) for box in (hit, alarm, missed, crowd)]
-    assert edges == [draw.HIT, draw.FALSE_ALARM, draw.MISS, draw.NOT_COUNTED]
+    assert edges == [draw.TRUE_POSITIVE, draw.FALSE_POSITIVE, draw.FALSE_NEGATIVE, draw.IGNORED]
     assert draw.draw_outcome(photo, outcome, data, 100).shape == (50, 100, 3)
 
 
@@ -175,7 +177,7 @@ def test_evaluate_writes_a_report(
     page = tmp_path / (target if target.endswith(".html") else f"{target}/report.html")
     assert "wrote" in capsys.readouterr().out
     text = Page(page.read_text()).text
-    assert "random.pt, measured" in text
+    assert f"evaluation of {path}" in text
     assert "Learning rate" not in text
     assert str(shapes / "val.json") in text
     (tmp_path / "metrics.jsonl").write_text(
