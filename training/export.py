@@ -28,7 +28,7 @@ _PHOTOS = 32
 _MIN_SCORE = 0.05  # lower scores are meaningless, and rounding decides which of them are among the top k
 _SCORE_TOLERANCE = 1e-3
 _BOX_TOLERANCE = 0.25  # input pixels
-_MIN_KEYPOINT_SHARE = 0.9  # of a detection that must agree
+_MIN_KEYPOINT_SHARE = 0.9  # of a detection's keypoints, which must agree
 _TIE_OVERLAP = 0.5  # IoU of boxes from neighbouring cells of one object
 _MAX_TIE_SHARE = 0.02  # of the compared detections
 
@@ -132,7 +132,7 @@ def check_parity(network: CenterNet, detector: Detector, dataset: Dataset) -> in
         canvas = detector.prepare(photo.path.read_bytes()).pixels
         [expected] = split_batch(decode(network(torch.from_numpy(canvas[None])), stride=network.stride))
         [found] = detector.infer([canvas])
-        for one, other, verb in ((expected, found, "misses"), (found, expected, "invents")):
+        for one, other, verb in ((expected, found, "misses"), (found, expected, "adds")):
             unmatched = _find_unmatched(one, other)
             compared += int((one.scores > _MIN_SCORE).sum())
             tied += int(unmatched.sum())
