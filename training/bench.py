@@ -1,4 +1,4 @@
-"""What a recipe costs on this machine: `python -m training bench`."""
+"""Training throughput and memory of a configuration on this machine: `python -m training bench`."""
 
 import functools
 from collections.abc import Mapping, Sequence
@@ -19,21 +19,21 @@ from training.processes import ALONE
 from training.speed import Speed, describe_memory, measure_speed, peak_memory, prepare_learner, prepare_run, time_calls
 
 _ROUNDS = 3
-_AS_SET = "as it is set"
+_BASELINE = "as it is set"
 
 
 def bench(
     config: Config, against: Sequence[Mapping[str, str]], seconds: float, path: Path | None, console: Console
 ) -> None:
-    """Prints the pictures a second of loader, step and both at the run's largest picture size, and the peak memory.
+    """Prints throughput of loader, training step and both together at the run's largest image size, and peak memory.
 
-    For each other settings of `against` the step alone is measured too, in turn with the first. Each measurement
-    takes about `seconds`. Writes all of it as JSON to `path`. Raises what a run raises at its start.
+    For each override in `against` the step alone is measured too, interleaved with the baseline. Each measurement takes
+    about `seconds`. `path` is a file for the results as JSON. Raises the errors of the start of a run.
     """
     plain = config.model_dump() | {"first_train_size": 0}
-    others = {
-        ", ".join(f"{name} = {value}" for name, value in other.items()): make_config(plain | dict(other))
-        for other in against
+    variants = {
+        ", ".join(f"{name} = {value}" for name, value in overrides.items()): make_config(plain | dict(overrides))
+        for overrides in against
     }
     learner, train_set = prepare_run(config, ALONE, console)
     console.print(_describe(learner), soft_wrap=True)
@@ -41,9 +41,9 @@ def bench(
     memory = peak_memory(learner.device)
     speed.print(console)
     limit = "loader" if speed.loader > speed.step else "step"
-    console.print(f"both together reach {speed.of_slower:.1%} of the {limit} alone, which limits")
+    console.print(f"both together reach {speed.efficiency:.1%} of the {limit} alone, the bottleneck")
     console.print(f"memory: {describe_memory(learner.device)}")
-    steps = _compare(learner, others, train_set, seconds) if others else {}
+    steps = _compare(learner, variants, train_set, seconds) if variants else {}
     if steps:
         console.print(_tabulate(steps))
     if path:
@@ -51,22 +51,22 @@ def bench(
         console.print(f"wrote {path}")
 
 
-def _compare(learner: Learner, others: Mapping[str, Config], dataset: Dataset, seconds: float) -> dict[str, float]:
-    """Pictures a second of the step alone, by what is set otherwise; in rounds, as a machine's speed changes."""
+def _compare(learner: Learner, variants: Mapping[str, Config], dataset: Dataset, seconds: float) -> dict[str, float]:
+    """Returns the step's images per second by variant; measured in rounds, as a machine's speed drifts."""
     quiet = Console(quiet=True)
-    learners = {_AS_SET: learner}
-    learners |= {title: prepare_learner(config, dataset, ALONE, quiet) for title, config in others.items()}
-    works, counts, found = {}, {}, dict[str, list[float]]()
+    learners = {_BASELINE: learner}
+    learners |= {title: prepare_learner(config, dataset, ALONE, quiet) for title, config in variants.items()}
+    calls, counts, speeds = {}, {}, dict[str, list[float]]()
     for title, each in learners.items():
         parts = next(training_batches(dataset, each.config, 0, 0, each.device))
-        works[title] = work = functools.partial(each.step, parts)
-        work()  # what is compiled is compiled now
-        counts[title] = max(1, int(seconds / _ROUNDS / time_calls(work)))
+        calls[title] = call = functools.partial(each.step, parts)
+        call()  # warm-up, including compilation
+        counts[title] = max(1, int(seconds / _ROUNDS / time_calls(call)))
     for _ in range(_ROUNDS):
-        for title, work in works.items():
-            taken = time_calls(work, counts[title])
-            found.setdefault(title, []).append(learners[title].config.batch_size / taken)
-    return {title: median(speeds) for title, speeds in found.items()}
+        for title, call in calls.items():
+            step_seconds = time_calls(call, counts[title])
+            speeds.setdefault(title, []).append(learners[title].config.batch_size / step_seconds)
+    return {title: median(each) for title, each in speeds.items()}
 
 
 def _describe(learner: Learner) -> str:
@@ -79,9 +79,9 @@ def _describe(learner: Learner) -> str:
 
 
 def _tabulate(steps: Mapping[str, float]) -> Table:
-    table = Table("the step alone", "pictures/s", "times the first")
+    table = Table("the step alone", "pictures/s", "relative")
     for title, pictures in steps.items():
-        table.add_row(title, f"{pictures:.1f}", f"{pictures / steps[_AS_SET]:.2f}")
+        table.add_row(title, f"{pictures:.1f}", f"{pictures / steps[_BASELINE]:.2f}")
     return table
 
 
@@ -90,7 +90,7 @@ def _gather(learner: Learner, speed: Speed, memory: float | None, steps: Mapping
         "environment": describe_environment(str(learner.device)),
         "settings": learner.config.model_dump(mode="json"),
         "pictures_per_second": speed.pictures(),
-        "both_of_the_slower": speed.of_slower,
+        "both_of_the_slower": speed.efficiency,
         "peak_memory_bytes": memory,
         "step_alone_pictures_per_second": dict(steps),
     }

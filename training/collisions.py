@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from model.detector import Detections
 from model.letterbox import place
 from training.datasets.dataset import Dataset, Photo
-from training.diagnosis import match
+from training.diagnosis import match_detections
 
 COARSE_STRIDE = 4  # the paper's, by whose grid crowds are told
 
@@ -55,7 +55,7 @@ def measure_crowds(dataset: Dataset, detections: list[Detections], input_size: i
     objects = found = 0
     for photo, of_photo in zip(dataset.photos, detections, strict=True):
         is_crowded = find_collisions(photo, input_size, COARSE_STRIDE).is_crowded
-        is_hit = np.isin(np.arange(len(is_crowded)), match(photo, of_photo))
+        is_hit = np.isin(np.arange(len(is_crowded)), match_detections(photo, of_photo))
         objects += int(is_crowded.sum())
         found += int((is_crowded & is_hit).sum())
     return CrowdRecall(objects, found)

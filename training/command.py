@@ -1,4 +1,4 @@
-"""What `python -m training train|bench|average|evaluate|compare|export|import|inspect|models` does."""
+"""The commands of `python -m training`: train, bench, average, evaluate, compare, export, import, inspect, models."""
 
 import argparse
 import contextlib
@@ -33,16 +33,16 @@ from training.log import Log
 from training.metrics import measure
 from training.models import print_models
 from training.official_weights import import_weights
-from training.precision import Lowering, PrecisionLoss
+from training.precision import PrecisionLoss, PrecisionTarget
 from training.pretrained import InvalidWeights
 from training.processes import join_processes
 from training.record import read_rows
 from training.report import Subject, render_findings, render_report
-from training.test_time import AS_SERVED, TestTime
+from training.test_time_augmentation import NO_AUGMENTATION, TestTimeAugmentation
 from training.train import load_split, train
 from training.voc_metrics import measure_as_voc
 
-_FAULTS = (
+_USER_ERRORS = (
     InvalidConfig,
     InvalidDataset,
     InvalidWeights,
@@ -55,25 +55,25 @@ _FAULTS = (
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs one command; a fault of the input ends it with one line and exit status 2."""
+    """Runs one command; invalid input ends it with a one-line message and exit status 2."""
     console = Console()
     parsed, rest = build_parser().parse_known_args(arguments)
     try:
-        if parsed.command in _WITH_SETTINGS:
-            _WITH_SETTINGS[parsed.command](parsed, parse_overrides(rest), console)
+        if parsed.command in _COMMANDS_WITH_SETTINGS:
+            _COMMANDS_WITH_SETTINGS[parsed.command](parsed, parse_overrides(rest), console)
         elif rest:
             raise InvalidConfig(f"unknown argument {rest[0]}")
         else:
-            _WITHOUT_SETTINGS[parsed.command](parsed, console)
-    except _FAULTS as fault:
-        print(f"centernet-train: {fault}", file=sys.stderr)
+            _COMMANDS_WITHOUT_SETTINGS[parsed.command](parsed, console)
+    except _USER_ERRORS as error:
+        print(f"centernet-train: {error}", file=sys.stderr)
         sys.exit(2)
 
 
 def _train(parsed: argparse.Namespace, overrides: dict[str, str], console: Console) -> None:
     config = load_config(parsed.config, overrides)
     if parsed.export:
-        _check_writable("--export", _name_model(parsed.export, config.name))
+        _check_writable("--export", _model_path(parsed.export, config.name))
     with join_processes() as processes:
         console.quiet = not processes.is_first
         if parsed.dry_run:
@@ -84,7 +84,7 @@ def _train(parsed: argparse.Namespace, overrides: dict[str, str], console: Conso
             best = train(config, parsed.resume, console, processes)
             console.print(f"best weights: {best}")
             if parsed.export and processes.is_first:
-                _export(best, parsed.export, console)
+                _export_best(best, parsed.export, console)
 
 
 def _bench(parsed: argparse.Namespace, overrides: dict[str, str], console: Console) -> None:
@@ -93,51 +93,53 @@ def _bench(parsed: argparse.Namespace, overrides: dict[str, str], console: Conso
 
 
 def _check_writable(flag: str, file: Path | None) -> None:
-    """Makes the folder of what `flag` names; raises `InvalidConfig` before hours of work rather than behind them."""
+    """Creates the parent folder of `flag`'s file; raises `InvalidConfig` early, before hours of work, if it cannot."""
     if file is None:
         return
     if file.is_dir():
-        raise InvalidConfig(f"{flag}: {file} is a folder: name a file")
+        raise InvalidConfig(f"{flag}: {file} is a folder, but must be a file")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InvalidConfig(f"{flag}: {file.parent} cannot be made: {error.strerror}") from error
+        raise InvalidConfig(f"{flag}: {file.parent} cannot be created: {error.strerror}") from error
     if not os.access(file.parent, os.W_OK):
-        raise InvalidConfig(f"{flag}: {file.parent} cannot be written to: user {os.getuid()} has no right to")
+        raise InvalidConfig(f"{flag}: {file.parent} is not writable by user {os.getuid()}")
 
 
-def _export(best: Path, target: Path, console: Console) -> None:
+def _export_best(best: Path, target: Path, console: Console) -> None:
     checkpoint = load_checkpoint(best)
-    export(checkpoint, load_split(checkpoint.config, "val"), _name_model(target, checkpoint.config.name), console)
+    export(checkpoint, load_split(checkpoint.config, "val"), _model_path(target, checkpoint.config.name), console)
 
 
-def _export_as(parsed: argparse.Namespace, console: Console) -> None:
+def _export(parsed: argparse.Namespace, console: Console) -> None:
     if parsed.report and parsed.precision == "fp32":
-        raise InvalidConfig("--report compares precisions: name one with --precision fp16 or int8")
+        raise InvalidConfig("--report compares precisions: it needs --precision fp16 or int8")
     _check_writable("MODEL.onnx", parsed.model)
     _check_writable("--report", parsed.report)
     checkpoint = load_checkpoint(parsed.checkpoint)
     dataset = _val_set(parsed, checkpoint.config)
-    lowering = None
+    target = None
     if parsed.precision != "fp32":
-        lowering = Lowering(parsed.precision, parsed.max_ap50_loss, _train_set(parsed, checkpoint.config))
+        target = PrecisionTarget(parsed.precision, parsed.max_ap50_loss, _train_set(parsed, checkpoint.config))
     path, input_size = parsed.model, parsed.input_size
-    export(checkpoint, dataset, path, console, lowering=lowering, report=parsed.report, input_size=input_size)
+    export(checkpoint, dataset, path, console, target=target, report=parsed.report, input_size=input_size)
 
 
-def _name_model(target: Path, name: str) -> Path:
+def _model_path(target: Path, name: str) -> Path:
     return target if target.suffix == ".onnx" else target / f"{name}.onnx"
 
 
 def _evaluate(parsed: argparse.Namespace, console: Console) -> None:
-    page = parsed.report and _name_page(parsed.report)
+    page = parsed.report and _report_path(parsed.report)
     _check_writable("--json", parsed.json)
     _check_writable("--report", page)
     path: Path = parsed.weights
-    test_time = TestTime(flip=parsed.flip, scales=parsed.scales, soft_nms=parsed.soft_nms)
+    tta = TestTimeAugmentation(flip=parsed.flip, scales=parsed.scales, soft_nms=parsed.soft_nms)
     if path.suffix == ".onnx":
-        if test_time != AS_SERVED:
-            raise InvalidConfig("--flip, --scales and --soft-nms are for checkpoints: a model is measured as it serves")
+        if tta != NO_AUGMENTATION:
+            raise InvalidConfig(
+                "--flip, --scales and --soft-nms need a checkpoint: an ONNX model is evaluated as it is served"
+            )
         detector = Detector(path)
         dataset = _val_set(parsed, None)
         found = detect_with_model(detector, dataset, console)
@@ -149,14 +151,14 @@ def _evaluate(parsed: argparse.Namespace, console: Console) -> None:
         config = checkpoint.config
         dataset = _val_set(parsed, config)
         network = checkpoint.build_network()
-        found = detect_with_checkpoint(checkpoint, network, dataset, config.input_size, console, test_time)
+        found = detect_with_checkpoint(checkpoint, network, dataset, config.input_size, console, tta)
         name, commit, device = config.name, checkpoint.git_commit, "cpu"
         rows = read_rows(path.parent)
-        configuration, input_size = config.model_dump(mode="json") | {"test_time": test_time}, config.input_size
+        configuration, input_size = config.model_dump(mode="json") | {"test_time": tta}, config.input_size
     metrics = measure(dataset, found)
     metrics.print(console)
     as_voc = measure_as_voc(dataset, found)
-    console.print(f"VOC mAP: {as_voc.eleven_points:.1f} by eleven points (2007), {as_voc.area:.1f} by area (2010)")
+    console.print(f"VOC mAP: {as_voc.eleven_points:.1f} by 11 points (2007), {as_voc.area:.1f} by area (2010)")
     console.print(f"crowds: {measure_crowds(dataset, found, input_size)}", soft_wrap=True)
     if parsed.json:
         write_json(parsed.json, dataclasses.asdict(metrics))
@@ -164,26 +166,26 @@ def _evaluate(parsed: argparse.Namespace, console: Console) -> None:
     if page:
         subject = Subject(
             name=name,
-            state=f"{path}, measured",
+            state=f"evaluation of {path}",
             dataset=str(dataset.annotations_path),
             git_commit=commit,
             configuration=configuration,
             environment=describe_environment(device),
         )
-        findings = render_findings(dataset, found, metrics, title="Figures", epoch=0, is_bare=parsed.without_photos)
+        findings = render_findings(dataset, found, metrics, title="Metrics", epoch=0, boxes_only=parsed.without_photos)
         write_text(page, render_report(subject, rows, findings))
         console.print(f"wrote {page}")
 
 
-def _name_page(target: Path) -> Path:
+def _report_path(target: Path) -> Path:
     return target if target.suffix == ".html" else target / "report.html"
 
 
 def _average(parsed: argparse.Namespace, console: Console) -> None:
     if len(parsed.checkpoints) < 2:
-        raise InvalidConfig("average: name at least two checkpoints, and then the file to write")
+        raise InvalidConfig("average: needs at least two checkpoints, then the output file")
     average_checkpoints(parsed.checkpoints).save(parsed.output)
-    console.print(f"wrote {parsed.output}, the mean of {len(parsed.checkpoints)} checkpoints; not yet measured")
+    console.print(f"wrote {parsed.output}, the average of {len(parsed.checkpoints)} checkpoints; not evaluated yet")
 
 
 def _compare(parsed: argparse.Namespace, console: Console) -> None:
@@ -200,10 +202,10 @@ def _import(parsed: argparse.Namespace, console: Console) -> None:
     checkpoint, official = import_weights(parsed.weights, parsed.name or parsed.output.stem, parsed.input_size)
     checkpoint.save(parsed.output)
     config = checkpoint.config
-    joints = f" with {len(checkpoint.skeleton.joints)} joints" if checkpoint.skeleton.joints else ""
+    keypoints = f" with {len(checkpoint.skeleton.joints)} keypoints" if checkpoint.skeleton.joints else ""
     console.print(
-        f"{config.backbone} with neck {config.neck}, by {official.publisher}: {len(checkpoint.labels)} classes{joints}"
-        f" of {config.dataset}"
+        f"{config.backbone} with neck {config.neck}, by {official.publisher}:"
+        f" {len(checkpoint.labels)} classes{keypoints} of {config.dataset}"
     )
     console.print(f"wrote {parsed.output}, {parsed.output.stat().st_size / 1e6:.1f} MB")
 
@@ -217,37 +219,37 @@ def _inspect(parsed: argparse.Namespace, overrides: dict[str, str], console: Con
     dataset = load_dataset(parsed.annotations, parsed.images, faults.append)
     inspect_dataset(dataset, faults, config, parsed.output, console)
     if faults:
-        raise InvalidDataset(f"{parsed.annotations}: {len(faults)} faults: mend them, training stops at the first")
+        raise InvalidDataset(f"{parsed.annotations}: {len(faults)} faults: fix them, training stops at the first")
 
 
 def _val_set(parsed: argparse.Namespace, config: Config | None) -> Dataset:
-    """What the arguments name, or else what the checkpoint was validated on."""
-    how = "name the data with both --annotations FILE and --images FOLDER"
-    return _find_set(parsed.annotations, parsed.images, how, config, "val")
+    """Loads the data set in the arguments, by default the checkpoint's validation split."""
+    flags = "--annotations FILE and --images FOLDER"
+    return _load_set(parsed.annotations, parsed.images, flags, config, "val")
 
 
 def _train_set(parsed: argparse.Namespace, config: Config) -> Dataset:
-    """What the arguments name, or else what the checkpoint was trained on."""
-    how = "name the training photos with both --train-annotations FILE and --train-images FOLDER"
-    return _find_set(parsed.train_annotations, parsed.train_images, how, config, "train")
+    """Loads the training set in the arguments, by default the checkpoint's training split."""
+    flags = "--train-annotations FILE and --train-images FOLDER"
+    return _load_set(parsed.train_annotations, parsed.train_images, flags, config, "train")
 
 
-def _find_set(
-    annotations: Path | None, images: Path | None, how: str, config: Config | None, split: Literal["train", "val"]
+def _load_set(
+    annotations: Path | None, images: Path | None, flags: str, config: Config | None, split: Literal["train", "val"]
 ) -> Dataset:
     if annotations and images:
         return load_dataset(annotations, images)
     if config is None or annotations or images:
-        raise InvalidConfig(how)
+        raise InvalidConfig(f"the data set needs both {flags}")
     return load_split(config, split)
 
 
-_WITH_SETTINGS = {"train": _train, "bench": _bench, "inspect": _inspect}
-_WITHOUT_SETTINGS = {
+_COMMANDS_WITH_SETTINGS = {"train": _train, "bench": _bench, "inspect": _inspect}
+_COMMANDS_WITHOUT_SETTINGS = {
     "average": _average,
     "evaluate": _evaluate,
     "compare": _compare,
-    "export": _export_as,
+    "export": _export,
     "import": _import,
     "models": _models,
 }

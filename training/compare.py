@@ -1,4 +1,4 @@
-"""Exported models side by side: what each finds, and how long one thread takes for a photo."""
+"""Compares exported models: AP, and time per photo on one CPU thread."""
 
 import dataclasses
 import statistics
@@ -28,18 +28,18 @@ def compare(
     report: Path | None,
     console: Console,
 ) -> None:
-    """Prints AP on `dataset` and milliseconds a photo of each model, and of `others`, which are only quoted.
+    """Prints AP on `dataset` and milliseconds per photo of each model, beside the published results in `others`.
 
-    `chart` is a picture of them, in the format of its suffix; `report` the figures as JSON. Raises `InvalidModel` where
-    a file is no model of ours, `InvalidDataset` where one knows other labels.
+    `chart` is a file to draw them into, in the format of its suffix; `report` is a file for the results as JSON. Raises
+    `InvalidModel` if a file is not one of our models, `InvalidDataset` if a model has labels that the data lacks.
     """
     detectors = [Detector(path, "cpu", threads=1) for path in paths]
-    milliseconds = time_in_turn(detectors, dataset.photos[:_TIMED_PHOTOS])
+    milliseconds = time_interleaved(detectors, dataset.photos[:_TIMED_PHOTOS])
     points = []
     for detector, taken in zip(detectors, milliseconds, strict=True):
         metrics = measure(dataset, detect_with_model(detector, dataset, console))
         points.append(Point(detector.metadata.name, round(metrics.ap, 2), round(metrics.ap50, 2), round(taken, 2)))
-    table = Table("", "AP", "AP50", "ms a photo", "MB", caption=f"one thread of {name_processor()}, median")
+    table = Table("", "AP", "AP50", "ms/photo", "MB", caption=f"median on one thread of {name_processor()}")
     sizes = [f"{path.stat().st_size / 1e6:.1f}" for path in paths]
     for point, size in zip([*points, *others], [*sizes, *["-"] * len(others)], strict=True):
         table.add_row(point.name, f"{point.ap:.1f}", f"{point.ap50:.1f}", f"{point.milliseconds:.1f}", size)
@@ -54,18 +54,18 @@ def compare(
         console.print(f"wrote {report}")
 
 
-def time_in_turn(detectors: Sequence[Detector], photos: Sequence[Photo]) -> list[float]:
-    """Median milliseconds of the thread that computes a photo, decoding aside: (detectors,).
+def time_interleaved(detectors: Sequence[Detector], photos: Sequence[Photo]) -> list[float]:
+    """Returns each detector's median CPU milliseconds of inference per photo, without decoding: (detectors,).
 
-    The models take each photo in turn, so that what else the machine does meanwhile slows all of them alike.
+    The detectors run on each photo in turn, so that other load on the machine slows all of them alike.
     """
-    taken: list[list[float]] = [[] for _ in detectors]
+    times: list[list[float]] = [[] for _ in detectors]
     for photo in photos:
         data = photo.path.read_bytes()
-        for detector, seconds in zip(detectors, taken, strict=True):
+        for detector, seconds in zip(detectors, times, strict=True):
             canvas = detector.prepare(data).pixels
-            detector.infer([canvas])  # the first of a shape takes longer
+            detector.infer([canvas])  # warm-up: the first run of a shape takes longer
             started = time.thread_time()
             detector.infer([canvas])
             seconds.append(time.thread_time() - started)
-    return [1000 * statistics.median(seconds) for seconds in taken]
+    return [1000 * statistics.median(seconds) for seconds in times]

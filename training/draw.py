@@ -1,4 +1,4 @@
-"""Draws what was found in a photo of the data set."""
+"""Draws detections and ground truth on a photo of the data set."""
 
 import cv2
 import numpy as np
@@ -9,47 +9,49 @@ from training.datasets.dataset import Dataset, Photo
 from training.diagnosis import Outcome
 from training.loader import read_photo
 
-# of Okabe and Ito's palette, which colour-blind eyes tell apart
-HIT: Colour = (0, 190, 140)
-FALSE_ALARM: Colour = (235, 95, 20)
-MISS: Colour = (250, 225, 60)
-TRUTH: Colour = (255, 255, 255)
-NOT_COUNTED: Colour = (150, 150, 150)
+# from Okabe and Ito's palette for colour-blind readers
+TRUE_POSITIVE: Colour = (0, 190, 140)
+FALSE_POSITIVE: Colour = (235, 95, 20)
+FALSE_NEGATIVE: Colour = (250, 225, 60)
+GROUND_TRUTH: Colour = (255, 255, 255)
+IGNORED: Colour = (150, 150, 150)
 
 _GREY = 60
-_LEAST_TAGGED = 0.08  # of the photo's side: the tags of smaller boxes would hide more than they say
+_MIN_TAGGED_SIDE = 0.08  # of the photo's side: tags would cover smaller boxes
 
 
 def draw_outcome(
-    photo: Photo, outcome: Outcome, dataset: Dataset, longest_side: int, is_bare: bool = False
+    photo: Photo, outcome: Outcome, dataset: Dataset, longest_side: int, boxes_only: bool = False
 ) -> NDArray[np.uint8]:
-    """A photo of `dataset` with hits, false alarms and misses, and thinly the true boxes of hits and what is ignored.
+    """Draws true positives, false positives and missed objects on a photo of `dataset`.
 
-    What was found is tagged with label and score, what was missed with its label, unless it is small; joints are drawn
-    where there are any, those of what was missed as they were annotated. A bare one is grey, without the photo itself.
+    Ground truth of true positives and ignored regions have thin lines. Detections are tagged with label and score,
+    missed objects with their label, unless they are small. Keypoints are drawn too, annotated ones for missed objects.
+    With `boxes_only` a grey background replaces the photo.
 
-    Returns: (h, w, 3), RGB, shrunk to `longest_side` pixels where it is larger.
+    Returns (h, w, 3), RGB, with the longer side at most `longest_side` pixels.
     """
-    shrink = min(1.0, longest_side / max(photo.width, photo.height))
-    picture = np.full((photo.height, photo.width, 3), _GREY, np.uint8) if is_bare else read_photo(photo)
-    if shrink < 1:
-        picture = np.asarray(cv2.resize(picture, None, fx=shrink, fy=shrink, interpolation=cv2.INTER_AREA), np.uint8)
-    truth = (photo.boxes_xyxy * shrink).round().astype(int)
-    for box, is_ignored, is_missed in zip(truth.tolist(), photo.is_ignored, outcome.is_missed, strict=True):
+    scale = min(1.0, longest_side / max(photo.width, photo.height))
+    picture = np.full((photo.height, photo.width, 3), _GREY, np.uint8) if boxes_only else read_photo(photo)
+    if scale < 1:
+        picture = np.asarray(cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA), np.uint8)
+    ground_truth = (photo.boxes_xyxy * scale).round().astype(int)
+    for box, is_ignored, is_missed in zip(ground_truth.tolist(), photo.is_ignored, outcome.is_missed, strict=True):
         if not is_missed:
-            colour = NOT_COUNTED if is_ignored else TRUTH
+            colour = IGNORED if is_ignored else GROUND_TRUTH
             cv2.rectangle(picture, (box[0], box[1]), (box[2] - 1, box[3] - 1), colour, 1)
 
-    found = outcome.found
-    is_hit = outcome.objects >= 0
-    boxes = np.concatenate([found.boxes_xyxy, photo.boxes_xyxy[outcome.is_missed]]) * np.float32(shrink)
+    found = outcome.detections
+    is_correct = outcome.matches >= 0
+    boxes = np.concatenate([found.boxes_xyxy, photo.boxes_xyxy[outcome.is_missed]]) * np.float32(scale)
     tags = [f"{dataset.labels[label]} {score:.0%}" for label, score in zip(found.labels, found.scores, strict=True)]
     tags += [dataset.labels[label] for label in photo.labels[outcome.is_missed]]
     sides = np.sqrt((boxes[:, 2:] - boxes[:, :2]).prod(1) / (picture.shape[0] * picture.shape[1]))
-    tags = [tag if side >= _LEAST_TAGGED else "" for tag, side in zip(tags, sides, strict=True)]
-    colours = [HIT if hit else FALSE_ALARM for hit in is_hit] + [MISS] * outcome.misses
-    joints = None
+    tags = [tag if side >= _MIN_TAGGED_SIDE else "" for tag, side in zip(tags, sides, strict=True)]
+    colours = [TRUE_POSITIVE if correct else FALSE_POSITIVE for correct in is_correct]
+    colours += [FALSE_NEGATIVE] * outcome.false_negatives
+    keypoints = None
     if found.keypoints is not None:
-        scale = np.array([shrink, shrink, 1], np.float32)
-        joints = np.concatenate([found.keypoints, photo.keypoints[outcome.is_missed]]) * scale
-    return draw_boxes(picture, boxes, tags, colours, joints, dataset.skeleton)
+        factors = np.array([scale, scale, 1], np.float32)
+        keypoints = np.concatenate([found.keypoints, photo.keypoints[outcome.is_missed]]) * factors
+    return draw_boxes(picture, boxes, tags, colours, keypoints, dataset.skeleton)

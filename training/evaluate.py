@@ -1,4 +1,4 @@
-"""Detections over a data set, by a network or by an exported model."""
+"""Runs a network or an exported model over a data set."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from training.checkpoint import Checkpoint
 from training.datasets.dataset import Dataset, InvalidDataset
 from training.loader import evaluation_batches, prepare_photo
 from training.progress import progress_bar
-from training.test_time import AS_SERVED, TestTime, average_mirrored, soft_nms
+from training.test_time_augmentation import NO_AUGMENTATION, TestTimeAugmentation, forward_with_flip, soft_nms
 
 _BATCH = 16
 
@@ -30,18 +30,18 @@ def detect_with_network(
     size: int,
     workers: int | None,
     console: Console,
-    test_time: TestTime = AS_SERVED,
+    tta: TestTimeAugmentation = NO_AUGMENTATION,
     coarsest_stride: int = Backbone.coarsest_stride,
 ) -> list[Detections]:
-    """Finds the objects of every photo by a `CenterNet` or an average of one, at `size` pixels in fp32.
+    """Detects objects in every photo with a `CenterNet` or its average, at `size` pixels in fp32.
 
-    Scaled sizes are rounded to multiples of `coarsest_stride`, the network's backbone's.
+    `workers` are the loader's. Scaled sizes are rounded to multiples of `coarsest_stride`, that of the backbone.
     """
-    sizes = [max(1, round(size * scale / coarsest_stride)) * coarsest_stride for scale in test_time.scales]
-    found = [_detect_at(network, dataset, each, workers, console, test_time.flip) for each in sizes]
-    if len(found) == 1 and not test_time.soft_nms:
-        return found[0]
-    return [soft_nms(of_photo) for of_photo in zip(*found, strict=True)]
+    sizes = [max(1, round(size * scale / coarsest_stride)) * coarsest_stride for scale in tta.scales]
+    by_size = [_detect_at(network, dataset, each, workers, console, tta.flip) for each in sizes]
+    if len(by_size) == 1 and not tta.soft_nms:
+        return by_size[0]
+    return [soft_nms(of_photo) for of_photo in zip(*by_size, strict=True)]
 
 
 @torch.inference_mode()
@@ -56,9 +56,9 @@ def _detect_at(
     with progress_bar(console, "evaluate", len(dataset.photos)) as advance:
         for images in evaluation_batches(dataset, size, _BATCH, workers, device):
             images = images.to(device, non_blocking=True)
-            maps = average_mirrored(network, images, mirrored) if flip else network(images)
+            maps = forward_with_flip(network, images, mirrored) if flip else network(images)
             batch = split_batch(codec.decode(maps, stride=size // maps.heatmap.shape[2]))
-            # photos come last, so that none is taken from the iterator when the batch is at its end
+            # photos come second, so that zip takes none of them when the batch ends
             for found, photo in zip(batch, photos, strict=False):
                 results.append(move_to_photo(found, place(photo.width, photo.height, [(size, size)])))
                 advance(pictures=1)
@@ -66,7 +66,7 @@ def _detect_at(
 
 
 def split_batch(found: codec.Detections) -> list[Detections]:
-    """The best K peaks of B pictures, tensors of any device → B detections of K objects, arrays, in input pixels."""
+    """Splits a batch of B images with K detections each into B `Detections` (arrays, in input pixels)."""
     boxes, scores, labels = (each.cpu().numpy() for each in (found.boxes, found.scores, found.labels))
     keypoints = [None] * len(boxes) if found.keypoints is None else found.keypoints.cpu().numpy()
     return [
@@ -76,9 +76,9 @@ def split_batch(found: codec.Detections) -> list[Detections]:
 
 
 def detect_with_model(detector: Detector, dataset: Dataset, console: Console) -> list[Detections]:
-    """Finds the objects of every photo by an exported model, from the files' bytes: the way that serves.
+    """Detects objects in every photo with an exported model, preprocessed as in serving.
 
-    Raises `InvalidDataset` where the model knows a label that the data does not have, or other joints.
+    Raises `InvalidDataset` if the model has labels that the data lacks, or other keypoints.
     """
     indices = _match_labels(detector.metadata.labels, detector.metadata.skeleton, dataset)
     results = []
@@ -97,31 +97,33 @@ def detect_with_checkpoint(
     dataset: Dataset,
     size: int,
     console: Console,
-    test_time: TestTime = AS_SERVED,
+    tta: TestTimeAugmentation = NO_AUGMENTATION,
 ) -> list[Detections]:
-    """As `detect_with_network` by a checkpoint's `network`, whose labels are the data's only by name.
+    """Runs `detect_with_network` with a checkpoint's `network`, and matches its labels with the data's by name.
 
-    Raises `InvalidDataset` where the checkpoint knows a label that the data does not have, or other joints.
+    Raises `InvalidDataset` if the checkpoint has labels that the data lacks, or other keypoints.
     """
     indices = _match_labels(checkpoint.labels, checkpoint.skeleton, dataset)
     stride, workers = network.backbone.coarsest_stride, checkpoint.config.workers
-    found = detect_with_network(network, dataset, size, workers, console, test_time, stride)
+    found = detect_with_network(network, dataset, size, workers, console, tta, stride)
     return [_relabel(each, indices) for each in found]
 
 
 def _match_labels(labels: Sequence[str], skeleton: Skeleton, dataset: Dataset) -> NDArray[np.int64]:
-    """The data's index of each of a model's labels, by name: (C,).
+    """Returns the data's index of each of a model's labels, by name: (C,).
 
-    Raises `InvalidDataset` where the model knows a label that the data does not have, or other joints.
+    Raises `InvalidDataset` if the model has labels that the data lacks, or other keypoints.
     """
     unknown = [label for label in labels if label not in dataset.labels]
     if unknown:
-        raise InvalidDataset(f"{dataset.annotations_path}: has no category {', '.join(unknown)}, which the model finds")
+        raise InvalidDataset(
+            f"{dataset.annotations_path}: has no category {', '.join(unknown)}, which the model detects"
+        )
     if skeleton.joints != dataset.skeleton.joints and dataset.skeleton.joints:
-        raise InvalidDataset(f"{dataset.annotations_path}: names other joints than the model finds")
+        raise InvalidDataset(f"{dataset.annotations_path}: has other keypoints than the model")
     return np.array([dataset.labels.index(label) for label in labels], np.int64)
 
 
 def _relabel(found: Detections, indices: NDArray[np.int64]) -> Detections:
-    """What was found, with the data's indices of the labels, as `_match_labels` has them."""
+    """Replaces the model's label indices by the data's, as returned by `_match_labels`."""
     return dataclasses.replace(found, labels=indices[found.labels])

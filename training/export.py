@@ -1,4 +1,4 @@
-"""Checkpoint → the one ONNX file, written only if it does what the network does, or loses no more than it may."""
+"""Exports a checkpoint to one ONNX file, after a parity check and, in lower precision, a check of the AP50 loss."""
 
 import dataclasses
 from pathlib import Path
@@ -13,7 +13,7 @@ from model.detector import Detections, Detector
 from model.graph import build_onnx, save_onnx
 from model.metadata import Metadata
 from model.network import CenterNet
-from training.calibration import Evidence, fit_scaling, measure_gain
+from training.calibration import ScoredDetections, cross_validate, fit_platt_scaling
 from training.checkpoint import Checkpoint
 from training.config import make_config
 from training.datasets.dataset import Dataset
@@ -22,19 +22,19 @@ from training.evaluate import detect_with_checkpoint, detect_with_model, split_b
 from training.files import write_json
 from training.metrics import Metrics, measure
 from training.overlap import box_iou
-from training.precision import Lowering, lower
+from training.precision import PrecisionTarget, reduce_precision
 
 _PHOTOS = 32
-_LEAST_SCORE = 0.05  # below it a detection means nothing, and which ones make the top k is a matter of rounding
+_MIN_SCORE = 0.05  # lower scores are meaningless, and rounding decides which of them are among the top k
 _SCORE_TOLERANCE = 1e-3
 _BOX_TOLERANCE = 0.25  # input pixels
-_SHARE_OF_JOINTS = 0.9
-_TIE_OVERLAP = 0.5  # IoU of boxes that two neighbouring cells give one object
-_SHARE_OF_TIES = 0.02
+_MIN_KEYPOINT_SHARE = 0.9  # of a detection's keypoints, which must agree
+_TIE_OVERLAP = 0.5  # IoU of boxes from neighbouring cells of one object
+_MAX_TIE_SHARE = 0.02  # of the compared detections
 
 
 class ParityFailure(Exception):
-    """The exported graph does not find what the network finds; the message gives the first difference."""
+    """The exported graph's detections differ from the network's; the message gives the first difference."""
 
 
 def export(
@@ -42,15 +42,15 @@ def export(
     dataset: Dataset,
     path: Path,
     console: Console,
-    lowering: Lowering | None = None,
+    target: PrecisionTarget | None = None,
     report: Path | None = None,
     input_size: int = 0,
 ) -> Metrics:
-    """Writes `path` with scores calibrated and the graph checked on `dataset`, and with the AP that it reaches there.
+    """Exports `checkpoint` to `path`: calibrates scores, checks the graph and measures its AP, all on `dataset`.
 
-    `input_size` is pixels of the square that photos are fitted into, 0: the checkpoint's configuration's. Without a
-    `lowering` it computes as the network does; with one it is compared with that graph, and `report` is where the
-    comparison goes as JSON. Raises `InvalidConfig`, `ParityFailure` or `PrecisionLoss`, and then writes nothing.
+    `input_size` is the side of the square input in pixels, 0 for the checkpoint's own. With a `target` the graph is
+    converted to its precision and compared with the float32 graph; `report` is a file for the comparison as JSON.
+    Raises `InvalidConfig`, `ParityFailure` or `PrecisionLoss`, and then writes nothing.
     """
     network, config = checkpoint.build_network(), checkpoint.config
     if input_size:
@@ -80,16 +80,16 @@ def export(
         save_onnx(proto, metadata, temporary)
         detector = Detector(temporary, "cpu")
         checked = check_parity(network, detector, dataset)
-        console.print(f"the graph finds what the network finds in {checked} photos")
+        console.print(f"parity check: the ONNX graph matches the network on {checked} photos")
         found = detect_with_model(detector, dataset, console)
         metrics = measure(dataset, found)
-        if lowering:
-            lowered = lower(proto, detector, metrics, dataset, lowering, console)
-            proto, found, metrics = lowered.proto, lowered.found, lowered.metrics
-            metadata = dataclasses.replace(metadata, precision=lowering.precision)
-            lowered.comparison.print(console)
+        if target:
+            reduced = reduce_precision(proto, detector, metrics, dataset, target, console)
+            proto, found, metrics = reduced.proto, reduced.detections, reduced.metrics
+            metadata = dataclasses.replace(metadata, precision=target.precision)
+            reduced.comparison.print(console)
             if report:
-                write_json(report, dataclasses.asdict(lowered.comparison))
+                write_json(report, dataclasses.asdict(reduced.comparison))
                 console.print(f"wrote {report}")
         threshold = diagnose(dataset, found).threshold
         keypoint_ap = round(metrics.keypoints.ap, 2) if metrics.keypoints else None
@@ -105,24 +105,26 @@ def export(
 
 
 def _calibrate(network: CenterNet, checkpoint: Checkpoint, dataset: Dataset, size: int, console: Console) -> None:
-    """Scales the network's scores so that they say how often they are right on `dataset`."""
-    evidence = Evidence.collect(dataset, detect_with_checkpoint(checkpoint, network, dataset, size, console))
-    scaling = fit_scaling(evidence)
+    """Calibrates the network's scores on `dataset` by Platt scaling, in place."""
+    found = detect_with_checkpoint(checkpoint, network, dataset, size, console)
+    detections = ScoredDetections.collect(dataset, found)
+    scaling = fit_platt_scaling(detections)
     if scaling is None:
-        console.print("scores are not calibrated: the validation photos show too few hits and false alarms")
+        console.print("scores not calibrated: too few true or false positives in the validation photos")
         return
     scaling.fold_into(network)
-    gain = measure_gain(evidence)
-    errors = f": expected calibration error {gain[0]:.1%} before, {gain[1]:.1%} after" if gain else ""
-    console.print(f"scores are calibrated (logits x {scaling.slope:.2f} + {scaling.intercept:.2f}){errors}")
+    errors = cross_validate(detections)
+    change = f": expected calibration error {errors[0]:.1%} before, {errors[1]:.1%} after" if errors else ""
+    console.print(f"scores calibrated (logits x {scaling.slope:.2f} + {scaling.intercept:.2f}){change}")
 
 
 @torch.inference_mode()
 def check_parity(network: CenterNet, detector: Detector, dataset: Dataset) -> int:
-    """Compares network and graph on up to 32 photos, as sets, since near-ties reorder; returns how many were compared.
+    """Compares the detections of network and graph on up to 32 photos; returns the number of photos.
 
-    Which of two neighbouring cells is the peak may be a near-tie too: few detections may lie where the other says the
-    same of the cell beside. Raises `ParityFailure` at the first detection of either that has no partner in the other.
+    Detections are compared as sets, since near-ties change their order. Rounding may also decide which of two
+    neighbouring cells is the peak, so a few detections may match only an overlapping one of the same score. Raises
+    `ParityFailure` at the first detection without a match.
     """
     photos = dataset.photos[:_PHOTOS]
     compared = tied = 0
@@ -130,13 +132,13 @@ def check_parity(network: CenterNet, detector: Detector, dataset: Dataset) -> in
         canvas = detector.prepare(photo.path.read_bytes()).pixels
         [expected] = split_batch(decode(network(torch.from_numpy(canvas[None])), stride=network.stride))
         [found] = detector.infer([canvas])
-        for one, other, verb in ((expected, found, "misses"), (found, expected, "invents")):
-            lonely = _without_partner(one, other)
-            compared += int((one.scores > _LEAST_SCORE).sum())
-            tied += int(lonely.sum())
-            faulty = lonely & ~_is_tied(one, other)
-            if faulty.any() or tied > 2 + _SHARE_OF_TIES * compared:
-                row = int((faulty if faulty.any() else lonely).argmax())
+        for one, other, verb in ((expected, found, "misses"), (found, expected, "adds")):
+            unmatched = _find_unmatched(one, other)
+            compared += int((one.scores > _MIN_SCORE).sum())
+            tied += int(unmatched.sum())
+            faulty = unmatched & ~_is_tied(one, other)
+            if faulty.any() or tied > 2 + _MAX_TIE_SHARE * compared:
+                row = int((faulty if faulty.any() else unmatched).argmax())
                 raise ParityFailure(
                     f"{photo.path}: the graph {verb} {detector.metadata.labels[one.labels[row]]}"
                     f" {one.scores[row]:.4f} at {one.boxes_xyxy[row].round(2).tolist()}"
@@ -144,25 +146,24 @@ def check_parity(network: CenterNet, detector: Detector, dataset: Dataset) -> in
     return len(photos)
 
 
-def _without_partner(one: Detections, other: Detections) -> NDArray[np.bool_]:
-    """(N,): which detections of `one` that count have no equal in `other`."""
+def _find_unmatched(one: Detections, other: Detections) -> NDArray[np.bool_]:
+    """Marks the detections of `one` above the score limit that have no equal in `other`: (N,)."""
     same_box = np.abs(one.boxes_xyxy[:, None] - other.boxes_xyxy).max(-1) <= _BOX_TOLERANCE
-    is_same = _say_the_same(one, other) & same_box
+    is_same = _same_label_and_score(one, other) & same_box
     if one.keypoints is not None and other.keypoints is not None:
-        # a joint between two peaks may go to either; what counts is where most of them are
-        apart = np.abs(one.keypoints[:, None] - other.keypoints)[..., :2].max(-1)  # (N, M, J)
-        is_same &= (apart <= _BOX_TOLERANCE).mean(-1) >= _SHARE_OF_JOINTS
-    has_partner = is_same.any(1)
-    return np.asarray((one.scores > _LEAST_SCORE) & ~has_partner, np.bool_)
+        # a keypoint between two peaks may snap to either, so only most of them must agree
+        distances = np.abs(one.keypoints[:, None] - other.keypoints)[..., :2].max(-1)  # (N, M, J)
+        is_same &= (distances <= _BOX_TOLERANCE).mean(-1) >= _MIN_KEYPOINT_SHARE
+    return np.asarray((one.scores > _MIN_SCORE) & ~is_same.any(1), np.bool_)
 
 
 def _is_tied(one: Detections, other: Detections) -> NDArray[np.bool_]:
-    """(N,): which detections of `one` have a match of the same score in `other` that overlaps them."""
+    """Marks the detections of `one` that overlap one of the same label and score in `other`: (N,)."""
     overlaps = box_iou(one.boxes_xyxy, other.boxes_xyxy) >= _TIE_OVERLAP
-    return np.asarray((_say_the_same(one, other) & overlaps).any(1), np.bool_)
+    return np.asarray((_same_label_and_score(one, other) & overlaps).any(1), np.bool_)
 
 
-def _say_the_same(one: Detections, other: Detections) -> NDArray[np.bool_]:
-    """(N, M): which have the same label and score."""
+def _same_label_and_score(one: Detections, other: Detections) -> NDArray[np.bool_]:
+    """Compares each detection of `one` with each of `other`: (N, M)."""
     same_score = np.abs(one.scores[:, None] - other.scores) <= _SCORE_TOLERANCE
     return np.asarray((one.labels[:, None] == other.labels) & same_score, np.bool_)

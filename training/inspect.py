@@ -1,4 +1,4 @@
-"""Looks a data set over before it is trained on: `python -m training inspect`."""
+"""Checks and visualises a data set before training: `python -m training inspect`."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -26,11 +26,11 @@ _STRIDES = (8, 4, 2)
 _INPUT_SIZES = (320, 416, 512)
 _VIEWS = 16
 _COLUMNS = 4
-_SMALL, _LARGE = 32**2, 96**2  # COCO's sizes: areas in pixels of the photo
+_SMALL, _LARGE = 32**2, 96**2  # COCO's object areas, in pixels of the photo
 
 
 def inspect_dataset(dataset: Dataset, faults: Sequence[str], config: Config, folder: Path, console: Console) -> None:
-    """Prints faults, counts and collisions, and draws into `folder` what `config`'s training would see."""
+    """Prints faults, counts and collisions, and draws augmented images and heatmaps of `config` into `folder`."""
     for fault in faults:
         console.print(f"[red]fault[/red] {escape(fault)}", soft_wrap=True, highlight=False)
     console.print(
@@ -43,39 +43,39 @@ def inspect_dataset(dataset: Dataset, faults: Sequence[str], config: Config, fol
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "views.jpg"
     path.write_bytes(encode(draw_views(dataset, config), "jpeg"))
-    console.print(f"{path}: what the network would see, and the heatmaps that it would learn", soft_wrap=True)
+    console.print(f"{path}: augmented training images and their target heatmaps", soft_wrap=True)
     crowded = draw_crowds(dataset, config.input_size)
     if crowded is not None:
         path = folder / "crowds.jpg"
         path.write_bytes(encode(crowded, "jpeg"))
-        console.print(f"{path}: the photos with most objects in a cell with, or beside another", soft_wrap=True)
+        console.print(f"{path}: photos with the most objects in the same or an adjacent cell", soft_wrap=True)
 
 
 def draw_views(dataset: Dataset, config: Config) -> NDArray[np.uint8]:
-    """Returns pairs of a random view with its boxes and its heatmap, all classes in one, (h, w, 3), RGB.
+    """Draws pairs of an augmented image with its boxes and its heatmap, with all classes in one: (h, w, 3), RGB.
 
     White is a centre; grey is ignored.
     """
     views = TrainingViews(dataset, config, epoch=0)
-    cells = []
+    tiles = []
     for position in range(min(_VIEWS, len(views))):
         view, targets = views.view(position)
         objects = view.objects.select(~view.objects.is_ignored)
-        joints = objects.keypoints.clip(max=1)  # as sure as they are there
-        boxes = Detections(objects.boxes_xyxy, np.ones(len(objects.labels), np.float32), objects.labels, joints)
+        keypoints = objects.keypoints.clip(max=1)  # visibility as score
+        boxes = Detections(objects.boxes_xyxy, np.ones(len(objects.labels), np.float32), objects.labels, keypoints)
         heatmap = torch.cat([targets.heatmap, targets.keypoints.heatmap]).numpy()
-        glow = np.repeat((heatmap.max(0).clip(min=0) * 255).astype(np.uint8)[:, :, None], 3, axis=2)
-        glow[(heatmap == IGNORED).any(0) & (heatmap.max(0) <= 0)] = 110
-        glow = cv2.resize(glow, None, fx=config.stride, fy=config.stride, interpolation=cv2.INTER_NEAREST)
-        blend = cv2.addWeighted(view.pixels, 0.4, glow, 0.8, 0)
-        cells.append(np.hstack([draw_detections(view.pixels, boxes, dataset.labels, dataset.skeleton), blend]))
-    return _tile(cells)
+        heat = np.repeat((heatmap.max(0).clip(min=0) * 255).astype(np.uint8)[:, :, None], 3, axis=2)
+        heat[(heatmap == IGNORED).any(0) & (heatmap.max(0) <= 0)] = 110
+        heat = cv2.resize(heat, None, fx=config.stride, fy=config.stride, interpolation=cv2.INTER_NEAREST)
+        blend = cv2.addWeighted(view.pixels, 0.4, heat, 0.8, 0)
+        tiles.append(np.hstack([draw_detections(view.pixels, boxes, dataset.labels, dataset.skeleton), blend]))
+    return _tile(tiles)
 
 
 def draw_crowds(dataset: Dataset, input_size: int) -> NDArray[np.uint8] | None:
-    """Returns the photos with most objects that collide at the paper's stride, or lie side by side, and only these.
+    """Draws the objects in the same or an adjacent cell at the paper's stride, on the photos with the most of them.
 
-    Shape: (h, w, 3), RGB, at `input_size` pixels squared each; None where there is no such object.
+    Returns (h, w, 3), RGB, with tiles of `input_size` pixels squared; None without such objects.
     """
     crowds = []
     for photo in dataset.photos:
@@ -83,18 +83,18 @@ def draw_crowds(dataset: Dataset, input_size: int) -> NDArray[np.uint8] | None:
         if is_crowded.any():
             crowds.append((photo, is_crowded))
     crowds.sort(key=lambda crowd: -int(crowd[1].sum()))
-    cells = []
+    tiles = []
     for photo, is_crowded in crowds[:_VIEWS]:
         canvas = prepare(photo.path.read_bytes(), [(input_size, input_size)])
         boxes = canvas.letterbox.from_photo(photo.boxes_xyxy[is_crowded])
         colours = [choose_colour(label) for label in photo.labels[is_crowded].tolist()]
-        cells.append(draw_boxes(canvas.pixels, boxes, [""] * len(boxes), colours))
-    return _tile(cells) if cells else None
+        tiles.append(draw_boxes(canvas.pixels, boxes, [""] * len(boxes), colours))
+    return _tile(tiles) if tiles else None
 
 
-def _tile(cells: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
-    blank = [np.zeros_like(cells[0])] * (-len(cells) % _COLUMNS)
-    rows = [np.hstack((cells + blank)[at : at + _COLUMNS]) for at in range(0, len(cells), _COLUMNS)]
+def _tile(tiles: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
+    blank = [np.zeros_like(tiles[0])] * (-len(tiles) % _COLUMNS)
+    rows = [np.hstack((tiles + blank)[at : at + _COLUMNS]) for at in range(0, len(tiles), _COLUMNS)]
     return np.asarray(np.vstack(rows), np.uint8)
 
 
@@ -103,7 +103,7 @@ def _tabulate_classes(dataset: Dataset) -> Table:
     is_ignored = np.concatenate([photo.is_ignored for photo in dataset.photos])
     areas = np.concatenate([photo.areas for photo in dataset.photos])
     photos = Counter(label for p in dataset.photos for label in np.unique(p.labels[~p.is_ignored]).tolist())
-    table = Table("class", title="objects by class, and by COCO's sizes")
+    table = Table("class", title="objects by class and COCO size")
     for heading in ("photos", "objects", "small", "medium", "large", "ignored"):
         table.add_column(heading, justify="right")
     for index, label in enumerate(dataset.labels):
@@ -116,7 +116,7 @@ def _tabulate_classes(dataset: Dataset) -> Table:
 
 
 def _tabulate_collisions(dataset: Dataset) -> Table:
-    table = Table("input", title="objects in a cell with, / beside another of their class")
+    table = Table("input", title="objects in the same / an adjacent cell as another of their class")
     for stride in _STRIDES:
         table.add_column(f"stride {stride}", justify="right")
     for size in _INPUT_SIZES:

@@ -1,4 +1,4 @@
-"""COCO average precision, by the library that everybody compares with."""
+"""COCO average precision, by faster-coco-eval."""
 
 import dataclasses
 
@@ -16,7 +16,7 @@ from training.keypoint_metrics import KeypointMetrics, measure_keypoints
 
 @dataclasses.dataclass(frozen=True)
 class Metrics:
-    """COCO's figures in per cent; None where the data holds no such object."""
+    """COCO metrics in per cent; None for an object size that does not occur in the data."""
 
     ap: float  # mean over IoU .50 to .95
     ap50: float
@@ -25,11 +25,11 @@ class Metrics:
     ap_medium: float | None
     ap_large: float | None  # area above 96 x 96 pixels
     by_class: dict[str, tuple[float, float]]  # label → AP and AP50
-    keypoints: KeypointMetrics | None = None  # where the data names joints
+    keypoints: KeypointMetrics | None = None  # None if the data has no keypoints
 
     @property
     def task_ap(self) -> float:
-        """What the best weights are chosen by: the joints' AP where there are joints, and else the boxes'."""
+        """AP that selects the best checkpoint: keypoint AP if the data has keypoints, else box AP."""
         return self.keypoints.ap if self.keypoints else self.ap
 
     def __str__(self) -> str:
@@ -37,7 +37,7 @@ class Metrics:
         return f"{boxes}, keypoint AP {self.keypoints.ap:.2f}" if self.keypoints else boxes
 
     def print(self, console: Console) -> None:
-        """Prints a table of the whole and of every class."""
+        """Prints a table of all classes together and of each class."""
         table = Table("", "AP", "AP50", "AP75", "small", "medium", "large")
         sizes = (self.ap_small, self.ap_medium, self.ap_large)
         figures = [f"{v:.1f}" for v in (self.ap, self.ap50, self.ap75)]
@@ -46,13 +46,13 @@ class Metrics:
             table.add_row(label, f"{ap:.1f}", f"{ap50:.1f}")
         console.print(table)
         if self.keypoints:
-            joints = self.keypoints
-            console.print(f"keypoints: AP {joints.ap:.1f}, AP50 {joints.ap50:.1f}, AP75 {joints.ap75:.1f}")
+            keypoints = self.keypoints
+            console.print(f"keypoints: AP {keypoints.ap:.1f}, AP50 {keypoints.ap50:.1f}, AP75 {keypoints.ap75:.1f}")
 
 
 def measure(dataset: Dataset, detections: list[Detections]) -> Metrics:
-    """Scores `detections`, one for each photo of `dataset` in its order, at most 100 a photo as COCO counts."""
-    truth = COCO(to_coco(dataset))
+    """Computes COCO AP of `detections`, one per photo of `dataset`, in its order; at most 100 count per photo."""
+    ground_truth = COCO(to_coco(dataset))
     rows = [
         {
             "image_id": photo.id,
@@ -65,12 +65,12 @@ def measure(dataset: Dataset, detections: list[Detections]) -> Metrics:
     ]
     keypoints = measure_keypoints(dataset, detections) if dataset.skeleton.joints else None
     if not rows:
-        nothing = dict.fromkeys(dataset.labels, (0.0, 0.0))
-        return Metrics(0.0, 0.0, 0.0, None, None, None, by_class=nothing, keypoints=keypoints)
-    evaluation = COCOeval_faster(truth, truth.loadRes(rows), "bbox", print_function=lambda *_: None)
+        zeros = dict.fromkeys(dataset.labels, (0.0, 0.0))
+        return Metrics(0.0, 0.0, 0.0, None, None, None, by_class=zeros, keypoints=keypoints)
+    evaluation = COCOeval_faster(ground_truth, ground_truth.loadRes(rows), "bbox", print_function=lambda *_: None)
     evaluation.run()
     ap, ap50, ap75, small, medium, large = evaluation.stats[:6]
-    precision = evaluation.eval["precision"][:, :, :, 0, -1]  # (IoU, recall, class): all areas, 100 a photo
+    precision = evaluation.eval["precision"][:, :, :, 0, -1]  # (IoU, recall, class): all areas, 100 per photo
     by_class = {
         label: (_mean(precision[:, :, index]), _mean(precision[0, :, index]))
         for index, label in enumerate(dataset.labels)
@@ -93,4 +93,4 @@ def _mean(precision: NDArray[np.float64]) -> float:
 
 
 def _per_cent(value: float) -> float | None:
-    return None if value < 0 else float(value) * 100  # COCO's own mark for "no such object" is -1
+    return None if value < 0 else float(value) * 100  # COCO returns -1 if there is no such object

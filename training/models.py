@@ -1,4 +1,4 @@
-"""What each backbone costs, and what the paper makes of it: `python -m training models`."""
+"""Parameters and compute of each backbone and of the paper's networks: `python -m training models`."""
 
 import torch
 from rich.console import Console
@@ -10,7 +10,7 @@ from model.codec import decode
 from model.network import BACKBONES, CenterNet, describe_backbone, fitting_necks
 from training.config import InvalidConfig
 
-# millions of parameters without the classifier: torchvision's for ResNet, DLA's authors', the wheels' for Lite
+# millions of parameters without the classifier, as published by torchvision (ResNet), DLA's authors and the Lite wheels
 _PUBLISHED = {
     "efficientnet_lite0": 2.96,
     "efficientnet_lite1": 3.72,
@@ -23,8 +23,8 @@ _PUBLISHED = {
 }
 
 
-# the paper's networks: backbone, neck, width of the heads, and the AP on COCO val that table 1 and section 6.1 give
-_PAPERS = (
+# the paper's networks: backbone, neck, head width, and AP on COCO val from table 1 and section 6.1
+_PAPER_NETWORKS = (
     ("resnet18", "deformable", 64, 28.1),
     ("resnet101", "deformable", 64, 34.6),
     ("dla34", "aggregation", 256, 37.4),
@@ -33,16 +33,16 @@ _PAPERS = (
 
 
 def print_models(size: int, class_count: int, console: Console) -> None:
-    """Two tables of parameters and multiply-accumulates of one picture of `size` pixels squared.
+    """Prints parameters and multiply-accumulates for one image of `size` pixels squared, as two tables.
 
-    One is of all backbones, with the first neck that fits, the other of the paper's networks. Raises `InvalidConfig`
-    for a size that no network can take.
+    The first lists all backbones, with the first neck that fits, the second the paper's networks. Raises
+    `InvalidConfig` for a size that no network accepts.
     """
     coarsest = min(describe_backbone(name).coarsest_stride for name in BACKBONES)
     if size <= 0 or size % coarsest:
-        raise InvalidConfig(f"size {size}: choose a multiple of {coarsest}, the networks' coarsest stride")
-    title = f"one picture of {size} x {size} pixels, {class_count} classes; parameters in millions"
-    table = _make_table(title, ("alone", "published", "with neck and heads", "GMACs"))
+        raise InvalidConfig(f"size {size}: must be a multiple of {coarsest}, the networks' coarsest stride")
+    title = f"one image of {size} x {size} pixels, {class_count} classes; parameters in millions"
+    table = _make_table(title, ("backbone only", "published", "with neck and heads", "GMACs"))
     for name in BACKBONES:
         network = build(name, fitting_necks(name)[0], 64, class_count)
         published = f"{_PUBLISHED[name]:.2f}" if name in _PUBLISHED else "-"
@@ -50,20 +50,20 @@ def print_models(size: int, class_count: int, console: Console) -> None:
     console.print(table)
 
     table = _make_table("the paper's networks", ("neck", "with neck and heads", "GMACs", "published AP"))
-    for name, neck, head_width, ap in _PAPERS:
+    for name, neck, head_width, ap in _PAPER_NETWORKS:
         network = build(name, neck, head_width, class_count)
         table.add_row(name, neck, _millions(network), _gmacs(network, size), f"{ap:.1f}")
     console.print(table)
 
 
 def build(backbone: str, neck: str, head_width: int, class_count: int) -> CenterNet:
-    """Returns a detector in inference mode on the meta device, whose tensors have shapes and no values."""
+    """Builds a detector in evaluation mode on the meta device, whose tensors have shapes but no data."""
     with torch.device("meta"):
         return CenterNet(backbone, class_count, head_width=head_width, neck=neck).eval()
 
 
 def count_macs(network: CenterNet, size: int) -> int:
-    """Returns how many multiply-accumulates one picture of `size` pixels squared takes `network`, from `build`."""
+    """Counts the multiply-accumulates for one image of `size` pixels squared; `network` is from `build`."""
     images = torch.zeros(1, size, size, 3, dtype=torch.uint8, device="meta")
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
         decode(network(images), stride=network.stride)
@@ -71,12 +71,12 @@ def count_macs(network: CenterNet, size: int) -> int:
 
 
 def count_parameters(module: nn.Module) -> int:
-    """Returns how many numbers its parameters hold, those that rest included; a norm's statistics are none."""
+    """Counts parameters, frozen ones included; the running statistics of batch norm are not parameters."""
     return sum(parameter.numel() for parameter in module.parameters())
 
 
 def _make_table(title: str, headings: tuple[str, ...]) -> Table:
-    table = Table(title=title, caption="n x 128: takes such sizes alone")
+    table = Table(title=title, caption="n x 128: the size must be a multiple of 128")
     table.add_column("backbone", no_wrap=True)
     for heading in headings:
         table.add_column(heading, justify="left" if heading == "neck" else "right")

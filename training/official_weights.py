@@ -1,4 +1,4 @@
-"""Published weights of CenterNet, by the paper's authors or by mmdetection, as a checkpoint of this package."""
+"""Imports weights of CenterNet published by the paper's authors or by mmdetection as a checkpoint of this package."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -18,11 +18,11 @@ from training.pretrained import InvalidWeights, check_fit, read_weights
 
 _AUTHORS, _MMDETECTION = "its authors", "mmdetection"
 _CATEGORIES = {(len(each.labels), len(each.skeleton.joints)): each for each in (COCO, VOC, COCO_PEOPLE)}
-# the authors' statistics as they apply them: to the channels in the order blue, green, red, and in 0..1
+# the authors' mean and std in 0..1, which they apply to channels in the order blue, green, red
 _COCO_STATISTICS = {"mean": (0.40789654, 0.44719302, 0.47026115), "std": (0.28863828, 0.27408164, 0.27809835)}
-_VOC_STATISTICS = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}  # ImageNet's of red, green, blue
+_VOC_STATISTICS = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}  # ImageNet's for red, green, blue
 
-# whether the blocks have a third convolution, and how many there are in the third layer
+# (bottleneck blocks, number of blocks in layer3)
 _RESNETS = {(False, 2): "resnet18", (False, 6): "resnet34", (True, 6): "resnet50", (True, 23): "resnet101"}
 
 _AUTHORS_HEADS = {
@@ -38,28 +38,28 @@ _MMDETECTION_HEADS = {"heatmap_head": "heatmap_head", "size_head": "wh_head", "o
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """Which network a file is of, and what the file calls its parts."""
+    """The network that a file belongs to, and its naming of the weights."""
 
     publisher: str
     backbone: str
     neck: str
-    name_of: Callable[[str], str]  # our key → the file's
+    name_of: Callable[[str], str]  # maps our key to the file's key
 
 
 @dataclasses.dataclass(frozen=True)
 class OfficialWeights:
-    """A published file's weights under our names, doing in our network what they did in theirs."""
+    """A published file's weights, converted so that our network computes the same outputs."""
 
     publisher: str
     categories: Categories
-    network_settings: dict[str, Any]  # those of `Config` that describe the network
+    network_settings: dict[str, Any]  # settings of `Config`
     weights: dict[str, Tensor]
 
 
 def import_weights(path: Path, name: str, input_size: int) -> tuple[Checkpoint, OfficialWeights]:
-    """Returns `path`'s weights as a checkpoint called `name`, and what was recognised.
+    """Returns the weights in `path` as a checkpoint called `name`, and as recognised.
 
-    Raises `InvalidWeights` as `read_official_weights` does, `InvalidConfig` for a bad name or size.
+    Raises `InvalidWeights` as `read_official_weights` does, `InvalidConfig` for an invalid name or size.
     """
     official = read_official_weights(path)
     categories = official.categories
@@ -78,10 +78,10 @@ def import_weights(path: Path, name: str, input_size: int) -> tuple[Checkpoint, 
 
 
 def read_official_weights(path: Path) -> OfficialWeights:
-    """Recognises the network by its keys, and takes over every one of them.
+    """Recognises the network by its keys, and converts all of its weights.
 
-    Raises `InvalidWeights` where it is none of those that were published, or with every key that is missing, unknown or
-    of a wrong shape.
+    Raises `InvalidWeights` if it is not a published network, or if keys are missing, unknown or of a wrong shape; the
+    message lists them.
     """
     content = read_weights(path)
     weights = content.get("state_dict", content)
@@ -94,8 +94,9 @@ def read_official_weights(path: Path) -> OfficialWeights:
         joint_count = _shape(weights, layout.name_of("keypoint_heatmap_head.2.weight"), path)[0]
     if (class_count, joint_count) not in _CATEGORIES:
         raise InvalidWeights(
-            f"{path}: finds {class_count} classes with {joint_count} joints; published are 80 of COCO and 20 of Pascal"
-            f" VOC without any, and people with {len(COCO_PEOPLE.skeleton.joints)}"
+            f"{path}: has {class_count} classes with {joint_count} keypoints; published networks have the 80 classes of"
+            " COCO or the 20 of Pascal VOC without keypoints, or people with"
+            f" {len(COCO_PEOPLE.skeleton.joints)} keypoints"
         )
     with torch.device("meta"):
         network = CenterNet(
@@ -115,7 +116,7 @@ def read_official_weights(path: Path) -> OfficialWeights:
     ours = _translate(network, layout, weights, path)
     if layout.publisher == _AUTHORS:
         first = f"backbone.{next(iter(network.backbone.state_dict()))}"
-        ours[first] = ours[first].flip(1)  # they feed blue, green, red
+        ours[first] = ours[first].flip(1)  # from their blue, green, red to red, green, blue
         statistics = _VOC_STATISTICS if class_count == len(VOC.labels) else _COCO_STATISTICS
         settings |= {key: tuple(255 * value for value in reversed(values)) for key, values in statistics.items()}
     categories = _CATEGORIES[class_count, joint_count]
@@ -123,11 +124,11 @@ def read_official_weights(path: Path) -> OfficialWeights:
 
 
 def _translate(network: CenterNet, layout: Layout, weights: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
-    """The weights under our names, in our units."""
+    """Renames the weights and converts them to our units."""
     own, name_of = network.state_dict(), layout.name_of
     unused = tuple(name_of(f"backbone.{key}") for key in network.backbone.unused_keys)
     theirs = {key: value for key, value in weights.items() if not key.startswith(unused)}
-    if layout.publisher == _MMDETECTION:  # its deformable convolutions do without a bias
+    if layout.publisher == _MMDETECTION:  # its deformable convolutions have no bias
         biases = {name_of(key): value for key, value in own.items() if key.endswith(".bias")}
         zeros = {key: torch.zeros(value.shape) for key, value in biases.items() if key.endswith(".conv.bias")}
         theirs = zeros | theirs
@@ -135,17 +136,17 @@ def _translate(network: CenterNet, layout: Layout, weights: Mapping[str, Tensor]
     ours = {key: theirs[name_of(key)].to(value.dtype) for key, value in own.items()}
     for key in ours:
         if key.endswith(("size_head.2.weight", "size_head.2.bias", "keypoint_head.2.weight", "keypoint_head.2.bias")):
-            ours[key] = ours[key] * STRIDE / SIZE_UNIT  # theirs are output pixels
+            ours[key] = ours[key] * STRIDE / SIZE_UNIT  # theirs are in output pixels
     return ours
 
 
 def _shape(weights: Mapping[str, Tensor], name: str, path: Path) -> torch.Size:
-    """That of a convolution's weight; raises `InvalidWeights` where it is missing or no such thing."""
+    """Returns the shape of a convolution's weight; raises `InvalidWeights` if it is missing or not 4-dimensional."""
     if name not in weights:
         raise InvalidWeights(f"{path}: missing {name}")
     shape = weights[name].shape
     if len(shape) != 4:
-        raise InvalidWeights(f"{path}: {name} is {tuple(shape)}, which is no convolution's")
+        raise InvalidWeights(f"{path}: {name} is {tuple(shape)}, which is not a convolution's")
     return shape
 
 
@@ -163,8 +164,8 @@ def _recognise(weights: Mapping[str, Tensor], path: Path) -> Layout:
         neck = "deformable" if is_deformable else "transposed"
         return Layout(_AUTHORS, _find_resnet(weights, "", path), neck, _name_in_resnet)
     raise InvalidWeights(
-        f"{path}: its keys are none of CenterNet's as its authors (ResNet, DLA-34, Hourglass-104) or mmdetection"
-        " (ResNet) publish them"
+        f"{path}: the keys match no CenterNet published by its authors (ResNet, DLA-34, Hourglass-104) or mmdetection"
+        " (ResNet)"
     )
 
 
@@ -174,7 +175,7 @@ def _find_resnet(weights: Mapping[str, Tensor], prefix: str, path: Path) -> str:
     blocks = len({key.split(".")[0] for key in keys})
     is_bottleneck = any(".conv3." in key for key in keys)
     if (is_bottleneck, blocks) not in _RESNETS:
-        raise InvalidWeights(f"{path}: a ResNet of {blocks} blocks in its third layer is none of the backbones here")
+        raise InvalidWeights(f"{path}: a ResNet with {blocks} blocks in layer3 is not supported")
     return _RESNETS[is_bottleneck, blocks]
 
 
@@ -204,7 +205,7 @@ def _name_in_mmdetection(key: str) -> str:
         return key
     if part != "neck":
         return f"bbox_head.{_MMDETECTION_HEADS[part]}.{rest}"
-    # we have convolution, norm and ReLU in a row, and they a module of the three
+    # our flat sequence of convolution, norm and ReLU is a sequence of modules of the three in mmdetection
     layers, index, rest = rest.split(".", 2)
     step, place = divmod(int(index), 3)
     rest = rest.replace("conv_offset_mask", "conv_offset")

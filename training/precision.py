@@ -1,4 +1,4 @@
-"""Models of lower precision: made, measured beside the float32 one, and refused where they lose too much."""
+"""Converts models to fp16 or int8, compares them with float32, and rejects them if they lose too much AP50."""
 
 import dataclasses
 import tempfile
@@ -13,7 +13,7 @@ from rich.table import Table
 
 from model.detector import Detections, Detector
 from model.graph import save_onnx
-from training.compare import time_in_turn
+from training.compare import time_interleaved
 from training.datasets.dataset import Dataset
 from training.environment import name_processor
 from training.evaluate import detect_with_model
@@ -27,15 +27,15 @@ _TIMED_PHOTOS = 30
 
 
 class PrecisionLoss(Exception):
-    """The model of lower precision finds less than it must; the message says how much."""
+    """The model of lower precision loses too much AP50; the message says how much."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Lowering:
-    """How exactly a model is to compute.
+class PrecisionTarget:
+    """The precision to convert a model to.
 
-    `max_ap50_loss` is in points of AP50 on the validation photos, of the joints too where the model knows any. int8 is
-    calibrated on photos of `train_set`, and by photos of it are chosen what layers stay in float32.
+    `max_ap50_loss` is in points of AP50 on the validation photos, for boxes and for keypoints. int8 uses photos of
+    `train_set` for calibration and for choosing the layers that stay in float32.
     """
 
     precision: Literal["fp16", "int8"]
@@ -44,8 +44,8 @@ class Lowering:
 
 
 @dataclasses.dataclass(frozen=True)
-class Figures:
-    """What one model reaches. Milliseconds are of one photo with one thread of the CPU."""
+class ModelResult:
+    """Accuracy, speed and size of one model. Milliseconds are per photo, on one CPU thread."""
 
     precision: str
     ap: float
@@ -57,89 +57,100 @@ class Figures:
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """A model before and after its precision was lowered."""
+    """A model before and after conversion to a lower precision."""
 
     model: str
-    photos: int  # that AP was measured on
+    photos: int  # number of photos that AP was measured on
     processor: str
-    before: Figures
-    after: Figures
+    before: ModelResult
+    after: ModelResult
     ap50_loss: float
     max_ap50_loss: float
     speedup: float
-    float_layers: tuple[str, ...]  # besides the heatmaps' last ones; by their names in the graph
+    float_layers: tuple[str, ...]  # node names, without the heatmaps' last layers, which are always float32
 
     def print(self, console: Console) -> None:
-        """Prints the figures of both side by side, and what stays in float32."""
-        table = Table("", "AP", "AP50", "keypoint AP50", "ms a photo", "MB", caption=f"one thread of {self.processor}")
+        """Prints both results side by side, and the layers that stay in float32."""
+        table = Table("", "AP", "AP50", "keypoint AP50", "ms/photo", "MB", caption=f"one thread of {self.processor}")
         for each in (self.before, self.after):
-            joints = "-" if each.keypoint_ap50 is None else f"{each.keypoint_ap50:.2f}"
-            row = (f"{each.ap:.2f}", f"{each.ap50:.2f}", joints, f"{each.milliseconds:.1f}", f"{each.megabytes:.1f}")
+            keypoint_ap50 = "-" if each.keypoint_ap50 is None else f"{each.keypoint_ap50:.2f}"
+            row = (
+                f"{each.ap:.2f}",
+                f"{each.ap50:.2f}",
+                keypoint_ap50,
+                f"{each.milliseconds:.1f}",
+                f"{each.megabytes:.1f}",
+            )
             table.add_row(each.precision, *row)
         console.print(table)
-        kept = ", ".join(self.float_layers) or "none but the heatmaps' last"
+        kept = ", ".join(self.float_layers) or "only the heatmaps' last"
         console.print(f"{self.speedup:.2f} times as fast; layers kept in float32: {kept}", soft_wrap=True)
 
 
 @dataclasses.dataclass(frozen=True)
-class Lowered:
-    """A graph of lower precision, what it finds in each validation photo, and how that compares."""
+class ReducedModel:
+    """A graph of lower precision, its detections in each validation photo, and the comparison with float32."""
 
     proto: onnx.ModelProto
-    found: list[Detections]
+    detections: list[Detections]
     metrics: Metrics
     comparison: Comparison
 
 
-def lower(
-    proto: onnx.ModelProto, detector: Detector, before: Metrics, dataset: Dataset, lowering: Lowering, console: Console
-) -> Lowered:
-    """Lowers the precision of `proto`, which `detector` runs and which reaches `before` on `dataset`.
+def reduce_precision(
+    proto: onnx.ModelProto,
+    detector: Detector,
+    before: Metrics,
+    dataset: Dataset,
+    target: PrecisionTarget,
+    console: Console,
+) -> ReducedModel:
+    """Converts the float32 graph `proto`, which `detector` runs and whose metrics on `dataset` are `before`.
 
-    Raises `PrecisionLoss` where each graph that was tried loses more than it may.
+    Raises `PrecisionLoss` if every candidate loses more AP50 than allowed.
     """
-    metadata = dataclasses.replace(detector.metadata, precision=lowering.precision)
-    trial_set = _sample_photos(lowering.train_set, _TRIAL_PHOTOS, 1)
-    least_loss = np.inf
+    metadata = dataclasses.replace(detector.metadata, precision=target.precision)
+    trial_set = _sample_photos(target.train_set, _TRIAL_PHOTOS, 1)
+    smallest_loss = np.inf
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "lowered.onnx")
+        path = Path(folder, "reduced.onnx")
         before_trial = None
-        for lowered, float_layers in _try_in_turn(proto, detector, lowering):
-            save_onnx(lowered, metadata, path)
+        for reduced, float_layers in _generate_candidates(proto, detector, target):
+            save_onnx(reduced, metadata, path)
             candidate = Detector(path, "cpu")
-            if lowering.precision == "int8":  # only here is there anything to choose
+            if target.precision == "int8":  # fp16 has a single candidate
                 before_trial = before_trial or measure(trial_set, detect_with_model(detector, trial_set, console))
                 loss = _measure_loss(before_trial, measure(trial_set, detect_with_model(candidate, trial_set, console)))
                 console.print(
-                    f"{loss:.2f} AP50 lost on {len(trial_set.photos)} training photos with {len(float_layers)} layers"
-                    " more in float32 than the heatmaps' last",
+                    f"{loss:.2f} AP50 lost on {len(trial_set.photos)} training photos, with {len(float_layers)} layers"
+                    " in float32 besides the heatmaps' last",
                     soft_wrap=True,
                 )
-                if loss > lowering.max_ap50_loss:
-                    least_loss = min(least_loss, loss)
+                if loss > target.max_ap50_loss:
+                    smallest_loss = min(smallest_loss, loss)
                     continue
             found = detect_with_model(candidate, dataset, console)
             after = measure(dataset, found)
             loss = _measure_loss(before, after)
-            if loss > lowering.max_ap50_loss:
-                least_loss = min(least_loss, loss)
+            if loss > target.max_ap50_loss:
+                smallest_loss = min(smallest_loss, loss)
                 continue
-            comparison = _compare(detector, candidate, before, after, dataset, lowering, float_layers)
-            return Lowered(lowered, found, after, comparison)
+            comparison = _compare(detector, candidate, before, after, dataset, target, float_layers)
+            return ReducedModel(reduced, found, after, comparison)
     raise PrecisionLoss(
-        f"{lowering.precision} loses {least_loss:.2f} AP50 at least, more than the {lowering.max_ap50_loss:g} that it"
-        " may: allow more with --max-ap50-loss, or export with --precision fp32"
+        f"{target.precision} loses at least {smallest_loss:.2f} AP50, more than the {target.max_ap50_loss:g} allowed:"
+        " raise --max-ap50-loss, or export with --precision fp32"
     )
 
 
-def _try_in_turn(
-    proto: onnx.ModelProto, detector: Detector, lowering: Lowering
+def _generate_candidates(
+    proto: onnx.ModelProto, detector: Detector, target: PrecisionTarget
 ) -> Iterator[tuple[onnx.ModelProto, tuple[str, ...]]]:
-    """Graphs to try, the fastest first, each with its layers in float32 besides the heatmaps' last."""
-    if lowering.precision == "fp16":
+    """Yields candidate graphs, fastest first, each with its layers in float32 besides the heatmaps' last."""
+    if target.precision == "fp16":
         yield halve(proto), ()
         return
-    photos = _sample_photos(lowering.train_set, _CALIBRATION_PHOTOS, 0).photos
+    photos = _sample_photos(target.train_set, _CALIBRATION_PHOTOS, 0).photos
     quantizer = Quantizer(proto, [detector.prepare(photo.path.read_bytes()).pixels for photo in photos])
     yield quantizer.build(), ()
     ranked = quantizer.rank_layers()
@@ -150,13 +161,13 @@ def _try_in_turn(
 
 
 def _sample_photos(dataset: Dataset, count: int, seed: int) -> Dataset:
-    """The data set with `count` of its photos, or all where there are fewer, in an order drawn from `seed`."""
+    """Returns the data set with a random sample of at most `count` of its photos."""
     order = np.random.default_rng(seed).permutation(len(dataset.photos))[:count]
     return dataclasses.replace(dataset, photos=tuple(dataset.photos[index] for index in order))
 
 
 def _measure_loss(before: Metrics, after: Metrics) -> float:
-    """Points of AP50, of boxes or joints, whichever lose more."""
+    """Returns the loss in points of AP50, of boxes or of keypoints, whichever is larger."""
     lost = before.ap50 - after.ap50
     if before.keypoints and after.keypoints:
         lost = max(lost, before.keypoints.ap50 - after.keypoints.ap50)
@@ -169,13 +180,13 @@ def _compare(
     before: Metrics,
     after: Metrics,
     dataset: Dataset,
-    lowering: Lowering,
+    target: PrecisionTarget,
     float_layers: tuple[str, ...],
 ) -> Comparison:
     timed = [Detector(path, "cpu", threads=1) for path in (detector.path, candidate.path)]
-    milliseconds = time_in_turn(timed, dataset.photos[:_TIMED_PHOTOS])
-    before_figures, after_figures = (
-        Figures(
+    milliseconds = time_interleaved(timed, dataset.photos[:_TIMED_PHOTOS])
+    before_result, after_result = (
+        ModelResult(
             precision=precision,
             ap=round(metrics.ap, 2),
             ap50=round(metrics.ap50, 2),
@@ -185,17 +196,17 @@ def _compare(
         )
         for precision, metrics, taken, path in (
             ("fp32", before, milliseconds[0], detector.path),
-            (lowering.precision, after, milliseconds[1], candidate.path),
+            (target.precision, after, milliseconds[1], candidate.path),
         )
     )
     return Comparison(
         model=detector.metadata.name,
         photos=len(dataset.photos),
         processor=name_processor(),
-        before=before_figures,
-        after=after_figures,
+        before=before_result,
+        after=after_result,
         ap50_loss=round(_measure_loss(before, after), 2),
-        max_ap50_loss=lowering.max_ap50_loss,
+        max_ap50_loss=target.max_ap50_loss,
         speedup=round(milliseconds[0] / milliseconds[1], 2),
         float_layers=float_layers,
     )

@@ -1,7 +1,7 @@
-"""float32 graph → int8 for CPUs, calibrated on photos: 8-bit activations, 8-bit weights with a scale for each channel.
+"""Static int8 quantisation for CPUs: 8-bit activations, calibrated on photos, and 8-bit weights per channel.
 
-Static quantisation by ONNX Runtime's own tool, as pairs of QuantizeLinear and DequantizeLinear (QDQ), which become
-integer kernels when a model is opened.
+ONNX Runtime's quantiser inserts pairs of QuantizeLinear and DequantizeLinear (QDQ), which ONNX Runtime fuses into
+integer kernels when it loads the model.
 """
 
 import tempfile
@@ -20,20 +20,20 @@ from model.session import open_session
 from training.stem import share_normalisation, take_bytes
 from training.trunk import find_exact_nodes, find_last_layers, fold_constants
 
-# what has an integer kernel on the CPU; activations among them: one that is not named keeps its input's whole range,
-# of which ReLU6 throws most away (measured: 4 AP50)
+# operators with an integer kernel on the CPU. Without the activation functions a convolution's output would be
+# quantised over its whole range, most of which ReLU6 clips (measured: 4 AP50)
 _ACTIVATIONS = ["Clip", "Relu"]
 _OPERATORS = ["Conv", "Add", "MaxPool", "Resize", "Slice", "Concat", *_ACTIVATIONS]
-_RANKED_BY = 8  # photos
+_RANKING_PHOTOS = 8
 
 Array = NDArray[Any]
 
 
 class Quantizer:
-    """Makes int8 graphs of `proto`, a float32 one; `canvases` (n, H, W, 3), uint8, RGB, are what it will see.
+    """Builds int8 graphs of `proto`, a float32 one, calibrated on `canvases` (n, H, W, 3), uint8, RGB.
 
-    `layers` are the names of the convolutions that it can quantise. The heatmaps' last layers and all behind them
-    stay in float32 in any case.
+    `layers` are the names of the convolutions that can be quantised. The heatmaps' last layers and everything after
+    them always stay in float32.
     """
 
     def __init__(self, proto: onnx.ModelProto, canvases: Sequence[NDArray[np.uint8]]) -> None:
@@ -41,50 +41,50 @@ class Quantizer:
         self._canvases = canvases
         graph = self._float.graph
         self._bytes = share_normalisation(graph)
-        self._overrides = _limit_weights(graph)
+        self._overrides = _limit_weight_ranges(graph)
         if self._bytes:
             pixels, scale, zero = self._bytes
             parameters = {"scale": np.array(scale, np.float32), "zero_point": np.array(zero, np.uint8)}
             self._overrides[pixels] = [parameters]
         exact = {node.name for node in find_exact_nodes(graph)}
-        # sizes are computed too, in integers
-        sizes = {each.name for each in graph.value_info if each.type.tensor_type.elem_type != TensorProto.FLOAT}
-        self._no_maps = {each.name for each in graph.initializer} | sizes | {""}
+        # integer tensors hold shapes
+        integers = {each.name for each in graph.value_info if each.type.tensor_type.elem_type != TensorProto.FLOAT}
+        self._not_feature_maps = {each.name for each in graph.initializer} | integers | {""}
         self._nodes = [
             node
             for node in graph.node
-            if node.op_type in _OPERATORS and node.output[0] not in sizes and node.name not in exact
+            if node.op_type in _OPERATORS and node.output[0] not in integers and node.name not in exact
         ]
         self._convolutions = {node.name: node for node in self._nodes if node.op_type == "Conv"}
         self.layers = list(self._convolutions)
         self._ranges, self._means = self._calibrate()
 
     def build(self, float_layers: Collection[str] = ()) -> onnx.ModelProto:
-        """The graph in int8, but for those of `layers` that `float_layers` names, and what they alone read."""
+        """Builds the int8 graph; `float_layers`, and operators that only these consume, stay in float32."""
         convolutions = {name: node for name, node in self._convolutions.items() if name not in float_layers}
-        made = {name for node in convolutions.values() for name in node.output}
+        outputs = {name for node in convolutions.values() for name in node.output}
         chosen: list[NodeProto] = []
         for node in reversed(self._nodes):
             is_read = any(set(node.output) & set(reader.input) for reader in chosen)
-            is_part = node.op_type in _ACTIVATIONS and node.input[0] in made
-            if node.name in convolutions or (node.name not in self._convolutions and (is_read or is_part)):
+            is_fused = node.op_type in _ACTIVATIONS and node.input[0] in outputs
+            if node.name in convolutions or (node.name not in self._convolutions and (is_read or is_fused)):
                 chosen.append(node)
         return self._quantize([node.name for node in chosen])
 
     def rank_layers(self) -> list[str]:
-        """`layers`, first the one that by being int8 alone gives the heatmaps the largest error.
+        """Returns `layers` by falling error of the heatmap logits when that layer alone is int8.
 
-        Boxes are read off the map that the heatmaps are computed from, so that what harms those shows here too.
+        Boxes and heatmaps share a feature map, so this error indicates the error of the boxes too.
         """
-        maps = [node.output[0] for node in find_last_layers(self._float.graph)]
-        canvases = self._canvases[:_RANKED_BY]
-        expected = watch(self._float, maps, canvases)
+        logits = [node.output[0] for node in find_last_layers(self._float.graph)]
+        canvases = self._canvases[:_RANKING_PHOTOS]
+        expected = capture_tensors(self._float, logits, canvases)
         errors = {}
         for layer, node in self._convolutions.items():
-            behind = [
+            activations = [
                 each.name for each in self._nodes if each.op_type in _ACTIVATIONS and node.output[0] in each.input
             ]
-            found = watch(self._quantize([layer, *behind]), maps, canvases)
+            found = capture_tensors(self._quantize([layer, *activations]), logits, canvases)
             errors[layer] = sum(
                 float(((one - other) ** 2).mean() / (other.var() + 1e-12))
                 for ones, others in zip(found, expected, strict=True)
@@ -116,11 +116,11 @@ class Quantizer:
         return quantized
 
     def _calibrate(self) -> tuple[TensorsData, dict[str, Array]]:
-        """The range of each tensor, and the mean of each channel of what each convolution reads: (C,)."""
+        """Measures the range of each tensor, and the mean of each input channel of each convolution: (C,)."""
         model = onnx.ModelProto()
         model.CopyFrom(self._float)
         graph = model.graph
-        names = sorted({name for node in self._nodes for name in (*node.input, *node.output)} - self._no_maps)
+        names = sorted({name for node in self._nodes for name in (*node.input, *node.output)} - self._not_feature_maps)
         inputs = sorted({node.input[0] for node in self._convolutions.values()})
         graph.initializer.append(from_array(np.array([0, 2, 3]), "all_but_channels"))
         for name in names:
@@ -129,39 +129,39 @@ class Quantizer:
         for name in inputs:
             node = helper.make_node("ReduceMean", [name, "all_but_channels"], [f"{name}_mean"], keepdims=0)
             graph.node.append(node)
-        watched = [f"{name}_{what}" for what in ("lowest", "highest") for name in names]
-        found = watch(model, [*watched, *(f"{name}_mean" for name in inputs)], self._canvases)
+        ranges_of = [f"{name}_{bound}" for bound in ("lowest", "highest") for name in names]
+        found = capture_tensors(model, [*ranges_of, *(f"{name}_mean" for name in inputs)], self._canvases)
         lowest, highest, means = found[: len(names)], found[len(names) : 2 * len(names)], found[2 * len(names) :]
         ranges = {name: (np.min(low), np.max(high)) for name, low, high in zip(names, lowest, highest, strict=True)}
         means_of = {name: np.mean(mean, axis=0) for name, mean in zip(inputs, means, strict=True)}
         return TensorsData(CalibrationMethod.MinMax, ranges), means_of
 
     def _correct_biases(self, graph: onnx.GraphProto) -> None:
-        """Takes from each bias what the rounding of the weights adds to the channel's mean (arXiv 1906.04721, 4.2)."""
+        """Subtracts from each bias the shift of the channel's mean by weight rounding (arXiv 1906.04721, 4.2)."""
         constants = {each.name: each for each in graph.initializer}
         floats = {each.name: each for each in self._float.graph.initializer}
-        makers = {name: node for node in graph.node for name in node.output}
+        producers = {name: node for node in graph.node for name in node.output}
         for node in graph.node:
-            is_quantized = node.name in self._convolutions and len(node.input) == 3 and node.input[1] in makers
+            is_quantized = node.name in self._convolutions and len(node.input) == 3 and node.input[1] in producers
             if not is_quantized:
                 continue
-            weight, weight_scale, _ = (to_array(constants[name]) for name in makers[node.input[1]].input)
-            stored, bias_scale = (constants[name] for name in makers[node.input[2]].input[:2])
-            whole = to_array(floats[self._convolutions[node.name].input[1]])  # (O, I / groups, k, k)
-            gain = (weight * weight_scale.reshape(-1, 1, 1, 1) - whole).sum((2, 3))  # (O, I / groups)
+            weight, weight_scale, _ = (to_array(constants[name]) for name in producers[node.input[1]].input)
+            stored, bias_scale = (constants[name] for name in producers[node.input[2]].input[:2])
+            exact_weight = to_array(floats[self._convolutions[node.name].input[1]])  # (O, I / groups, k, k)
+            error = (weight * weight_scale.reshape(-1, 1, 1, 1) - exact_weight).sum((2, 3))  # (O, I / groups)
             mean = self._means[self._convolutions[node.name].input[0]]  # (I,)
-            groups = len(mean) // gain.shape[1]
-            of_group = np.repeat(mean.reshape(groups, -1), len(gain) // groups, axis=0)  # (O, I / groups)
-            shift = (gain * of_group).sum(1) / to_array(bias_scale)
+            groups = len(mean) // error.shape[1]
+            group_mean = np.repeat(mean.reshape(groups, -1), len(error) // groups, axis=0)  # (O, I / groups)
+            shift = (error * group_mean).sum(1) / to_array(bias_scale)
             bias = (to_array(stored) - np.round(shift)).astype(np.int32)
             stored.CopyFrom(from_array(bias, stored.name))
 
 
-def _limit_weights(graph: onnx.GraphProto) -> dict[str, list[dict[str, Any]]]:
-    """Ranges of each channel's weights that no CPU overflows with, by the weights' names.
+def _limit_weight_ranges(graph: onnx.GraphProto) -> dict[str, list[dict[str, Any]]]:
+    """Returns per-channel weight ranges that avoid overflow on every CPU, by the names of the weights.
 
-    Without VNNI an x86 CPU adds the products of two neighbours in 16 bits: with activations up to 255 their weights may
-    together be 128 at most. Depthwise convolutions are computed otherwise.
+    Without VNNI an x86 CPU adds the products of two neighbouring weights in 16 bits: with activations up to 255 the
+    weights may add up to at most 128. Depthwise convolutions use other kernels.
     """
     constants = {each.name: each for each in graph.initializer}
     limits = {}
@@ -169,25 +169,25 @@ def _limit_weights(graph: onnx.GraphProto) -> dict[str, list[dict[str, Any]]]:
         weight = to_array(constants[node.input[1]]) if node.op_type == "Conv" and node.input[1] in constants else None
         if weight is None or weight.shape[1] == 1:
             continue
-        row = weight.transpose(0, 2, 3, 1).reshape(len(weight), -1)  # (O, k * k * I), in the kernels' order
+        row = weight.transpose(0, 2, 3, 1).reshape(len(weight), -1)  # (O, k * k * I), in the order of the CPU kernels
         pairs = np.abs(row[:, 1:] + row[:, :-1]).max(1, initial=0)
         widest = np.maximum(np.abs(row).max(1), pairs).astype(np.float32)
         limits[node.input[1]] = [{"axis": 0, "rmin": -each, "rmax": each} for each in widest]
     return limits
 
 
-def watch(
+def capture_tensors(
     model: onnx.ModelProto, names: Sequence[str], canvases: Sequence[NDArray[np.uint8]]
 ) -> list[tuple[Array, ...]]:
-    """The tensors of these names, each for every canvas in turn."""
-    watched = onnx.ModelProto()
-    watched.CopyFrom(model)
-    known = {each.name for each in watched.graph.output}
+    """Runs `model` on each canvas and returns, for each name, the tensors of all canvases."""
+    extended = onnx.ModelProto()
+    extended.CopyFrom(model)
+    known = {each.name for each in extended.graph.output}
     outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names if name not in known]
-    watched.graph.output.extend(outputs)
+    extended.graph.output.extend(outputs)
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "watched.onnx")
-        onnx.save(watched, path)
+        path = Path(folder, "extended.onnx")
+        onnx.save(extended, path)
         session = open_session(path)
         rows = [session.run(list(names), {"images": canvas[None]}) for canvas in canvases]
     return list(zip(*rows, strict=True))

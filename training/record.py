@@ -1,4 +1,4 @@
-"""What a run leaves to look at: how it was set up, TensorBoard's events, each epoch's figures, and the report."""
+"""Records a training run: configuration, environment, TensorBoard events, metrics of each epoch, and the report."""
 
 import json
 from collections import defaultdict
@@ -20,14 +20,15 @@ from training.loader import read_photo
 from training.metrics import Metrics
 from training.report import Subject, read_findings, render_findings, render_report
 
-_DRAWN_FROM = 0.3  # least score
-_PICTURES = 6  # validation photos drawn each epoch
+_MIN_DRAWN_SCORE = 0.3
+_DRAWN_PHOTOS = 6  # validation photos drawn each epoch
 
 
 class Record:
-    """Writes into `config`'s run folder; `first_step` is where a resumed run goes on: events from there are taken back.
+    """Writes into the run folder of `config`.
 
-    `git_commit` is that of the code that runs.
+    `git_commit` is that of the running code. `first_step` is the step from which a run resumes: TensorBoard events from
+    there on are discarded.
     """
 
     def __init__(self, config: Config, device: torch.device, git_commit: str, first_step: int) -> None:
@@ -39,18 +40,18 @@ class Record:
         write_json(self._folder / "environment.json", {"git_commit": git_commit} | self._environment)
         self._writer = SummaryWriter(str(self._folder), purge_step=first_step)
         self._loss_sums: defaultdict[str, float] = defaultdict(float)
-        self._steps = 0  # of this epoch, and of this process: a resumed one has not seen the others
+        self._steps = 0  # of this epoch in this process: a resumed run does not know earlier ones
         self._learning_rate = 0.0
         self._best_epoch = 0
         self._findings = ""
 
     def begin_epoch(self) -> None:
-        """Begins the means of losses and speed anew: they are of one epoch, also where the last was not validated."""
+        """Resets the means of losses and speed, which are per epoch, even if the last epoch was not validated."""
         self._loss_sums.clear()
         self._steps = 0
 
     def add_step(self, number: int, step: Step) -> None:
-        """What one step found; `number` counts the steps of the whole run from 0."""
+        """Records one step; `number` counts the steps of the whole run from 0."""
         for name, term in step.losses.items():
             value = term.item()
             self._writer.add_scalar(f"loss/{name}", value, number)
@@ -71,16 +72,16 @@ class Record:
         dataset: Dataset,
         detections: list[Detections],
     ) -> None:
-        """Writes down what validation found when whole epoch `epoch` was over, `step` steps into the run.
+        """Records the validation after epoch `epoch`, `step` steps into the run.
 
-        `best_epoch` is the one whose weights are kept as the best, `seconds` what the epoch's training took, and
-        `detections` are those in each photo of `dataset`, in its order.
+        `best_epoch` is the epoch of the best weights, `seconds` the training time of this epoch, and `detections` are
+        one per photo of `dataset`, in its order.
         """
         self._writer.add_scalar("val/AP", metrics.ap, step)
         self._writer.add_scalar("val/AP50", metrics.ap50, step)
-        for photo, found in zip(dataset.photos[:_PICTURES], detections, strict=False):
-            sure = found.select(found.scores >= _DRAWN_FROM)
-            picture = draw_detections(read_photo(photo), sure, dataset.labels, dataset.skeleton)
+        for photo, found in zip(dataset.photos[:_DRAWN_PHOTOS], detections, strict=False):
+            drawn = found.select(found.scores >= _MIN_DRAWN_SCORE)
+            picture = draw_detections(read_photo(photo), drawn, dataset.labels, dataset.skeleton)
             self._writer.add_image(f"val/{photo.id}", picture, step, dataformats="HWC")
 
         row: dict[str, Any] = {
@@ -96,14 +97,14 @@ class Record:
         if metrics.keypoints:
             self._writer.add_scalar("val/keypoint_AP", metrics.keypoints.ap, step)
             row["keypoint_ap"] = round(metrics.keypoints.ap, 6)
-        # killed between this and its checkpoint, a run comes by here again
+        # a run killed before the next checkpoint repeats this epoch
         rows = [each for each in read_rows(self._folder) if each["epoch"] < epoch] + [row]
         write_text(self._folder / "metrics.jsonl", "".join(json.dumps(each) + "\n" for each in rows))
 
         self._best_epoch = best_epoch
         if best_epoch == epoch:
-            self._findings = render_findings(dataset, detections, metrics, f"Epoch {epoch}, the best", epoch)
-        elif not self._findings:  # resumed behind the best epoch, whose findings the page before still has
+            self._findings = render_findings(dataset, detections, metrics, f"Epoch {epoch} (best)", epoch)
+        elif not self._findings:  # resumed after the best epoch: the previous page still has its findings
             page = self._folder / "report.html"
             self._findings = (page.exists() and read_findings(page.read_text("utf-8"), best_epoch)) or render_findings(
                 dataset, detections, metrics, f"Epoch {epoch}", epoch
@@ -112,23 +113,23 @@ class Record:
         save_chart(draw_precision(rows, size=(7, 4)), self._folder / "curve.png")
 
     def close(self) -> None:
-        """Marks the run as finished, and writes out what TensorBoard's writer still holds."""
+        """Marks the run as finished and flushes TensorBoard's writer."""
         self._writer.close()
         rows = read_rows(self._folder)
-        if self._findings:  # an epoch was run
+        if self._findings:  # at least one epoch was recorded
             self._write_report(rows, f"finished after {rows[-1]['epoch']} epochs")
 
     def _write_report(self, rows: list[dict[str, Any]], state: str) -> None:
         last = rows[-1]
-        best = next((row for row in rows if row["epoch"] == self._best_epoch), {})  # a lost file has no row of it
-        speed = {"an epoch's training": f"{last['seconds']:.0f} s"}
+        best = next((row for row in rows if row["epoch"] == self._best_epoch), {})  # missing if metrics.jsonl was lost
+        speed = {"training time per epoch": f"{last['seconds']:.0f} s"}
         if "pictures_per_second" in last:
-            speed["pictures a second"] = f"{last['pictures_per_second']:.1f}"
-        figures = {"AP": "ap", "AP50": "ap50", "keypoint AP": "keypoint_ap"}
-        reached = ", ".join(f"{title} {best[key]:.1f}" for title, key in figures.items() if key in best)
+            speed["pictures per second"] = f"{last['pictures_per_second']:.1f}"
+        metrics = {"AP": "ap", "AP50": "ap50", "keypoint AP": "keypoint_ap"}
+        best_metrics = ", ".join(f"{title} {best[key]:.1f}" for title, key in metrics.items() if key in best)
         subject = Subject(
             name=self._config.name,
-            state=f"{state}; best {reached}{' ' if reached else ''}at epoch {self._best_epoch}",
+            state=f"{state}; best {best_metrics}{' ' if best_metrics else ''}at epoch {self._best_epoch}",
             dataset=self._config.dataset,
             git_commit=self._git_commit,
             configuration=self._config.model_dump(mode="json"),
@@ -138,6 +139,6 @@ class Record:
 
 
 def read_rows(folder: Path) -> list[dict[str, Any]]:
-    """Each epoch's figures, from a run's folder; none where it has none."""
+    """Reads the metrics of each epoch from a run folder; empty if it has none."""
     path = folder / "metrics.jsonl"
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []

@@ -1,4 +1,4 @@
-"""`report.html`: what a run or a model is worth, in one page that needs no other file."""
+"""`report.html`: the evaluation of a run or a model as one self-contained page."""
 
 import base64
 import dataclasses
@@ -27,27 +27,27 @@ from training.charts import (
     to_svg,
 )
 from training.datasets.dataset import Dataset
-from training.diagnosis import ClassFigures, Diagnosis, diagnose
+from training.diagnosis import ClassDiagnosis, Diagnosis, diagnose
 from training.draw import draw_outcome
 from training.metrics import Metrics
 
-_BEST, _WORST = 8, 20  # photos at the ends of the ranking
+_BEST, _WORST = 8, 20  # photos shown from each end of the ranking
 _LONGEST_SIDE = 480  # pixels
-_QUALITY = 80  # of JPEG
-_CONFUSIONS = 10  # put in words
+_JPEG_QUALITY = 80
+_CONFUSIONS = 10  # most frequent ones, listed above the matrix
 _LEGEND = {
-    "hit": draw.HIT,
-    "false alarm": draw.FALSE_ALARM,
-    "missed": draw.MISS,
-    "true box of a hit": draw.TRUTH,
-    "not counted": draw.NOT_COUNTED,
+    "true positive": draw.TRUE_POSITIVE,
+    "false positive": draw.FALSE_POSITIVE,
+    "missed": draw.FALSE_NEGATIVE,
+    "ground truth of a true positive": draw.GROUND_TRUTH,
+    "ignored": draw.IGNORED,
 }
-_FOLDER = Path(__file__).parent / "page"
+_TEMPLATES = Path(__file__).parent / "page"
 
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
-    """What a report is about; `state` says how far it has come."""
+    """What a report describes: a run or a model, with its `state` of progress."""
 
     name: str
     state: str
@@ -63,17 +63,17 @@ def render_findings(
     metrics: Metrics,
     title: str,
     epoch: int,
-    is_bare: bool = False,
+    boxes_only: bool = False,
 ) -> str:
-    """What was found in `dataset`, as a part of a page: figures, classes, errors, photos.
+    """Renders the findings on `dataset`, a section of the page: metrics, classes, errors, photos.
 
-    `epoch` is that of the weights, 0 where they have none. In a bare one boxes are drawn without their photos, for a
-    page to pass on. Raises `InvalidDataset` where a photo cannot be read.
+    `epoch` is that of the weights, 0 if unknown. With `boxes_only` boxes are drawn without their photos, so that the
+    page can be shared. Raises `InvalidDataset` if a photo cannot be read.
     """
     diagnosis = diagnose(dataset, detections)
     ranking = diagnosis.rank_photos()
     middle = max(len(ranking) // 2, len(ranking) - _WORST)
-    return _render(
+    return _render_template(
         "findings.html",
         title=title,
         epoch=epoch,
@@ -82,19 +82,19 @@ def render_findings(
         objects=sum(each.objects for each in diagnosis.classes),
         photos=len(dataset.photos),
         classes=_list_classes(diagnosis, metrics),
-        sweep=Markup(to_svg(draw_sweep(diagnosis.sweep), "Precision, recall and F1 by threshold")),
-        calibration=Markup(to_svg(draw_calibration(diagnosis.calibration), "Share of right detections by score")),
+        sweep=Markup(to_svg(draw_sweep(diagnosis.sweep), "Precision, recall and F1 by score threshold")),
+        calibration=Markup(to_svg(draw_calibration(diagnosis.calibration), "Reliability diagram: precision by score")),
         confusions=_list_confusions(dataset.labels, diagnosis.confusion),
-        names=(*dataset.labels, "nothing"),
-        shades=_shade(diagnosis.confusion),
+        names=(*dataset.labels, "background"),
+        shares=_normalise(diagnosis.confusion),
         colours={name: f"rgb{colour}" for name, colour in _LEGEND.items()},
-        best=[_show(dataset, diagnosis, index, is_bare) for index in ranking[: min(_BEST, middle)]],
-        worst=[_show(dataset, diagnosis, index, is_bare) for index in reversed(ranking[middle:])],
+        best=[_render_photo(dataset, diagnosis, index, boxes_only) for index in ranking[: min(_BEST, middle)]],
+        worst=[_render_photo(dataset, diagnosis, index, boxes_only) for index in reversed(ranking[middle:])],
     )
 
 
 def render_report(subject: Subject, rows: Sequence[Row], findings: str) -> str:
-    """The whole page; `rows` are those of metrics.jsonl, none where there was no run."""
+    """Renders the whole page; `rows` are the rows of metrics.jsonl, empty without a run."""
     charts = {}
     if rows:
         charts["Average precision"] = draw_precision(rows)
@@ -102,25 +102,25 @@ def render_report(subject: Subject, rows: Sequence[Row], findings: str) -> str:
             charts["Loss terms"] = losses
         if learning_rate := draw_learning_rate(rows):
             charts["Learning rate"] = learning_rate
-    return _render(
+    return _render_template(
         "report.html",
         subject=subject,
         written=datetime.datetime.now().astimezone().isoformat(" ", "minutes"),
         charts={title: Markup(to_svg(figure, f"{title} by epoch")) for title, figure in charts.items()},
-        style=Markup((_FOLDER / "style.css").read_text()),
+        style=Markup((_TEMPLATES / "style.css").read_text()),
         findings=Markup(findings),
     )
 
 
 def read_findings(page: str, epoch: int) -> str | None:
-    """The findings of `epoch` that a page shows, for the next page; None where it shows those of another."""
+    """Extracts the findings of `epoch` from a page; None if the page shows another epoch."""
     found = re.search(rf"<!-- findings of epoch {epoch} -->.*<!-- end of findings -->", page, re.DOTALL)
     return found and found[0]
 
 
-def _render(name: str, **content: Any) -> str:
+def _render_template(name: str, **content: Any) -> str:
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_FOLDER),
+        loader=jinja2.FileSystemLoader(_TEMPLATES),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
@@ -130,31 +130,31 @@ def _render(name: str, **content: Any) -> str:
 
 
 def _list_classes(diagnosis: Diagnosis, metrics: Metrics) -> list[dict[str, Any]]:
-    """The table's rows, by falling AP50; classes without objects come last."""
+    """Returns the table's rows by falling AP50, with classes without objects last."""
     rows = []
     for each in diagnosis.classes:
         ap, ap50 = metrics.by_class.get(each.label, (0.0, 0.0))
-        found = each.hits + each.false_alarms
+        found = each.true_positives + each.false_positives
         row = {"label": each.label, "objects": each.objects, "ap": ap, "ap50": ap50, "found": found}
-        row["precision"] = 100 * each.hits / found if found else None
-        row["recall"] = 100 * each.hits / each.objects if each.objects else None
-        row["curve"] = _trace(each)
+        row["precision"] = 100 * each.true_positives / found if found else None
+        row["recall"] = 100 * each.true_positives / each.objects if each.objects else None
+        row["curve"] = _svg_points(each)
         rows.append(row)
     return sorted(rows, key=lambda row: (row["objects"] > 0, row["ap50"]), reverse=True)
 
 
-def _trace(figures: ClassFigures) -> str:
-    """The precision-recall curve as an SVG polyline's points in a square of 100; "" for a class without objects."""
-    if figures.precision is None:
+def _svg_points(diagnosis: ClassDiagnosis) -> str:
+    """Returns the precision-recall curve as points of an SVG polyline, 0 to 100; "" for a class without objects."""
+    if diagnosis.precision is None:
         return ""
-    heights = (100 - 100 * figures.precision).round(1).tolist()
+    heights = (100 - 100 * diagnosis.precision).round(1).tolist()
     last = len(heights) - 1
     corners = (at for at in range(last + 1) if at in (0, last) or not heights[at - 1] == heights[at] == heights[at + 1])
     return " ".join(f"{at},{heights[at]:g}" for at in corners)
 
 
 def _list_confusions(labels: Sequence[str], confusion: NDArray[np.int64]) -> list[dict[str, Any]]:
-    """The classes that are most often taken for each other."""
+    """Returns the most frequent confusions between two classes."""
     mistaken = confusion[:-1, :-1].copy()
     np.fill_diagonal(mistaken, 0)
     most = np.argsort(-mistaken, axis=None, kind="stable")[:_CONFUSIONS]
@@ -166,17 +166,17 @@ def _list_confusions(labels: Sequence[str], confusion: NDArray[np.int64]) -> lis
     ]
 
 
-def _shade(confusion: NDArray[np.int64]) -> list[list[float]]:
-    """The share of each cell in its row, and in the last row, of false alarms, in its column."""
-    shades = confusion / confusion.sum(1, keepdims=True).clip(min=1)
-    shades[-1] = confusion[-1] / confusion.sum(0).clip(min=1)
-    rounded: list[list[float]] = shades.round(2).tolist()
+def _normalise(confusion: NDArray[np.int64]) -> list[list[float]]:
+    """Divides each cell by the sum of its row, and the last row (false positives) by the sum of its column."""
+    shares = confusion / confusion.sum(1, keepdims=True).clip(min=1)
+    shares[-1] = confusion[-1] / confusion.sum(0).clip(min=1)
+    rounded: list[list[float]] = shares.round(2).tolist()
     return rounded
 
 
-def _show(dataset: Dataset, diagnosis: Diagnosis, index: int, is_bare: bool) -> dict[str, Any]:
+def _render_photo(dataset: Dataset, diagnosis: Diagnosis, index: int, boxes_only: bool) -> dict[str, Any]:
     photo, outcome = dataset.photos[index], diagnosis.outcomes[index]
-    picture = draw_outcome(photo, outcome, dataset, _LONGEST_SIDE, is_bare)
-    file = encode(picture, "jpeg", [cv2.IMWRITE_JPEG_QUALITY, _QUALITY])
-    address = "data:image/jpeg;base64," + base64.b64encode(file).decode()
-    return {"name": photo.path.name, "outcome": outcome, "address": address}
+    picture = draw_outcome(photo, outcome, dataset, _LONGEST_SIDE, boxes_only)
+    jpeg = encode(picture, "jpeg", [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])
+    url = "data:image/jpeg;base64," + base64.b64encode(jpeg).decode()
+    return {"name": photo.path.name, "outcome": outcome, "url": url}

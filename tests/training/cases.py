@@ -14,7 +14,7 @@ def perfect(dataset: Dataset) -> list[Detections]:
 
 
 def make_case(seed: int, classes: int = 3, photos: int = 30) -> tuple[Dataset, list[Detections]]:
-    """Objects at random, and detections near them, twice, and far off."""
+    """Draws random objects, two detections near each, and detections elsewhere."""
     random = np.random.default_rng(seed)
 
     def boxes(count: int) -> Any:

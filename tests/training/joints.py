@@ -1,4 +1,4 @@
-"""Generated pictures with joints: the upper corners of every shape's box."""
+"""Adds keypoints to generated data: the upper corners of every shape's box."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,7 @@ JOINTS = ["left_corner", "right_corner"]
 
 
 def add_joints(source: Path, target: Path, **changes: Any) -> Path:
-    """Writes a COCO file with joints; `changes` are made to every category."""
+    """Writes a COCO file with keypoints to `target`; `changes` apply to every category."""
     content = json.loads(source.read_text())
     for category in content["categories"]:
         category |= {"keypoints": JOINTS, "skeleton": [[1, 2]]} | changes

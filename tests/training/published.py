@@ -1,4 +1,4 @@
-"""The names and shapes of published weights, written down from what their publishers' files hold."""
+"""Names and shapes of the weights in published files."""
 
 import math
 
@@ -161,12 +161,12 @@ def mmdetection_resnet18(deformable: bool) -> Shapes:
 
 
 def empty_weights(shapes: Shapes) -> dict[str, Tensor]:
-    """A number of its own for each key, which takes no room in a file whatever the shape."""
+    """Fills each weight with a distinct number, as an expanded scalar that takes no space in a file."""
     return {key: torch.tensor(float(index)).expand(shape) for index, (key, shape) in enumerate(shapes.items(), start=1)}
 
 
 def random_weights(shapes: Shapes, seed: int = 0) -> dict[str, Tensor]:
-    """Weights and statistics that let a picture through to the end; what is deformed stays within a small map."""
+    """Draws weights and statistics that keep activations in range, with offsets that stay within a small map."""
     random = torch.Generator().manual_seed(seed)
     weights: dict[str, Tensor] = {}
     for key, shape in shapes.items():

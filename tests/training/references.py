@@ -1,5 +1,6 @@
-"""What published networks compute, step by step from their own keys: nothing of the product but the sampling at moved
-places, which has a test of its own in `tests.model.test_deformable`.
+"""Reference implementations of published networks, which read the weights by their published keys.
+
+They use none of the product's code except `deform_conv`, which `tests.model.test_deformable` tests.
 """
 
 from collections.abc import Callable
@@ -26,10 +27,10 @@ def normalise(weights: Weights, name: str, x: Tensor) -> Tensor:
 
 
 def deform(weights: Weights, name: str, offset_name: str, x: Tensor) -> Tensor:
-    said = convolve(weights, offset_name, x)
+    offsets_and_mask = convolve(weights, offset_name, x)
     weight = weights[f"{name}.weight"]
     bias = weights.get(f"{name}.bias", torch.zeros(len(weight)))
-    return deform_conv(x, weight, said[:, :18], bias, said[:, 18:].sigmoid())
+    return deform_conv(x, weight, offsets_and_mask[:, :18], bias, offsets_and_mask[:, 18:].sigmoid())
 
 
 def enlarge(weights: Weights, name: str, x: Tensor, factor: int = 2, groups: int = 1) -> Tensor:
@@ -56,7 +57,7 @@ def read_heads(weights: Weights, names: list[str], first: str, second: str, x: T
 
 
 def authors_resdcn18(weights: Weights, x: Tensor) -> Tensor:
-    """(B, 3, H, W), as the authors feed it → what their heads read."""
+    """Returns the heads' input feature map of images (B, 3, H, W), normalised as by the authors."""
     x = resnet18(weights, "", x)
     for step in range(3):
         name, up = f"deconv_layers.{6 * step}", f"deconv_layers.{6 * step + 3}"
@@ -88,7 +89,7 @@ def mmdetection_resnet18(weights: Weights, x: Tensor) -> Tensor:
 
 
 def authors_aggregation(weights: Weights, maps: list[Tensor]) -> Tensor:
-    """DLA's maps at strides 4, 8, 16, 32 → what the heads read: in place, level by level, as the authors describe."""
+    """Aggregates DLA's feature maps at strides 4, 8, 16, 32 into the heads' input, level by level."""
 
     def step(name: str, index: int, layers: list[Tensor], at: int, factor: int) -> None:
         def bend(part: str, x: Tensor) -> Tensor:
@@ -116,7 +117,7 @@ def authors_aggregation(weights: Weights, maps: list[Tensor]) -> Tensor:
 
 
 def authors_hourglass(weights: Weights, x: Tensor) -> list[Tensor]:
-    """(B, 3, H, W), as the authors feed it → what the heads of each stack read."""
+    """Returns the heads' input feature map of each stack, for images (B, 3, H, W) normalised as by the authors."""
 
     def residual(name: str, x: Tensor) -> Tensor:
         halves = ".low1.0" in name or name == "pre.1"

@@ -15,7 +15,7 @@ def run(shapes: Path, *flags: str) -> None:
     main(["bench", str(CONFIGS / "tiny.toml"), "--data-root", str(shapes), "--seconds", "0.1", *sizes, *flags])
 
 
-def test_a_recipe_is_measured_and_compared(
+def test_configuration_is_measured_and_compared(
     shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -36,12 +36,12 @@ def test_a_recipe_is_measured_and_compared(
     said = " ".join(capsys.readouterr().out.split())
     assert "efficientnet_lite0 at 64 px, batches of 8, bf16 on cpu, 1 threads and 0 workers" in said
     assert re.search(r"as it is set │ +[\d.]+ │ +1.00", said)
-    assert [path.name for path in tmp_path.iterdir()] == ["figures"]  # no run begins
+    assert [path.name for path in tmp_path.iterdir()] == ["figures"]  # no run folder
 
 
-def test_what_both_reach_is_of_the_slower_one() -> None:
-    assert Speed(16, loader=0.5, step=1.0, both=1.25).of_slower == pytest.approx(0.8)
-    assert Speed(16, loader=2.0, step=1.0, both=2.0).of_slower == 1
+def test_efficiency_is_relative_to_the_slower_part() -> None:
+    assert Speed(16, loader=0.5, step=1.0, both=1.25).efficiency == pytest.approx(0.8)
+    assert Speed(16, loader=2.0, step=1.0, both=2.0).efficiency == 1
     assert Speed(16, loader=2.0, step=1.0, both=2.0).pictures() == {
         "loader alone": 8, "step alone": 16, "both together": 8
     }  # fmt: skip
@@ -51,7 +51,7 @@ def test_what_both_reach_is_of_the_slower_one() -> None:
     ("against", "message"),
     [("precision", "write settings as"), ("precision=fp8", "precision"), ("speed=1", "no setting")],
 )
-def test_what_cannot_be_set_is_named(
+def test_invalid_override_is_named(
     shapes: Path, capsys: pytest.CaptureFixture[str], against: str, message: str
 ) -> None:
     with pytest.raises(SystemExit, match="2"):

@@ -4,69 +4,73 @@ import torch
 from numpy.typing import NDArray
 
 from model.network import CenterNet
-from training.calibration import Evidence, Scaling, fit_scaling, measure_gain
+from training.calibration import PlattScaling, ScoredDetections, cross_validate, fit_platt_scaling
 from training.diagnosis import measure_calibration
 
 
-def timid(count: int, seed: int) -> Evidence:
-    """Detections whose logits say a third of what they should."""
+def underconfident(count: int, seed: int) -> ScoredDetections:
+    """Draws detections whose logits are a third of the calibrated ones, plus an offset."""
     random = np.random.default_rng(seed)
     logits = random.uniform(-5, 5, count)
-    is_hit = random.random(count) < 1 / (1 + np.exp(-logits))
+    is_correct = random.random(count) < 1 / (1 + np.exp(-logits))
     scores = (1 / (1 + np.exp(-(logits - 0.6) / 3))).astype(np.float32)
-    return Evidence(scores, is_hit, np.arange(count))
+    return ScoredDetections(scores, is_correct, np.arange(count))
 
 
-def test_scaling_makes_scores_say_how_often_they_are_right() -> None:
-    evidence = timid(20_000, seed=0)
-    scaling = fit_scaling(evidence)
+def test_scaling_lowers_the_calibration_error_on_unseen_detections() -> None:
+    evidence = underconfident(20_000, seed=0)
+    scaling = fit_platt_scaling(evidence)
     assert scaling is not None
     assert scaling == pytest.approx((3.0, 0.6), abs=0.15)
-    unseen = timid(20_000, seed=1)
-    before = measure_calibration(unseen.scores, unseen.is_hit).error
-    after = measure_calibration(scaling.scale(unseen.scores), unseen.is_hit).error
+    unseen = underconfident(20_000, seed=1)
+    before = measure_calibration(unseen.scores, unseen.is_correct).error
+    after = measure_calibration(scaling.apply(unseen.scores), unseen.is_correct).error
     assert before is not None and after is not None
     assert before > 0.1
     assert after < 0.02
-    gain = measure_gain(evidence)
+    gain = cross_validate(evidence)
     assert gain is not None
     assert gain[0] > 0.1 > 5 * gain[1]
 
 
 @pytest.mark.parametrize(
-    ("scores", "is_hit"),
+    ("scores", "is_correct"),
     [
-        (np.linspace(0.1, 0.9, 100), np.arange(100) < 5),  # hardly a hit
-        (np.linspace(0.1, 0.9, 100), np.ones(100)),  # no false alarm
-        (np.linspace(0.1, 0.9, 100), np.arange(100) < 50),  # the surer, the more often wrong
-        (np.full(100, 0.04), np.arange(100) < 50),  # none that anybody asks for
+        (np.linspace(0.1, 0.9, 100), np.arange(100) < 5),  # too few true positives
+        (np.linspace(0.1, 0.9, 100), np.ones(100)),  # no false positives
+        (np.linspace(0.1, 0.9, 100), np.arange(100) < 50),  # lower scores are correct
+        (np.full(100, 0.04), np.arange(100) < 50),  # all below the minimum score
     ],
 )
-def test_what_scores_do_not_tell_is_not_learned(scores: NDArray[np.float64], is_hit: NDArray[np.bool_]) -> None:
-    evidence = Evidence(scores.astype(np.float32), is_hit.astype(np.bool_), np.arange(100))
-    assert fit_scaling(evidence) is None
-    assert measure_gain(evidence) is None
+def test_no_scaling_is_fitted_to_uninformative_scores(
+    scores: NDArray[np.float64], is_correct: NDArray[np.bool_]
+) -> None:
+    evidence = ScoredDetections(scores.astype(np.float32), is_correct.astype(np.bool_), np.arange(100))
+    assert fit_platt_scaling(evidence) is None
+    assert cross_validate(evidence) is None
 
 
-def test_scores_without_fault_are_not_scaled_to_infinity() -> None:
-    scaling = fit_scaling(Evidence(np.linspace(0.1, 0.9, 100, dtype=np.float32), np.arange(100) >= 50, np.arange(100)))
+def test_separable_scores_have_a_finite_slope() -> None:
+    scaling = fit_platt_scaling(
+        ScoredDetections(np.linspace(0.1, 0.9, 100, dtype=np.float32), np.arange(100) >= 50, np.arange(100))
+    )
     assert scaling is not None
     assert 1 < scaling.slope < 1e3
 
 
-def test_a_network_says_what_the_scaling_says() -> None:
+def test_folded_scaling_equals_applied_scaling() -> None:
     torch.manual_seed(0)
     network = CenterNet("resnet18", class_count=3, neck_width=8, head_width=8).eval()
     image = torch.randint(0, 256, (1, 64, 64, 3), dtype=torch.uint8)
     with torch.inference_mode():
         before = network(image)
         size = before.size.dense()
-    Scaling(2.5, 1.5).fold_into(network)
+    PlattScaling(2.5, 1.5).fold_into(network)
     with torch.inference_mode():
         after = network(image)
         torch.testing.assert_close(after.size.dense(), size)
     torch.testing.assert_close(after.heatmap, 2.5 * before.heatmap + 1.5)
     scores = before.heatmap.sigmoid().flatten().numpy()
     np.testing.assert_allclose(
-        Scaling(2.5, 1.5).scale(scores), after.heatmap.sigmoid().flatten().numpy(), rtol=1e-3, atol=1e-6
+        PlattScaling(2.5, 1.5).apply(scores), after.heatmap.sigmoid().flatten().numpy(), rtol=1e-3, atol=1e-6
     )

@@ -8,14 +8,14 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("missing", ["rich", "torch"])
-def test_without_the_extra_it_says_what_to_install(missing: str) -> None:
+def test_missing_extra_is_named_with_the_command_that_installs_it(missing: str) -> None:
     script = f"import sys; sys.modules[{missing!r}] = None; from training.__main__ import main; main(['models'])"
     finished = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
     assert finished.returncode == 2
-    assert finished.stderr == f"centernet-train: it needs {missing}: pip install 'centernet-service[train]'\n"
+    assert finished.stderr == f"centernet-train: {missing} is not installed: pip install 'centernet-service[train]'\n"
 
 
-def test_a_module_of_its_own_that_is_missing_is_a_fault() -> None:
+def test_missing_module_of_the_package_itself_raises() -> None:
     script = "import sys; sys.modules['training.average'] = None; from training.__main__ import main; main(['models'])"
     finished = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
     assert finished.returncode == 1

@@ -12,7 +12,7 @@ from model.metadata import Metadata
 from model.network import CenterNet
 from training.__main__ import main
 from training.charts import Point, draw_trade_off
-from training.compare import time_in_turn
+from training.compare import time_interleaved
 from training.datasets.dataset import Dataset
 from training.datasets.load import load_dataset
 from training.evaluate import detect_with_model
@@ -26,7 +26,7 @@ def dataset(shapes: Path) -> Dataset:
 
 @pytest.fixture(scope="module")
 def models(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """One network at two sizes."""
+    """One network at two input sizes."""
     folder = tmp_path_factory.mktemp("models")
     torch.manual_seed(0)
     proto = build_onnx(CenterNet("resnet18", len(dataset.labels), neck_width=8, head_width=8).eval())
@@ -39,7 +39,7 @@ def models(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> list[P
     return paths
 
 
-def test_models_are_measured_and_drawn_beside_others(
+def test_models_are_measured_and_plotted_beside_published_points(
     models: list[Path], dataset: Dataset, shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = ["--annotations", str(shapes / "val.json"), "--images", str(shapes / "images")]
@@ -57,13 +57,13 @@ def test_models_are_measured_and_drawn_beside_others(
     assert {"small", "large"} <= set(drawn.split())
 
 
-def test_each_model_has_a_time(models: list[Path], dataset: Dataset) -> None:
+def test_larger_input_takes_longer(models: list[Path], dataset: Dataset) -> None:
     detectors = [Detector(path, "cpu", threads=1) for path in models]
-    small, large = time_in_turn(detectors, dataset.photos[:3])
+    small, large = time_interleaved(detectors, dataset.photos[:3])
     assert 0 < small < large
 
 
-def test_points_are_where_they_belong() -> None:
+def test_points_are_plotted_at_their_coordinates() -> None:
     figure = draw_trade_off([Point("b", 20, 40, 8), Point("a", 10, 30, 4)], [Point("c", 30, 50, 9)])
     for axes, heights in zip(figure.axes, ([10, 20], [30, 40]), strict=True):
         ours, others = axes.lines
@@ -73,7 +73,7 @@ def test_points_are_where_they_belong() -> None:
 
 
 @pytest.mark.parametrize(("flag", "value"), [("--point", "NanoDet-m,27.6,46.7"), ("--chart", "chart.docx")])
-def test_what_cannot_be_read_or_drawn_is_refused_first(
+def test_invalid_point_or_chart_format_is_rejected_first(
     flag: str, value: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit, match="2"):

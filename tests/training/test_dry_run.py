@@ -32,7 +32,7 @@ def test_a_dry_run_measures_and_leaves_a_picture_alone(
     assert "an epoch of 3 steps" in said
     total, learned = (int(each.replace(",", "")) for each in re.search(r"([\d,]+) parameters, ([\d,]+)", said).groups())  # type: ignore[union-attr]
     assert total - learned == 4_652_008 - 1_693_160  # EfficientNet-Lite0's own, without what follows its last map
-    [memory] = re.findall(r"memory: at most ([\d.]+) GB", said)
+    [memory] = re.findall(r"memory: peak ([\d.]+) GB", said)
     assert 0.1 < float(memory) < 20
     assert cv2.imread(str(tmp_path / "tiny" / "dry-run.jpg")).shape == (4 * 64, 4 * 2 * 64, 3)  # the largest pictures
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["dry-run.jpg"]

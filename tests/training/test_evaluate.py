@@ -18,7 +18,7 @@ from training.checkpoint import Checkpoint, build_network
 from training.datasets.dataset import Dataset, InvalidDataset
 from training.datasets.load import load_dataset
 from training.evaluate import detect_with_network
-from training.test_time import TestTime, soft_nms
+from training.test_time_augmentation import TestTimeAugmentation, soft_nms
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def dataset(shapes: Path) -> Dataset:
 
 
 class Oracle(nn.Module):
-    """Finds one box in every picture, always the same, but half as high where the picture is mirrored."""
+    """Always detects the same box, with half its height in a mirrored image."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ class Oracle(nn.Module):
         return HeadMaps(heatmap, *map(DenseMap, boxes))
 
 
-def test_photos_that_are_not_as_annotated_are_named(dataset: Dataset, tmp_path: Path) -> None:
+def test_photos_that_contradict_the_annotations_are_named(dataset: Dataset, tmp_path: Path) -> None:
     photo = dataset.photos[0]
     (tmp_path / "broken.png").write_bytes(photo.path.read_bytes()[:500])
     broken = dataclasses.replace(photo, path=tmp_path / "broken.png")
@@ -58,21 +58,21 @@ def test_photos_that_are_not_as_annotated_are_named(dataset: Dataset, tmp_path: 
             detect_with_network(Oracle(), dataclasses.replace(dataset, photos=(wrong,)), 64, 0, Console(quiet=True))
 
 
-def test_scales_are_those_of_the_input_and_merged(dataset: Dataset) -> None:
+def test_detections_of_several_scales_are_merged(dataset: Dataset) -> None:
     oracle = Oracle()
-    found = detect_with_network(oracle, dataset, 128, 0, Console(quiet=True), TestTime(scales=(0.5, 1.0)))
+    found = detect_with_network(oracle, dataset, 128, 0, Console(quiet=True), TestTimeAugmentation(scales=(0.5, 1.0)))
     assert [shape[1] for shape in oracle.seen] == [64, 128]
     for photo, each in zip(dataset.photos, found, strict=True):
-        expected = np.array([0.26, 0.25, 0.51, 0.75]) * photo.width  # these pictures are squares
+        expected = np.array([0.26, 0.25, 0.51, 0.75]) * photo.width  # the photos are square
         np.testing.assert_allclose(each.boxes_xyxy[0], expected, atol=0.1)
         assert each.scores[0] > 0.99
-        assert each.scores[1] < 0.2  # the other scale's, lowered
+        assert each.scores[1] < 0.2  # the duplicate of the other scale
         assert (np.diff(each.scores) <= 0).all()
 
 
 def test_flip_averages_heatmap_and_size(dataset: Dataset) -> None:
     oracle = Oracle()
-    found = detect_with_network(oracle, dataset, 128, 0, Console(quiet=True), TestTime(flip=True))
+    found = detect_with_network(oracle, dataset, 128, 0, Console(quiet=True), TestTimeAugmentation(flip=True))
     assert [shape[1] for shape in oracle.seen] == [128, 128]
     for photo, each in zip(dataset.photos, found, strict=True):
         expected = np.array([0.26, 0.5 - 0.1875, 0.51, 0.5 + 0.1875]) * photo.width
@@ -81,7 +81,7 @@ def test_flip_averages_heatmap_and_size(dataset: Dataset) -> None:
 
 
 class JointOracle(nn.Module):
-    """Finds one box and its two joints in every picture, and their mirror image in a mirrored one."""
+    """Always detects the same box with two keypoints, mirrored in a mirrored image."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -106,9 +106,9 @@ class JointOracle(nn.Module):
 
 
 @pytest.mark.parametrize("flip", [False, True])
-def test_flip_swaps_the_sides_of_joints(shapes: Path, tmp_path: Path, flip: bool) -> None:
+def test_flip_swaps_left_and_right_keypoints(shapes: Path, tmp_path: Path, flip: bool) -> None:
     dataset = load_dataset(add_joints(shapes / "val.json", tmp_path / "joints.json"), shapes / "images")
-    found = detect_with_network(JointOracle(), dataset, 128, 0, Console(quiet=True), TestTime(flip=flip))
+    found = detect_with_network(JointOracle(), dataset, 128, 0, Console(quiet=True), TestTimeAugmentation(flip=flip))
     for photo, each in zip(dataset.photos, found, strict=True):
         assert each.keypoints is not None
         expected = np.array([[26, 30], [90, 42]]) / 128 * photo.width
@@ -116,7 +116,7 @@ def test_flip_swaps_the_sides_of_joints(shapes: Path, tmp_path: Path, flip: bool
         assert each.keypoints[0, :, 2].min() > 0.99
 
 
-def test_soft_nms_lowers_what_overlaps_within_a_class() -> None:
+def test_soft_nms_lowers_scores_of_overlapping_boxes_of_a_class() -> None:
     boxes = np.array([[0, 0, 10, 10], [1, 0, 11, 10], [1, 0, 11, 10], [50, 50, 55, 55]], np.float32)
     found = Detections(boxes, np.array([0.9, 0.8, 0.7, 0.6], np.float32), np.array([0, 0, 1, 0]))
     merged = soft_nms([found])
@@ -126,7 +126,7 @@ def test_soft_nms_lowers_what_overlaps_within_a_class() -> None:
     np.testing.assert_array_equal(merged.boxes_xyxy, boxes[[0, 2, 3, 1]])
 
 
-def test_command_measures_a_checkpoint_so_and_no_model(
+def test_command_accepts_test_time_augmentation_for_checkpoints_only(
     shapes: Path, tmp_path: Path, dataset: Dataset, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = small_config(shapes, tmp_path)
@@ -149,6 +149,6 @@ def test_command_measures_a_checkpoint_so_and_no_model(
     assert "has no category star" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["evaluate", "model/weights/default.onnx", "--flip"])
-    assert "for checkpoints" in capsys.readouterr().err
+    assert "need a checkpoint" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["evaluate", str(path), "--scales", "0,1"])

@@ -66,7 +66,7 @@ def checkpoint(shapes: Path, tmp_path: Path, dataset: Dataset) -> Checkpoint:
     return Checkpoint(config, dataset.labels, dataset.label_ids, weights, 0, "0123abc")
 
 
-# each kind of backbone and each neck: what one becomes does not depend on the other, and larger ones repeat layers
+# each kind of backbone and each neck once: they export independently, and deeper variants only repeat layers
 PAIRS = [("efficientnet_lite0", "top_down", 4), ("resnet50", "top_down", 4), ("hourglass104", "none", 4)]
 PAIRS += [("resnet18", neck, 4) for neck in fitting_necks("resnet18")]
 PAIRS += [("dla34", "top_down", 4), ("dla34", "aggregation", 4), ("resnet18", "top_down", 2)]
@@ -76,23 +76,23 @@ PAIRS += [("dla34", "top_down", 4), ("dla34", "aggregation", 4), ("resnet18", "t
 def test_graph_equals_network_alone_and_in_a_batch(
     backbone: str, neck: str, stride: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # the same in small: the whole one's graph has 765 MB
+    # a small variant: the full graph has 765 MB
     monkeypatch.setitem(BACKBONES, "hourglass104", lambda: Hourglass(2, (16, 24, 32), (2, 1, 2), out_width=16))
     torch.manual_seed(0)
     network = CenterNet(backbone, class_count=3, neck_width=8, head_width=8, neck=neck, joint_count=2, stride=stride)
-    width = 64 + network.size_step  # the least step: an odd number of the coarsest map's cells, or half a one more
+    width = 64 + network.size_step  # the smallest step: the coarsest map has an odd or fractional number of cells
     coarse = np.random.default_rng(0).integers(0, 256, (3, 8, width // 8, 3), np.uint8)
-    # smooth, as photos are: of noise the deepest networks make a chaos that magnifies rounding
+    # smooth like photos: with noise the deepest networks amplify rounding errors
     canvases = np.stack([cv2.resize(each, (width, 64), interpolation=cv2.INTER_CUBIC) for each in coarse])
     for module in network.modules():
-        if isinstance(module, DeformableConv):  # a new one moves nothing
+        if isinstance(module, DeformableConv):  # its initial offsets are zero
             torch.nn.init.normal_(module.conv_offset_mask.weight, std=0.01)
         if isinstance(module, torch.nn.BatchNorm2d):
             module.momentum = 1.0
     with torch.no_grad():
-        network.train()(torch.from_numpy(canvases))  # statistics of these pictures: without, their maps are nearly flat
+        network.train()(torch.from_numpy(canvases))  # statistics of these images: otherwise the maps are nearly flat
         spread = network.eval()(torch.from_numpy(canvases)).heatmap.std()
-        network.heatmap_head[2].weight *= max(1.0, 0.75 / spread.item())  # else some have no clear peak
+        network.heatmap_head[2].weight *= max(1.0, 0.75 / spread.item())  # otherwise some maps have no clear peak
     path = tmp_path / "random.onnx"
     metadata = dataclasses.replace(METADATA, size_step=network.size_step)
     save_onnx(build_onnx(network), metadata, path)
@@ -108,27 +108,27 @@ def test_graph_equals_network_alone_and_in_a_batch(
         boxes = stride * boxes_at(every, size.clamp(min=0), offset)  # (B, cells, 4)
         keypoints = (maps.keypoints.places.dense(), maps.keypoints.heatmap, maps.keypoints.offset.dense())
         nearby = F.unfold(F.pad(heatmap, (1, 1, 1, 1)), 3).view(3, 3, 9, -1)  # (B, C, 3x3, cells)
-        # random weights make near-ties, and which of those is a peak is a matter of rounding
+        # random weights give near-ties, and rounding decides which of them is a peak
         above = nearby[:, :, 4] - nearby[:, :, [0, 1, 2, 3, 5, 6, 7, 8]].amax(2)
         is_clear, is_peak = above > 4.5e-3, above > -4.5e-3
     for index, found in enumerate(together):
         [alone] = detector.infer([canvases[index]])
         scores = heatmap[index].flatten(1)
-        for rows in (alone, found):  # the bounds are what single precision costs the deepest of them
+        for rows in (alone, found):  # tolerances are the float32 error of the deepest network
             gap = torch.from_numpy(rows.boxes_xyxy)[:, None] - boxes[index]
             same_box = gap.abs().amax(2) < 0.25  # (rows, cells)
             same_score = (torch.from_numpy(rows.scores)[:, None] - scores[rows.labels]).abs() < 4e-3
-            assert (same_box & same_score).any(1).all()  # it found nothing else
+            assert (same_box & same_score).any(1).all()  # no extra detections
             has_row = torch.zeros_like(scores, dtype=torch.bool)
             for row, label in enumerate(rows.labels):
                 has_row[label] |= (same_box & same_score)[row]
             expected = is_clear[index] & (scores > rows.scores.min() + 4.5e-3)
-            if stride < STRIDE:  # boxes that are mostly the same as a better one's are dropped
+            if stride < STRIDE:  # duplicates of a box with a higher score are removed
                 is_near = torch.from_numpy(box_iou(boxes[index].numpy(), boxes[index].numpy())) > NMS_IOU - 0.05
                 is_better = (scores[:, None] > scores[..., None]) & is_peak[index][:, None]  # (C, cells, cells)
                 expected &= ~(is_better & is_near).any(2)
             assert expected.any()
-            assert has_row[expected].all()  # and missed nothing
+            assert has_row[expected].all()  # no missing detections
 
             cells = (same_box & same_score).int().argmax(1)
             places, joint_heatmap, within = (each[index : index + 1] for each in keypoints)
@@ -139,10 +139,10 @@ def test_graph_equals_network_alone_and_in_a_batch(
             )[0]
             assert rows.keypoints is not None
             apart = (torch.from_numpy(rows.keypoints)[..., :2] - stride * joints[..., :2]).abs().amax(-1)
-            assert (apart < 0.25).float().mean() > 0.75  # but for those between two peaks as good as each other
+            assert (apart < 0.25).float().mean() > 0.75  # except those between two equal peaks
 
 
-def test_an_exported_model_carries_what_it_reaches(checkpoint: Checkpoint, dataset: Dataset, tmp_path: Path) -> None:
+def test_exported_metadata_has_ap_and_threshold(checkpoint: Checkpoint, dataset: Dataset, tmp_path: Path) -> None:
     path = tmp_path / "models" / "shapes.onnx"
     metrics = export(checkpoint, dataset, path, Console(quiet=True))
     metadata = Detector(path, "cpu").metadata
@@ -156,11 +156,13 @@ def test_an_exported_model_carries_what_it_reaches(checkpoint: Checkpoint, datas
     assert metadata.threshold is not None
     found = detect_with_model(Detector(path, "cpu"), dataset, Console(quiet=True))
     assert metadata.threshold == diagnose(dataset, found).threshold
-    assert str(Path(__file__).parents[2]).encode() not in path.read_bytes()  # nothing of the machine that exported
+    assert str(Path(__file__).parents[2]).encode() not in path.read_bytes()  # no paths of the exporting machine
     assert [file.name for file in path.parent.iterdir()] == ["shapes.onnx"]
 
 
-def test_a_model_for_another_size_is_measured_at_it(checkpoint: Checkpoint, dataset: Dataset, tmp_path: Path) -> None:
+def test_model_of_another_input_size_is_measured_at_that_size(
+    checkpoint: Checkpoint, dataset: Dataset, tmp_path: Path
+) -> None:
     console = Console(quiet=True)
     export(checkpoint, dataset, tmp_path / "large.onnx", console, input_size=96)
     detector = Detector(tmp_path / "large.onnx")
@@ -172,7 +174,7 @@ def test_a_model_for_another_size_is_measured_at_it(checkpoint: Checkpoint, data
     assert not (tmp_path / "odd.onnx").exists()
 
 
-def test_a_graph_that_differs_is_not_written(
+def test_graph_that_fails_the_parity_check_is_not_written(
     checkpoint: Checkpoint, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def build_another(network: CenterNet) -> object:
@@ -192,7 +194,7 @@ def test_a_graph_that_differs_is_not_written(
     assert list(path.parent.iterdir()) == []
 
 
-def test_a_peak_that_is_tied_with_its_neighbour_may_be_either(
+def test_parity_check_tolerates_ties_of_neighbouring_peaks(
     checkpoint: Checkpoint, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, network = tmp_path / "shapes.onnx", checkpoint.build_network()
@@ -211,17 +213,15 @@ def test_a_peak_that_is_tied_with_its_neighbour_may_be_either(
         monkeypatch.setattr(detector, "infer", infer_and_move)
 
     one_photo = dataclasses.replace(dataset, photos=dataset.photos[:1])
-    move_boxes(slice(1), 1.0)  # the surest one's alone
+    move_boxes(slice(1), 1.0)  # only the box with the highest score
     assert check_parity(network, detector, one_photo) == 1
-    for rows, pixels in ((slice(1), 100.0), (slice(None), 1.0)):  # elsewhere, or every box
+    for rows, pixels in ((slice(1), 100.0), (slice(None), 1.0)):  # far away, or every box
         move_boxes(rows, pixels)
         with pytest.raises(ParityFailure):
             check_parity(network, detector, one_photo)
 
 
-def test_canvases_of_training_and_serving_are_the_same(
-    checkpoint: Checkpoint, dataset: Dataset, tmp_path: Path
-) -> None:
+def test_training_and_serving_letterbox_alike(checkpoint: Checkpoint, dataset: Dataset, tmp_path: Path) -> None:
     path = tmp_path / "shapes.onnx"
     facts = dataclasses.replace(METADATA, input_height=64, input_width=64, skeleton=NO_JOINTS)
     save_onnx(build_onnx(checkpoint.build_network()), facts, path)
@@ -231,7 +231,7 @@ def test_canvases_of_training_and_serving_are_the_same(
     wide = read_photo(photo)[:96]  # of 128
     canvas = detector.prepare(wide)
     assert canvas.letterbox.shape == (48, 64)
-    assert (canvas.pixels == prepare(wide, [(64, 64)]).pixels[8:-8]).all()  # the square less its padding
+    assert (canvas.pixels == prepare(wide, [(64, 64)]).pixels[8:-8]).all()  # the square without its padding
 
 
 def test_train_evaluate_export_evaluate_in_a_row(
@@ -251,7 +251,7 @@ def test_train_evaluate_export_evaluate_in_a_row(
     assert figures[0]["ap50"] == pytest.approx(figures[1]["ap50"], abs=1)
 
 
-def test_training_exports_its_best_weights_under_the_runs_name(shapes: Path, tmp_path: Path) -> None:
+def test_training_exports_best_weights_under_the_run_name(shapes: Path, tmp_path: Path) -> None:
     config = tmp_path / "gate.toml"
     settings = small_config(shapes, tmp_path / "runs", name="gate").model_dump(mode="json", exclude_none=True)
     config.write_text("\n".join(f"{key} = {json.dumps(value)}" for key, value in settings.items()))
@@ -265,14 +265,14 @@ def test_training_exports_its_best_weights_under_the_runs_name(shapes: Path, tmp
     assert exported.ap == again.ap is not None
 
 
-def test_where_training_cannot_export_it_does_not_begin(
+def test_training_does_not_start_if_the_export_path_is_not_writable(
     shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").touch()
     arguments = ["--name", "early", "--output", str(tmp_path / "runs"), "--data-root", str(shapes)]
     with pytest.raises(SystemExit, match="2"):
         main(["train", "training/configs/tiny.toml", *arguments, "--export", str(tmp_path / "file" / "models")])
-    assert capsys.readouterr().err.startswith(f"centernet-train: --export: {tmp_path}/file/models cannot be made")
+    assert capsys.readouterr().err.startswith(f"centernet-train: --export: {tmp_path}/file/models cannot be created")
     assert not (tmp_path / "runs").exists()
 
 
@@ -287,7 +287,7 @@ def test_where_training_cannot_export_it_does_not_begin(
         (["evaluate", "none.pt", "--threshold", "3"], "unknown argument --threshold"),
     ],
 )
-def test_a_fault_ends_the_command_with_one_line(
+def test_invalid_input_ends_the_command_with_one_line(
     arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit, match="2"):

@@ -51,4 +51,4 @@ def test_what_cannot_be_written_is_said_before_the_work(
 def test_a_folder_is_no_file_to_write(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         main(["evaluate", "none.pt", "--json", str(tmp_path)])
-    assert f"--json: {tmp_path} is a folder: name a file" in capsys.readouterr().err
+    assert f"--json: {tmp_path} is a folder, but must be a file" in capsys.readouterr().err

@@ -13,7 +13,7 @@ from training.datasets.load import load_dataset
 from training.inspect import draw_crowds, draw_views
 
 
-def test_a_good_data_set_is_counted_and_drawn(shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_valid_data_set_is_counted_and_drawn(shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = [str(shapes / "train.json"), str(shapes / "images"), "--output", str(tmp_path), "--input-size", "64"]
     main(["inspect", *arguments])
     said = capsys.readouterr().out
@@ -40,12 +40,12 @@ def test_every_fault_is_named(shapes: Path, tmp_path: Path, capsys: pytest.Captu
     assert "2 faults" in captured.err
 
 
-def test_no_photo_at_all_is_a_fault(shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_photos_are_faults(shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["inspect", str(shapes / "train.json"), str(tmp_path)])
     captured = capsys.readouterr()
     assert "0 photos, 0 boxes" in captured.out
-    assert "25 faults" in captured.err  # a file for each, and nothing to learn
+    assert "25 faults" in captured.err  # a missing file for each photo, and an empty data set
 
 
 def test_centres_are_white_and_ignored_cells_grey(shapes: Path, tmp_path: Path) -> None:
@@ -71,5 +71,5 @@ def test_crowds_are_drawn_where_there_are_some(shapes: Path) -> None:
     assert picture.shape == (160, 4 * 160, 3)
     colour = choose_colour(0)
     assert tuple(picture[80, 60]) == tuple(picture[80, 101]) == colour
-    assert tuple(picture[20, 10]) != colour  # it meets nobody
+    assert tuple(picture[20, 10]) != colour  # not in a crowded cell
     assert draw_crowds(Dataset(Path("x"), ("a",), (1,), (alone,)), 160) is None

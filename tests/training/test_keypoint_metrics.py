@@ -19,7 +19,7 @@ def dataset(shapes: Path, tmp_path: Path) -> Dataset:
 
 
 def find_all(dataset: Dataset, similarity: float = 1.0) -> list[Detections]:
-    """Every object, with each joint so far from its place that it is that similar to it."""
+    """Detects every object, with each keypoint displaced to the given similarity."""
     found = []
     for photo in dataset.photos:
         # exp(-d² / (2 area (2 sigma)²)), with sigma 0.05
@@ -33,21 +33,21 @@ def find_all(dataset: Dataset, similarity: float = 1.0) -> list[Detections]:
 @pytest.mark.parametrize(
     ("similarity", "ap", "ap50", "ap75"), [(1.0, 100, 100, 100), (0.72, 50, 100, 0), (0.4, 0, 0, 0)]
 )
-def test_joints_count_as_far_as_they_are_similar(
+def test_keypoints_count_at_thresholds_up_to_their_similarity(
     dataset: Dataset, similarity: float, ap: float, ap50: float, ap75: float
 ) -> None:
     metrics = measure_keypoints(dataset, find_all(dataset, similarity))
     assert (metrics.ap, metrics.ap50, metrics.ap75) == pytest.approx((ap, ap50, ap75))
 
 
-def test_joints_choose_the_best_weights_where_there_are_some(dataset: Dataset) -> None:
+def test_keypoint_ap_is_the_task_ap_if_there_are_keypoints(dataset: Dataset) -> None:
     metrics = measure(dataset, find_all(dataset, 0.72))
     assert (metrics.ap, metrics.task_ap) == pytest.approx((100, 50))
     boxes_alone = dataclasses.replace(metrics, keypoints=None)
     assert boxes_alone.task_ap == metrics.ap
 
 
-def test_objects_without_annotated_joints_do_not_count(dataset: Dataset) -> None:
+def test_objects_without_annotated_keypoints_do_not_count(dataset: Dataset) -> None:
     first, *rest = dataset.photos
     unknown = dataclasses.replace(first, keypoints=np.full_like(first.keypoints, -1))
     some = dataclasses.replace(dataset, photos=(unknown, *rest))
@@ -58,10 +58,10 @@ def test_objects_without_annotated_joints_do_not_count(dataset: Dataset) -> None
     assert measure_keypoints(dataset, [nothing, *found[1:]]).ap < 95
 
 
-def test_no_joints_found_is_nothing_found(dataset: Dataset) -> None:
+def test_detections_without_keypoints_score_zero(dataset: Dataset) -> None:
     assert measure_keypoints(dataset, [dataclasses.replace(f, keypoints=None) for f in find_all(dataset)]).ap == 0
 
 
-def test_names_that_are_cocos_have_its_tolerance() -> None:
+def test_coco_keypoint_names_have_coco_sigmas() -> None:
     assert (choose_sigma("nose"), choose_sigma("left_hip"), choose_sigma("Right_Ankle")) == (0.026, 0.107, 0.089)
     assert choose_sigma("tail") == 0.05

@@ -22,13 +22,13 @@ def perfect(dataset: Dataset) -> list[Detections]:
     ]
 
 
-def test_the_truth_scores_a_hundred(dataset: Dataset) -> None:
+def test_ground_truth_scores_a_hundred(dataset: Dataset) -> None:
     metrics = measure(dataset, perfect(dataset))
     assert (metrics.ap, metrics.ap50, metrics.ap75) == (pytest.approx(100), pytest.approx(100), pytest.approx(100))
     assert metrics.by_class["circle"] == (pytest.approx(100), pytest.approx(100))
 
 
-def test_loose_boxes_count_at_half_overlap_alone(dataset: Dataset) -> None:
+def test_loose_boxes_count_at_low_iou_only(dataset: Dataset) -> None:
     loose = []
     for found in perfect(dataset):
         boxes = found.boxes_xyxy.copy()
@@ -45,16 +45,16 @@ def test_wrong_labels_score_nothing(dataset: Dataset) -> None:
     assert measure(dataset, wrong).ap == pytest.approx(0, abs=5)
 
 
-def test_no_detection_at_all_scores_zero(dataset: Dataset) -> None:
+def test_no_detections_score_zero(dataset: Dataset) -> None:
     nothing = Detections(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64))
     assert measure(dataset, [nothing] * len(dataset.photos)).ap == 0
 
 
-def test_sizes_that_do_not_occur_have_no_figure(dataset: Dataset) -> None:
+def test_sizes_that_do_not_occur_have_no_ap(dataset: Dataset) -> None:
     assert measure(dataset, perfect(dataset)).ap_large is None
 
 
-def test_what_is_ignored_counts_neither_found_nor_missed(dataset: Dataset) -> None:
+def test_ignored_objects_do_not_count(dataset: Dataset) -> None:
     first = dataset.photos[0]
     crowd = dataclasses.replace(first, is_ignored=np.ones(len(first.labels), bool))
     with_crowd = dataclasses.replace(dataset, photos=(crowd, *dataset.photos[1:]))

@@ -31,19 +31,19 @@ def test_tables_have_every_backbone_with_its_published_size_and_the_papers_netwo
     assert all(float(row[3]) > 0 for row in papers)
 
 
-def test_a_size_that_one_backbone_cannot_take_leaves_its_cost_open(capsys: pytest.CaptureFixture[str]) -> None:
+def test_size_that_a_backbone_does_not_accept_has_no_gmacs(capsys: pytest.CaptureFixture[str]) -> None:
     backbones, papers = read_tables(capsys, 64)
     for rows, column in ((backbones, 4), (papers, 3)):
         assert [row[0] for row in rows if row[column] == "n x 128"] == ["hourglass104"]
 
 
-def test_size_that_does_not_fit_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+def test_invalid_size_is_rejected(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["models", "--size", "100"])
     assert "multiple of 32" in capsys.readouterr().err
 
 
-def test_multiply_accumulates_are_those_of_the_convolutions_and_of_a_hundred_boxes() -> None:
+def test_macs_equal_those_of_the_convolutions_and_a_hundred_boxes() -> None:
     network = build("resnet18", "top_down", 64, 3)
     boxes = 100 * sum(
         layer.weight.numel() for head in (network.size_head, network.offset_head) for layer in (head[0], head[2])

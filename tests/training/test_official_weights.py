@@ -20,7 +20,7 @@ from training.checkpoint import load_checkpoint
 from training.official_weights import import_weights, read_official_weights
 from training.pretrained import InvalidWeights, load_pretrained
 
-# file → its keys and shapes; ours: backbone, neck, widths of neck and heads; how many labels and joints
+# file → its keys and shapes; our backbone, neck, widths of neck and heads; number of labels and keypoints
 PUBLISHED: dict[str, tuple[Shapes, str, str, int, int, int, int]] = {
     "ctdet_coco_resdcn18": (
         published.authors_resnet(18, CTDET, True), "resnet18", "deformable", 64, 64, 80, 0,
@@ -85,7 +85,7 @@ def assert_maps_are(found: HeadMaps, expected: list[Tensor]) -> None:
     if isinstance(found.keypoints, KeypointMaps):
         ours += [found.keypoints.places.dense(), found.keypoints.heatmap, found.keypoints.offset.dense()]
     for one, other in zip(ours, expected, strict=True):
-        assert other.flatten(2).std(2).median() > 0.02  # so that there is something to compare in each place
+        assert other.flatten(2).std(2).median() > 0.02  # otherwise the comparison would be trivial
         torch.testing.assert_close(one, other, atol=2e-4, rtol=1e-3)
 
 
@@ -100,7 +100,7 @@ def test_every_published_file_is_recognised_and_every_key_is_used(name: str, tmp
     )  # fmt: skip
     assert (len(checkpoint.labels), len(checkpoint.skeleton.joints)) == (class_count, joint_count)
     values = {float(value.flatten()[0]) for value in checkpoint.weights.values()}
-    values |= {16 * value for value in values}  # sizes and places of joints are in another unit
+    values |= {16 * value for value in values}  # sizes and keypoint positions have another unit
     unused = {key for key, value in weights.items() if float(value.flatten()[0]) not in values}
     assert unused == {key for key in weights if key.startswith(UNUSED)}
     with torch.device("meta"):
@@ -110,7 +110,7 @@ def test_every_published_file_is_recognised_and_every_key_is_used(name: str, tmp
 
 
 @pytest.mark.parametrize("name", ["ctdet_coco_resdcn18", "ctdet_coco_dla", "ctdet_coco_hg", "centernet_resnet18_dcnv2"])
-def test_a_file_that_does_not_fit_lists_what_does_not(name: str, tmp_path: Path) -> None:
+def test_file_with_wrong_keys_lists_all_of_them(name: str, tmp_path: Path) -> None:
     weights = published.empty_weights(PUBLISHED[name][0])
     lost = [key for key in weights if key.endswith((".running_mean", "conv_offset_mask.bias", ".conv_offset.bias"))][
         -3:
@@ -127,7 +127,7 @@ def test_a_file_that_does_not_fit_lists_what_does_not(name: str, tmp_path: Path)
     assert f"{odd} is (5,) instead of" in str(fault.value)
 
 
-def test_files_of_old_and_of_parallel_trainings_are_read_too(tmp_path: Path) -> None:
+def test_old_file_format_and_module_prefix_are_read(tmp_path: Path) -> None:
     shapes = published.authors_resnet(18, CTDET, True)
     weights = {f"module.{k}": v for k, v in published.empty_weights(shapes).items() if "num_batches" not in k}
     path = tmp_path / "old.pth"
@@ -138,7 +138,7 @@ def test_files_of_old_and_of_parallel_trainings_are_read_too(tmp_path: Path) -> 
     assert official.weights["backbone.bn1.num_batches_tracked"] == 0
 
 
-def test_labels_are_those_of_the_data_with_its_ids(tmp_path: Path) -> None:
+def test_labels_and_ids_are_those_of_the_data_set(tmp_path: Path) -> None:
     coco, voc, people = (
         import_weights(save(tmp_path / "a.pth", published.empty_weights(PUBLISHED[name][0])), "a", 512)[0]
         for name in ("ctdet_coco_resdcn18", "ctdet_pascal_resdcn18", "multi_pose_res18")
@@ -152,20 +152,18 @@ def test_labels_are_those_of_the_data_with_its_ids(tmp_path: Path) -> None:
     assert people.labels == ("person",)
 
 
-def test_other_numbers_of_classes_and_other_networks_are_refused(tmp_path: Path) -> None:
-    for class_count in (1, 3):  # one class may be anything: people come with joints
+def test_unknown_class_counts_and_networks_are_rejected(tmp_path: Path) -> None:
+    for class_count in (1, 3):  # one class without keypoints is not people
         own_data = published.empty_weights(published.authors_resnet(18, CTDET | {"hm": class_count}, True))
-        with pytest.raises(InvalidWeights, match=f"finds {class_count} classes with 0 joints"):
+        with pytest.raises(InvalidWeights, match=f"has {class_count} classes with 0 keypoints"):
             read_official_weights(save(tmp_path / "a.pth", own_data))
     with pytest.raises(InvalidWeights, match=r"hm\.2\.weight is \(3,\)"):
         read_official_weights(save(tmp_path / "c.pth", own_data | {"hm.2.weight": torch.zeros(3)}))
-    with pytest.raises(InvalidWeights, match="none of CenterNet's"):
+    with pytest.raises(InvalidWeights, match="match no CenterNet"):
         read_official_weights(save(tmp_path / "b.pth", {"conv1.weight": torch.zeros(1)}))
 
 
-def test_a_size_that_the_backbone_cannot_take_is_refused_before_anything_is_written(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_invalid_input_size_is_rejected_before_writing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = save(tmp_path / "hg.pth", published.empty_weights(PUBLISHED["ctdet_coco_hg"][0]))
     with pytest.raises(SystemExit):
         main(["import", str(path), str(tmp_path / "hg.pt"), "--input-size", "320"])
@@ -173,14 +171,14 @@ def test_a_size_that_the_backbone_cannot_take_is_refused_before_anything_is_writ
     assert not (tmp_path / "hg.pt").exists()
 
 
-def test_python_objects_beside_the_weights_are_named_with_a_way_out(tmp_path: Path) -> None:
+def test_python_objects_in_the_file_are_named_with_a_workaround(tmp_path: Path) -> None:
     path = save(tmp_path / "log.pth", {"w": torch.zeros(1)}, meta={"time": datetime.timedelta(seconds=1)})
     with pytest.raises(InvalidWeights, match=r"Python objects \(datetime.timedelta\).*save its weights alone"):
         read_official_weights(path)
 
 
 @torch.inference_mode()
-def test_authors_resdcn_computes_what_it_did_on_pictures_in_their_channel_order(tmp_path: Path) -> None:
+def test_authors_resdcn_equals_reference_in_their_channel_order(tmp_path: Path) -> None:
     for heads, mean, std in (
         (CTDET, [0.40789654, 0.44719302, 0.47026115], [0.28863828, 0.27408164, 0.27809835]),
         (PASCAL, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
@@ -192,7 +190,7 @@ def test_authors_resdcn_computes_what_it_did_on_pictures_in_their_channel_order(
 
 
 @torch.inference_mode()
-def test_authors_resnet_for_poses_computes_what_it_did(tmp_path: Path) -> None:
+def test_authors_pose_resnet_equals_reference(tmp_path: Path) -> None:
     weights = published.random_weights(published.authors_resnet(18, MULTI_POSE, False))
     features = references.authors_res18(weights, fed_on_coco(picture()))
     names = ["hm", "wh", "reg", "hps", "hm_hp", "hp_offset"]
@@ -202,7 +200,7 @@ def test_authors_resnet_for_poses_computes_what_it_did(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("deformable", [False, True])
 @torch.inference_mode()
-def test_mmdetection_computes_what_it_did(deformable: bool, tmp_path: Path) -> None:
+def test_mmdetection_equals_reference(deformable: bool, tmp_path: Path) -> None:
     weights = published.random_weights(published.mmdetection_resnet18(deformable))
     fed = (picture() - torch.tensor([123.675, 116.28, 103.53])) / torch.tensor([58.395, 57.12, 57.375])
     features = references.mmdetection_resnet18(weights, fed.permute(0, 3, 1, 2))
@@ -212,7 +210,7 @@ def test_mmdetection_computes_what_it_did(deformable: bool, tmp_path: Path) -> N
 
 
 @torch.inference_mode()
-def test_authors_dla_aggregates_what_it_did(tmp_path: Path) -> None:
+def test_authors_dla_equals_reference(tmp_path: Path) -> None:
     weights = published.random_weights(published.authors_dla(MULTI_POSE))
     network = build(save(tmp_path / "model.pth", weights))
     maps = network.backbone((picture().permute(0, 3, 1, 2) - network.mean) / network.std)
@@ -227,7 +225,7 @@ def test_authors_dla_aggregates_what_it_did(tmp_path: Path) -> None:
 
 
 @torch.inference_mode()
-def test_authors_hourglass_computes_what_it_did_in_both_stacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_authors_hourglass_equals_reference_in_both_stacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     widths, repeats = (16, 24, 32), (2, 1, 3)
     monkeypatch.setitem(BACKBONES, "hourglass104", lambda: Hourglass(2, widths, repeats, out_width=16))
     weights = published.random_weights(published.authors_hourglass(CTDET, widths, repeats, 8, 16))
@@ -247,7 +245,7 @@ def test_authors_hourglass_computes_what_it_did_in_both_stacks(tmp_path: Path, m
     assert_maps_are(earlier, first)
 
 
-def test_imported_weights_are_exported_and_find_in_onnx_what_the_authors_network_finds(
+def test_exported_import_detects_the_same_as_the_reference(
     shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     weights = published.random_weights(published.authors_resnet(18, CTDET, True))
@@ -280,7 +278,7 @@ def test_imported_weights_are_exported_and_find_in_onnx_what_the_authors_network
     np.testing.assert_allclose(found.boxes_xyxy[0], box, atol=0.02)
 
 
-def test_a_training_that_starts_from_them_must_feed_pixels_alike(tmp_path: Path) -> None:
+def test_fine_tuning_imported_weights_needs_their_normalisation(tmp_path: Path) -> None:
     weights = published.empty_weights(PUBLISHED["ctdet_coco_resdcn18"][0])
     checkpoint, _ = import_weights(save(tmp_path / "model.pth", weights), "imported", 512)
     checkpoint.save(tmp_path / "imported.pt")

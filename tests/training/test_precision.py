@@ -27,8 +27,8 @@ from training.export import export
 from training.files import write_json
 from training.half import halve
 from training.metrics import Metrics, measure
-from training.precision import Lowering, PrecisionLoss, lower
-from training.quantize import Quantizer, watch
+from training.precision import PrecisionLoss, PrecisionTarget, reduce_precision
+from training.quantize import Quantizer, capture_tensors
 from training.trunk import find_exact_nodes, find_last_layers, find_normalisation, fold_constants
 
 LABELS = ("circle", "square", "triangle")
@@ -40,7 +40,7 @@ def checkpoint(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Checkp
     torch.manual_seed(0)
     config = small_config(shapes, tmp_path_factory.mktemp("runs"), backbone="efficientnet_lite0")
     network = build_network(config, 3)
-    make_lively(network)
+    spread_activations(network)
     return Checkpoint(config, LABELS, (1, 2, 3), network.state_dict(), 0, "0123abc")
 
 
@@ -49,8 +49,8 @@ def draw_canvases(count: int = 8) -> NDArray[np.uint8]:
     return np.stack([cv2.resize(each, (64, 64), interpolation=cv2.INTER_CUBIC) for each in coarse])
 
 
-def make_lively(network: CenterNet) -> None:
-    """Has the batch norms know such pictures, and the heatmap differ from cell to cell."""
+def spread_activations(network: CenterNet) -> None:
+    """Fits the batch norms to such images and scales the heatmap logits to a standard deviation of 2."""
     canvases = torch.from_numpy(draw_canvases())
     for module in network.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
@@ -79,8 +79,8 @@ def exact(proto: onnx.ModelProto, tmp_path_factory: pytest.TempPathFactory) -> D
 
 
 @pytest.fixture(scope="module")
-def own_findings(exact: Detector, shapes: Path) -> Dataset:
-    """The pictures to validate on with the network's own surest detections as their objects: its AP50 is 100."""
+def self_labelled(exact: Detector, shapes: Path) -> Dataset:
+    """Validation photos whose objects are the network's own 30 best detections, so that its AP50 is 100."""
     dataset = load_dataset(shapes / "val.json", shapes / "images")
     found = [exact.detect([photo.path.read_bytes()])[0] for photo in dataset.photos]
     least = np.sort(np.concatenate([each.scores for each in found]))[-30]
@@ -96,44 +96,44 @@ def own_findings(exact: Detector, shapes: Path) -> Dataset:
 
 
 @pytest.fixture(scope="module")
-def before(exact: Detector, own_findings: Dataset) -> Metrics:
-    metrics = measure(own_findings, detect_with_model(exact, own_findings, Console(quiet=True)))
+def before(exact: Detector, self_labelled: Dataset) -> Metrics:
+    metrics = measure(self_labelled, detect_with_model(exact, self_labelled, Console(quiet=True)))
     assert metrics.ap50 > 99
     return metrics
 
 
-@pytest.mark.parametrize(("target", "share_of_bytes"), [("fp16", 0.55), ("int8", 0.35)])
-def test_a_lowered_model_finds_nearly_the_same(
-    target: str,
+@pytest.mark.parametrize(("target_precision", "share_of_bytes"), [("fp16", 0.55), ("int8", 0.35)])
+def test_reduced_precision_keeps_most_of_ap50(
+    target_precision: str,
     share_of_bytes: float,
     proto: onnx.ModelProto,
     exact: Detector,
     before: Metrics,
-    own_findings: Dataset,
+    self_labelled: Dataset,
     tmp_path: Path,
 ) -> None:
-    lowering = Lowering(target, 20.0, own_findings)
-    lowered = lower(proto, exact, before, own_findings, lowering, Console(quiet=True))
-    write_json(tmp_path / "report.json", dataclasses.asdict(lowered.comparison))
+    target = PrecisionTarget(target_precision, 20.0, self_labelled)
+    reduced = reduce_precision(proto, exact, before, self_labelled, target, Console(quiet=True))
+    write_json(tmp_path / "report.json", dataclasses.asdict(reduced.comparison))
     figures = json.loads((tmp_path / "report.json").read_text())
     one, other = figures["before"], figures["after"]
     assert one["ap50"] > 99
-    assert other["ap50"] == pytest.approx(lowered.metrics.ap50, abs=0.01)
+    assert other["ap50"] == pytest.approx(reduced.metrics.ap50, abs=0.01)
     assert figures["ap50_loss"] == pytest.approx(one["ap50"] - other["ap50"], abs=0.011)
-    assert figures["photos"] == len(own_findings.photos)
+    assert figures["photos"] == len(self_labelled.photos)
     assert figures["float_layers"] == []
     assert other["megabytes"] < share_of_bytes * one["megabytes"]
     assert figures["speedup"] == pytest.approx(one["milliseconds"] / other["milliseconds"], rel=0.02)
 
 
-def test_the_command_exports_in_int8_and_says_so(
+def test_command_exports_int8(
     checkpoint: Checkpoint, shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     checkpoint.save(tmp_path / "best.pt")
     path, report = tmp_path / "models" / "fast.onnx", tmp_path / "reports" / "report.json"
     main(["export", str(tmp_path / "best.pt"), str(path), "--precision", "int8", "--report", str(report)])
     said = capsys.readouterr().out
-    assert "layers kept in float32: none but the heatmaps' last" in said
+    assert "layers kept in float32: only the heatmaps' last" in said
     assert Detector(path, "cpu").metadata.precision == "int8"
     assert [each.name for each in path.parent.iterdir()] == ["fast.onnx"]
     figures = json.loads(report.read_text())
@@ -143,8 +143,8 @@ def test_the_command_exports_in_int8_and_says_so(
     assert "triangle" in capsys.readouterr().out
 
 
-def test_a_model_that_loses_too_much_is_not_written(
-    checkpoint: Checkpoint, own_findings: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_model_that_loses_too_much_ap50_is_not_written(
+    checkpoint: Checkpoint, self_labelled: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def halve_badly(proto: onnx.ModelProto) -> onnx.ModelProto:
         halved = halve(proto)
@@ -155,9 +155,9 @@ def test_a_model_that_loses_too_much_is_not_written(
 
     monkeypatch.setattr(precision, "halve", halve_badly)
     path = tmp_path / "models" / "fast.onnx"
-    lowering = Lowering("fp16", 1.0, own_findings)
-    with pytest.raises(PrecisionLoss, match=r"fp16 loses \d\d\.\d\d AP50 at least, more than the 1 that it may: allow"):
-        export(checkpoint, own_findings, path, Console(quiet=True), lowering, tmp_path / "report.json")
+    target = PrecisionTarget("fp16", 1.0, self_labelled)
+    with pytest.raises(PrecisionLoss, match=r"fp16 loses at least \d\d\.\d\d AP50, more than the 1 allowed: raise"):
+        export(checkpoint, self_labelled, path, Console(quiet=True), target, tmp_path / "report.json")
     assert list(path.parent.iterdir()) == []
     assert not (tmp_path / "report.json").exists()
 
@@ -166,26 +166,28 @@ def test_layers_are_kept_in_float_until_the_loss_is_allowed(
     proto: onnx.ModelProto,
     exact: Detector,
     before: Metrics,
-    own_findings: Dataset,
+    self_labelled: Dataset,
     quantizer: Quantizer,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    losses = iter([3.0, 2.0, 0.5, 1.5, 0.5, 0.5, 0.5])  # of trials, and of validation behind those that pass
+    losses = iter([3.0, 2.0, 0.5, 1.5, 0.5, 0.5, 0.5])  # of trials, each followed by validation if it passes
     monkeypatch.setattr(precision, "_measure_loss", lambda before, after: next(losses))
     monkeypatch.setattr(precision, "Quantizer", lambda proto, canvases: quantizer)
     monkeypatch.setattr(quantizer, "rank_layers", lambda: quantizer.layers[::-1])
-    lowered = lower(proto, exact, before, own_findings, Lowering("int8", 1.0, own_findings), Console(quiet=True))
-    assert lowered.comparison.float_layers == tuple(quantizer.layers[:-5:-1])
-    floats = {node.name for node in lowered.proto.graph.node if is_float_layer(node)}
+    reduced = reduce_precision(
+        proto, exact, before, self_labelled, PrecisionTarget("int8", 1.0, self_labelled), Console(quiet=True)
+    )
+    assert reduced.comparison.float_layers == tuple(quantizer.layers[:-5:-1])
+    floats = {node.name for node in reduced.proto.graph.node if is_float_layer(node)}
     assert floats == {node.name for node in find_last_layers(fold_constants(proto).graph)} | set(quantizer.layers[-4:])
 
 
-def test_what_float_layers_alone_read_is_float_too(quantizer: Quantizer) -> None:
+def test_operators_that_only_float_layers_consume_are_float(quantizer: Quantizer) -> None:
     *others, last = quantizer.layers
     graph = quantizer.build(others).graph
-    assert [node.op_type for node in graph.node].count("QuantizeLinear") == 2  # what the last one reads and writes
+    assert [node.op_type for node in graph.node].count("QuantizeLinear") == 2  # input and output of the last layer
     assert {node.name for node in graph.node if node.op_type == "Conv" and not is_float_layer(node)} == {last}
-    assert find_normalisation(graph)  # the first layer takes floats again
+    assert find_normalisation(graph)  # the first layer takes normalised floats again
 
 
 def is_float_layer(node: onnx.NodeProto) -> bool:
@@ -195,24 +197,24 @@ def is_float_layer(node: onnx.NodeProto) -> bool:
 def test_convolutions_and_additions_are_computed_in_integers(quantizer: Quantizer, tmp_path: Path) -> None:
     options = ort.SessionOptions()
     options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
-    options.log_severity_level = 4  # it warns that such a file is for this machine alone
+    options.log_severity_level = 4  # suppresses the warning that the file is specific to this machine
     ort.InferenceSession(quantizer.build().SerializeToString(), options, providers=["CPUExecutionProvider"])
     kinds = [node.op_type for node in onnx.load(tmp_path / "optimised.onnx").graph.node]
     assert kinds.count("QLinearConv") == len(quantizer.layers)
     assert kinds.count("Conv") == 1  # the heatmap's last
-    assert "QuantizeLinear" not in kinds  # not even the pixels', which are bytes already
-    assert not {"Clip", "Relu"} & set(kinds)  # a part of the convolutions
+    assert "QuantizeLinear" not in kinds  # not even for the pixels, which are bytes already
+    assert not {"Clip", "Relu"} & set(kinds)  # fused into the convolutions
     some = quantizer.layers[:2]
     assert {node.name for node in quantizer.build(some).graph.node if is_float_layer(node)} >= set(some)
 
 
-def test_a_layer_with_a_wild_channel_is_the_first_to_stay_in_float(proto: onnx.ModelProto) -> None:
+def test_layer_with_an_outlier_channel_is_first_to_stay_in_float(proto: onnx.ModelProto) -> None:
     wild = onnx.ModelProto()
     wild.CopyFrom(proto)
     for tensor in wild.graph.initializer:
         values = numpy_helper.to_array(tensor).copy()
         if tensor.name == "network.heatmap_head.0.bias":
-            values[0] = 3000.0  # nobody reads it, but the other seven channels share their 256 steps with it
+            values[0] = 3000.0  # unused, but it shares the quantisation range with the other seven channels
         elif tensor.name == "network.heatmap_head.2.weight":
             values[:, 0] = 0.0
         tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
@@ -220,7 +222,7 @@ def test_a_layer_with_a_wild_channel_is_the_first_to_stay_in_float(proto: onnx.M
     assert Quantizer(wild, draw_canvases()).rank_layers()[0] == first
 
 
-def test_no_cpu_overflows_with_two_neighbouring_products(quantizer: Quantizer) -> None:
+def test_sums_of_two_neighbouring_products_fit_16_bits(quantizer: Quantizer) -> None:
     graph = quantizer.build().graph
     constants = {each.name: numpy_helper.to_array(each) for each in graph.initializer}
     weights = [values.astype(int) for values in constants.values() if values.dtype == np.int8 and values.ndim == 4]
@@ -232,14 +234,14 @@ def test_no_cpu_overflows_with_two_neighbouring_products(quantizer: Quantizer) -
             assert 255 * np.abs(row[:, 1:] + row[:, :-1]).max() < 2**15
 
 
-def test_rounding_the_weights_does_not_shift_what_the_heads_say(
+def test_bias_correction_removes_the_shift_of_weight_rounding(
     proto: onnx.ModelProto, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rounded = onnx.ModelProto()
     rounded.CopyFrom(proto)
     for tensor in rounded.graph.initializer:
         if "_head.0.weight" in tensor.name:
-            values = np.full(numpy_helper.to_array(tensor).shape, 0.49 / 127, np.float32)  # all of them become 0
+            values = np.full(numpy_helper.to_array(tensor).shape, 0.49 / 127, np.float32)  # rounds to 0
             values[:, :, 1, 1] = np.eye(8)
             tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
     canvases = draw_canvases()
@@ -247,7 +249,9 @@ def test_rounding_the_weights_does_not_shift_what_the_heads_say(
     maps = [node.output[0] for node in find_last_layers(fold_constants(rounded).graph)]
 
     def measure_shift() -> float:
-        pairs = zip(watch(quantizer.build(), maps, canvases), watch(rounded, maps, canvases), strict=True)
+        pairs = zip(
+            capture_tensors(quantizer.build(), maps, canvases), capture_tensors(rounded, maps, canvases), strict=True
+        )
         return sum(float(np.abs((np.stack(a) - np.stack(b)).mean((0, 1, 3, 4))).sum() / np.std(b)) for a, b in pairs)
 
     corrected = measure_shift()
@@ -271,21 +275,21 @@ def test_half_precision_ends_before_the_boxes(proto: onnx.ModelProto) -> None:
             assert TensorProto.FLOAT16 not in {(types | constants).get(name) for name in (*node.input, *node.output)}
 
 
-def test_deformable_convolutions_joints_and_a_first_stride_of_1_can_be_lowered() -> None:
+def test_deformable_convolutions_keypoints_and_a_first_stride_of_1_can_be_converted() -> None:
     torch.manual_seed(0)
     network = CenterNet("resnet18", class_count=3, neck_width=8, head_width=8, neck="deformable", joint_count=2)
     network.backbone.conv1.stride = (1, 1)  # as DLA's
-    make_lively(network)
+    spread_activations(network)
     proto, canvases = build_onnx(network), draw_canvases(2)
     names = [node.output[0] for node in find_last_layers(fold_constants(proto).graph)]
-    assert len(names) == 2  # objects' and joints'
-    expected = watch(fold_constants(proto), names, canvases)
+    assert len(names) == 2  # of objects and keypoints
+    expected = capture_tensors(fold_constants(proto), names, canvases)
     for lowered, most in ((halve(proto), 0.05), (Quantizer(proto, canvases).build(), 0.5)):
-        for ones, others in zip(watch(lowered, names, canvases), expected, strict=True):
+        for ones, others in zip(capture_tensors(lowered, names, canvases), expected, strict=True):
             assert np.abs(np.stack(ones) - np.stack(others)).mean() < most * np.stack(others).std()
 
 
-def test_a_report_needs_something_to_compare(capsys: pytest.CaptureFixture[str]) -> None:
+def test_report_needs_a_lower_precision(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         main(["export", "none.pt", "none.onnx", "--report", "report.json"])
-    assert "--report compares precisions: name one" in capsys.readouterr().err
+    assert "--report compares precisions: it needs --precision" in capsys.readouterr().err

@@ -47,16 +47,14 @@ def read_rows(folder: Path) -> list[dict[str, object]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_a_run_keeps_the_figures_of_each_epoch_and_reports_the_best(
-    shapes: Path, tmp_path: Path, dataset: Dataset
-) -> None:
+def test_run_records_each_epoch_and_reports_the_best(shapes: Path, tmp_path: Path, dataset: Dataset) -> None:
     record = make_record(shapes, tmp_path)
     folder = tmp_path / "test"
     for epoch, ap, best_epoch in ((1, 10.0, 1), (2, 30.0, 2), (3, 20.0, 2)):
         add_epoch(record, epoch, ap, best_epoch, dataset)
         text = Page((folder / "report.html").read_text()).text
         assert f"running, epoch {epoch} of 3 done" in text
-        assert f"Epoch {best_epoch}, the best" in text
+        assert f"Epoch {best_epoch} (best)" in text
     record.close()
     text = Page((folder / "report.html").read_text()).text
     assert "finished after 3 epochs; best AP 30.0, AP50 60.0 at epoch 2" in text
@@ -64,7 +62,7 @@ def test_a_run_keeps_the_figures_of_each_epoch_and_reports_the_best(
     rows = read_rows(folder)
     assert [row["ap"] for row in rows] == [10, 30, 20]
     assert rows[2]["loss"] == {"heatmap": 2.5, "giou": 0.5}
-    assert rows[2]["pictures_per_second"] == 4  # two steps of 8 pictures in 4 seconds
+    assert rows[2]["pictures_per_second"] == 4  # two steps of 8 images in 4 seconds
     assert rows[1]["learning_rate"] == 5e-4
     environment = json.loads((folder / "environment.json").read_text())
     assert environment["git_commit"] == "abc123"
@@ -73,19 +71,19 @@ def test_a_run_keeps_the_figures_of_each_epoch_and_reports_the_best(
     assert not list(folder.glob("*.tmp"))
 
 
-def test_a_resumed_run_repeats_no_row_and_keeps_what_the_best_epoch_found(
+def test_resumed_run_repeats_no_row_and_keeps_findings_of_the_best_epoch(
     shapes: Path, tmp_path: Path, dataset: Dataset
 ) -> None:
     folder = tmp_path / "test"
     record = make_record(shapes, tmp_path)
     add_epoch(record, 1, 30.0, 1, dataset)
-    add_epoch(record, 2, 20.0, 1, dataset)  # and killed before its checkpoint is written
+    add_epoch(record, 2, 20.0, 1, dataset)  # then killed before its checkpoint is written
     resumed = make_record(shapes, tmp_path)
     add_epoch(resumed, 2, 25.0, 1, dataset)
     resumed.close()
     assert [(row["epoch"], row["ap"]) for row in read_rows(folder)] == [(1, 30), (2, 25)]
     page = (folder / "report.html").read_text()
-    assert "Epoch 1, the best" in page
+    assert "Epoch 1 (best)" in page
     assert page.count("<!-- findings of epoch 1 -->") == 1
 
     (folder / "report.html").unlink()
@@ -97,7 +95,7 @@ def test_a_resumed_run_repeats_no_row_and_keeps_what_the_best_epoch_found(
     assert "best AP 30.0, AP50 60.0 at epoch 1" in page
 
 
-def test_figures_of_joints_are_told_too(shapes: Path, tmp_path: Path, dataset: Dataset) -> None:
+def test_keypoint_ap_is_reported(shapes: Path, tmp_path: Path, dataset: Dataset) -> None:
     record = make_record(shapes, tmp_path)
     for epoch, ap, keypoint_ap in ((1, 10.0, 40.0), (2, 20.0, 30.0)):
         joints = KeypointMetrics(keypoint_ap, 90.0, 30.0)
@@ -109,7 +107,7 @@ def test_figures_of_joints_are_told_too(shapes: Path, tmp_path: Path, dataset: D
     assert "40.0 keypoint AP" in text
 
 
-def test_rows_of_older_runs_have_a_page_too(shapes: Path, tmp_path: Path, dataset: Dataset) -> None:
+def test_rows_of_older_runs_are_rendered(shapes: Path, tmp_path: Path, dataset: Dataset) -> None:
     record = make_record(shapes, tmp_path)
     old = {"epoch": 1, "ap": 5.0, "ap50": 10.0, "seconds": 3.0}
     (tmp_path / "test" / "metrics.jsonl").write_text(json.dumps(old) + "\n")

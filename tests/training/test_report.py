@@ -25,7 +25,7 @@ def dataset(shapes: Path) -> Dataset:
     return load_dataset(shapes / "val.json", shapes / "images")
 
 
-def nothing(dataset: Dataset) -> list[Detections]:
+def no_detections(dataset: Dataset) -> list[Detections]:
     return [found.select(np.zeros(len(found.scores), bool)) for found in perfect(dataset)]
 
 
@@ -36,13 +36,13 @@ def render(dataset: Dataset, detections: list[Detections]) -> str:
 
 
 def with_labels(dataset: Dataset, count: int) -> Dataset:
-    """The same photos, their objects spread over `count` classes."""
+    """Returns the same photos with their objects spread over `count` classes."""
     photos = tuple(dataclasses.replace(each, labels=each.labels % count) for each in dataset.photos)
     labels = tuple(f"class {index}" for index in range(count))
     return dataclasses.replace(dataset, labels=labels, label_ids=tuple(range(count)), photos=photos)
 
 
-def test_a_page_needs_no_other_file_and_runs_no_code(dataset: Dataset) -> None:
+def test_page_is_self_contained_and_has_no_scripts(dataset: Dataset) -> None:
     page = render(dataset, perfect(dataset))
     parsed = Page(page)
     pictures = [source for source in parsed.sources if source.startswith("data:image/jpeg;base64,")]
@@ -53,7 +53,7 @@ def test_a_page_needs_no_other_file_and_runs_no_code(dataset: Dataset) -> None:
     assert "@import" not in page
 
 
-def test_a_page_says_how_good_and_where(dataset: Dataset) -> None:
+def test_page_shows_metrics_confusions_and_facts(dataset: Dataset) -> None:
     found = perfect(dataset)
     labels = found[0].labels.copy()
     true, mistaken = labels[0], (labels[0] + 1) % 3
@@ -61,7 +61,7 @@ def test_a_page_says_how_good_and_where(dataset: Dataset) -> None:
     labels[0] = mistaken
     found[0] = dataclasses.replace(found[0], labels=labels)
     text = Page(render(dataset, found)).text
-    assert f"{dataset.labels[true]} found as {dataset.labels[mistaken]} : 1 of {objects}" in text
+    assert f"{dataset.labels[true]} detected as {dataset.labels[mistaken]} : 1 of {objects}" in text
     total = sum(len(photo.labels) for photo in dataset.photos)
     share = (total - 1) / total
     assert f"precision {100 * share:.1f} %" in text
@@ -71,7 +71,7 @@ def test_a_page_says_how_good_and_where(dataset: Dataset) -> None:
         assert fact in text
 
 
-def test_the_worst_photo_comes_first_and_is_not_among_the_best(dataset: Dataset) -> None:
+def test_worst_photo_comes_first_and_is_not_among_the_best(dataset: Dataset) -> None:
     found = perfect(dataset)
     found[2] = found[2].select(np.zeros(len(found[2].scores), bool))
     page = render(dataset, found)
@@ -83,16 +83,18 @@ def test_the_worst_photo_comes_first_and_is_not_among_the_best(dataset: Dataset)
     assert f"F1 0.00: 0 found, {len(dataset.photos[2].labels)} missed, 0 false" in worst
 
 
-def test_a_page_without_photos_shows_boxes_alone(dataset: Dataset) -> None:
+def test_page_without_photos_shows_boxes_only(dataset: Dataset) -> None:
     photo = dataset.photos[0]
     outcome = diagnose(dataset, perfect(dataset)).outcomes[0]
-    bare, whole = (draw.draw_outcome(photo, outcome, dataset, 480, is_bare) for is_bare in (True, False))
+    bare, whole = (draw.draw_outcome(photo, outcome, dataset, 480, boxes_only) for boxes_only in (True, False))
     assert bare.shape == whole.shape
     is_grey = [(picture == 60).all(-1).mean() for picture in (bare, whole)]
     assert is_grey[0] > 0.5 > is_grey[1]
-    assert (bare == draw.HIT).all(-1).any()
+    assert (bare == draw.TRUE_POSITIVE).all(-1).any()
     metrics = measure(dataset, perfect(dataset))
-    pages = [render_findings(dataset, perfect(dataset), metrics, "Figures", 0, is_bare) for is_bare in (False, True)]
+    pages = [
+        render_findings(dataset, perfect(dataset), metrics, "Figures", 0, boxes_only) for boxes_only in (False, True)
+    ]
     assert Page(pages[0]).text == Page(pages[1]).text
     pictures = [{source for source in Page(page).sources if source.startswith("data:")} for page in pages]
     assert len(pictures[0]) == len(pictures[1]) == len(dataset.photos)
@@ -100,7 +102,7 @@ def test_a_page_without_photos_shows_boxes_alone(dataset: Dataset) -> None:
 
 
 @pytest.mark.parametrize("count", [1, 80])
-def test_few_and_many_classes_have_a_page(dataset: Dataset, count: int) -> None:
+def test_page_renders_few_and_many_classes(dataset: Dataset, count: int) -> None:
     data = with_labels(dataset, count)
     page = render(data, perfect(data))
     matrix = page[page.index('class="matrix"') :]
@@ -112,21 +114,21 @@ def test_few_and_many_classes_have_a_page(dataset: Dataset, count: int) -> None:
     assert page.count("<polyline") == with_objects
 
 
-def test_nothing_found_has_a_page(dataset: Dataset) -> None:
-    text = Page(render(dataset, nothing(dataset))).text
+def test_page_renders_without_detections(dataset: Dataset) -> None:
+    text = Page(render(dataset, no_detections(dataset))).text
     assert "No detection has a score of 0.1 or more." in text
-    assert "No class was taken for another." in text
+    assert "No class was confused with another." in text
     assert "0.0 AP" in text
 
 
-def test_labels_are_text_and_not_markup(dataset: Dataset) -> None:
+def test_labels_are_escaped(dataset: Dataset) -> None:
     data = dataclasses.replace(dataset, labels=("<img src=x onerror=alert(1)>", "a & b", "$x$"))
     page = render(data, perfect(data))
     assert "<img src=x" not in page
     assert {"<img src=x onerror=alert(1)>", "a & b", "$x$"} <= set(Page(page).pieces)
 
 
-def test_hits_false_alarms_and_misses_are_drawn_apart(tmp_path: Path) -> None:
+def test_true_positives_false_positives_and_misses_have_their_colours(tmp_path: Path) -> None:
     path = tmp_path / "grey.png"
     cv2.imwrite(str(path), np.full((200, 400, 3), 90, np.uint8))
     hit, alarm, missed, crowd = (20, 50, 80, 150), (120, 50, 180, 150), (220, 50, 280, 150), (320, 50, 380, 150)
@@ -137,7 +139,7 @@ def test_hits_false_alarms_and_misses_are_drawn_apart(tmp_path: Path) -> None:
     [outcome] = diagnose(data, [Detections(boxes, np.full(3, 0.9, np.float32), np.zeros(3, np.int64))]).outcomes
     picture = draw.draw_outcome(photo, outcome, data, 400)
     edges = [tuple(picture[100, box[0]].tolist()) for box in (hit, alarm, missed, crowd)]
-    assert edges == [draw.HIT, draw.FALSE_ALARM, draw.MISS, draw.NOT_COUNTED]
+    assert edges == [draw.TRUE_POSITIVE, draw.FALSE_POSITIVE, draw.FALSE_NEGATIVE, draw.IGNORED]
     assert draw.draw_outcome(photo, outcome, data, 100).shape == (50, 100, 3)
 
 
@@ -153,7 +155,7 @@ def test_evaluate_writes_a_report(
     page = tmp_path / (target if target.endswith(".html") else f"{target}/report.html")
     assert "wrote" in capsys.readouterr().out
     text = Page(page.read_text()).text
-    assert "random.pt, measured" in text
+    assert f"evaluation of {path}" in text
     assert "Learning rate" not in text
     assert str(shapes / "val.json") in text
     (tmp_path / "metrics.jsonl").write_text(

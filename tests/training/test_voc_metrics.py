@@ -1,4 +1,4 @@
-"""Beside the evaluator of the package `mean-average-precision`, on the same detections."""
+"""Compares with the evaluator of the package `mean-average-precision` on the same detections."""
 
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,12 @@ from training.voc_metrics import measure_as_voc
 
 
 def inclusive(boxes_xyxy: Any) -> Any:
-    """The other evaluator's last pixel belongs to the box, as in VOC's files."""
+    """Converts to inclusive corners, as in VOC's files, for the other evaluator."""
     return boxes_xyxy - np.array([0, 0, 1, 1])
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_figures_are_those_of_another_evaluator(seed: int) -> None:
+def test_map_equals_that_of_another_evaluator(seed: int) -> None:
     dataset, detections = make_case(seed)
     other = MetricBuilder.build_evaluation_metric("map_2d", async_mode=False, num_classes=3)
     for photo, found in zip(dataset.photos, detections, strict=True):
@@ -34,7 +34,7 @@ def test_figures_are_those_of_another_evaluator(seed: int) -> None:
     assert 5 < ours.area < 95
 
 
-def test_truth_scores_a_hundred_and_nothing_zero() -> None:
+def test_ground_truth_scores_a_hundred_and_no_detections_zero() -> None:
     dataset, _ = make_case(0)
     truth = [Detections(p.boxes_xyxy, np.full(len(p.labels), 0.5, np.float32), p.labels) for p in dataset.photos]
     perfect = measure_as_voc(dataset, truth)
@@ -43,7 +43,7 @@ def test_truth_scores_a_hundred_and_nothing_zero() -> None:
     assert measure_as_voc(dataset, nothing).area == 0
 
 
-def test_difficult_objects_count_neither_found_nor_missed() -> None:
+def test_difficult_objects_do_not_count() -> None:
     boxes = [(0, 0, 10, 10), (20, 20, 40, 40), (60, 60, 90, 90)]
     objects = [Object(boxes[0], 0), Object(boxes[1], 0, is_ignored=True), Object(boxes[2], 0)]
     dataset = Dataset(Path("x"), ("a",), (1,), (make_photo(1, Path("p"), 100, 100, objects),))
@@ -55,4 +55,4 @@ def test_difficult_objects_count_neither_found_nor_missed() -> None:
 
     assert measure(0, 2) == measure(1, 1, 0, 1, 2) == 100
     assert measure(0) == measure(1, 0) == 50
-    assert measure(0, 0, 2) == pytest.approx(100 * (1 / 2 + 1 / 2 * 2 / 3))  # the second one of an object misses
+    assert measure(0, 0, 2) == pytest.approx(100 * (1 / 2 + 1 / 2 * 2 / 3))  # the duplicate is a false positive
