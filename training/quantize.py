@@ -17,8 +17,8 @@ from onnx.numpy_helper import from_array, to_array
 from onnxruntime.quantization import CalibrationMethod, QDQQuantizer, QuantType, TensorsData
 
 from model.session import open_session
-from training.stem import share_normalisation, take_bytes
-from training.trunk import find_exact_nodes, find_last_layers, fold_constants
+from training.stem import remove_input_quantisation, unify_normalisation
+from training.trunk import find_full_precision_nodes, find_logit_layers, fold_constants
 
 # what has an integer kernel on the CPU; activations among them: one that is not named keeps its input's whole range,
 # of which ReLU6 throws most away (measured: 4 AP50)
@@ -40,13 +40,13 @@ class Quantizer:
         self._float = fold_constants(proto)
         self._canvases = canvases
         graph = self._float.graph
-        self._bytes = share_normalisation(graph)
+        self._bytes = unify_normalisation(graph)
         self._overrides = _limit_weights(graph)
         if self._bytes:
             pixels, scale, zero = self._bytes
             parameters = {"scale": np.array(scale, np.float32), "zero_point": np.array(zero, np.uint8)}
             self._overrides[pixels] = [parameters]
-        exact = {node.name for node in find_exact_nodes(graph)}
+        exact = {node.name for node in find_full_precision_nodes(graph)}
         # sizes are computed too, in integers
         sizes = {each.name for each in graph.value_info if each.type.tensor_type.elem_type != TensorProto.FLOAT}
         self._no_maps = {each.name for each in graph.initializer} | sizes | {""}
@@ -76,7 +76,7 @@ class Quantizer:
 
         Boxes are read off the map that the heatmaps are computed from, so that what harms those shows here too.
         """
-        maps = [node.output[0] for node in find_last_layers(self._float.graph)]
+        maps = [node.output[0] for node in find_logit_layers(self._float.graph)]
         canvases = self._canvases[:_RANKED_BY]
         expected = watch(self._float, maps, canvases)
         errors = {}
@@ -112,7 +112,7 @@ class Quantizer:
         quantized: onnx.ModelProto = quantizer.model.model
         self._correct_biases(quantized.graph)
         if self._bytes:
-            take_bytes(quantized.graph, self._bytes[0])
+            remove_input_quantisation(quantized.graph, self._bytes[0])
         return quantized
 
     def _calibrate(self) -> tuple[TensorsData, dict[str, Array]]:
