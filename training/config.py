@@ -156,8 +156,8 @@ class Config(BaseModel):
     workers: int | None = Field(
         None,
         ge=0,
-        description="loader workers per training process; default: on a GPU its share of the machine's usable CPUs, at most "
-        "16, and none on a CPU, where they would take cores from the step",
+        description="loader workers per training process; default: on a GPU its share of the machine's usable CPUs, at "
+        "most 16, and none on a CPU, where they would take cores from the step",
     )
     save_every: int = Field(200, ge=1, description="steps between saves of last.pt")
 

@@ -43,7 +43,10 @@ def test_every_setting_can_be_a_flag(name: str) -> None:
         ({"device": "tpu"}, "device"),
         ({"accumulate": "3"}, "batch_size 16 cannot be split into 3 equal parts: make it a multiple of accumulate"),
         ({"freeze_backbone_epochs": "2", "pretrained": ""}, "would freeze random weights: set pretrained"),
-        ({"freeze_backbone_epochs": "10", "pretrained": "x.pth"}, "leaves no epoch of 10 in which the backbone learns"),
+        (
+            {"freeze_backbone_epochs": "10", "pretrained": "x.pth"},
+            "leaves no epoch of 10 in which the backbone is trained",
+        ),
         ({"frozen_stages": "2", "pretrained": ""}, "would freeze random weights: set pretrained"),
         ({"freeze_statistics": "true", "pretrained": ""}, "would freeze random weights: set pretrained"),
         ({"input_size": "0"}, "input_size.*greater than 0"),

@@ -98,7 +98,7 @@ def test_joint_that_cannot_be_is_named(write: Callable[[Any], Path], keypoints: 
 @pytest.mark.parametrize(
     ("second", "words"),
     [
-        ({"keypoints": ["nose", "ear"]}, "name different keypoints"),
+        ({"keypoints": ["nose", "ear"]}, "have different keypoints"),
         ({"keypoints": ["nose", "nose"]}, "duplicate keypoints"),
         ({"keypoints": ["nose", "tail"], "skeleton": [[0, 1], [1, 2]]}, "keypoints count from 1"),
     ],

@@ -149,7 +149,7 @@ def clip_box(
         on_fault(f"{what} has no positive width and height")
         return None
     if x0 < -_TOLERANCE or y0 < -_TOLERANCE or x1 > width + _TOLERANCE or y1 > height + _TOLERANCE:
-        on_fault(f"{what} exceeds its {width}x{height} image: {hint}")
+        on_fault(f"{what} reaches outside its {width}x{height} image: {hint}")
         return None
     return [max(0.0, x0), max(0.0, y0), min(float(width), x1), min(float(height), y1)]
 
