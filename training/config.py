@@ -63,7 +63,7 @@ class Config(BaseModel):
 
     # targets and losses; the paper uses "focal" and giou_weight = 0
     radius: Literal["cornernet", "published"] = Field(
-        "cornernet", description="Gaussian radius: CornerNet's formula, corrected, or as in the paper's published code"
+        "cornernet", description="Gaussian radius: CornerNet's, computed correctly, or as in the paper's published code"
     )
     radius_iou: float = Field(
         0.3,

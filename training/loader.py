@@ -40,9 +40,8 @@ class TrainingViews(torch.utils.data.Dataset[tuple[NDArray[np.uint8], Targets]])
         self.size = config.image_size(epoch)
         random = np.random.default_rng((config.seed, epoch))
         repeats = repeat_factors(dataset, config.repeat_threshold)
-        counts = np.floor(repeats + random.random(len(repeats))).astype(
-            np.int64
-        )  # 1.3: once, and again with probability 0.3
+        # a factor of 1.3: once, and again with probability 0.3
+        counts = np.floor(repeats + random.random(len(repeats))).astype(np.int64)
         self.order = random.permutation(np.repeat(np.arange(len(counts)), counts))
         self.pasted_classes = np.flatnonzero(dataset.class_presence.any(0))
 
@@ -126,8 +125,7 @@ def training_batches(
 ) -> Iterator[tuple[MicroBatch, ...]]:
     """Yields this process's share of each batch of `epoch` from `first_step` on, as `accumulate` micro-batches.
 
-    A micro-batch: images (B, size, size, 3), uint8, RGB, and stacked `Targets`, where
-    B = batch_size / accumulate / processes.
+    Each: images (B, size, size, 3), uint8, RGB, and stacked `Targets`, B = batch_size / accumulate / world_size.
     Repeated photos displace others: an epoch always has `steps_per_epoch` batches.
     """
     steps = steps_per_epoch(dataset, config)

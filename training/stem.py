@@ -38,7 +38,7 @@ def unify_normalisation(graph: onnx.GraphProto) -> tuple[str, float, int] | None
 
 
 def _apply_space_to_depth(graph: onnx.GraphProto, first: NodeProto, weight: TensorProto) -> None:
-    """Rewrites a stride-2 convolution over RGB as the equal stride-1 one over 2 x 2 pixel blocks of 12 channels.
+    """Rewrites a stride-2 convolution over RGB as the equivalent stride-1 one over 2 x 2 pixel blocks.
 
     Integer convolutions gather patches (im2col) one pixel's channels at a time, which is inefficient for 3 channels:
     without this, ResNet's first layer is slower in int8 than in float32.
@@ -68,7 +68,7 @@ def _apply_space_to_depth(graph: onnx.GraphProto, first: NodeProto, weight: Tens
 
 
 def remove_input_quantisation(graph: onnx.GraphProto, pixels: str) -> None:
-    """Feeds the uint8 pixels directly to the first layer, which quantisation would turn into the same values."""
+    """Feeds the uint8 pixels to the first layer, skipping the normalisation and quantisation that reproduce them."""
     quantize = next((n for n in graph.node if n.op_type == "QuantizeLinear" and n.input[0] == pixels), None)
     if quantize is None:  # the first layer stays in float32
         return

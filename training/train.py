@@ -103,7 +103,7 @@ def train(config: Config, resume: bool, console: Console, processes: Processes =
 
 
 def _start_or_resume(learner: Learner, last_path: Path, resume: bool, console: Console) -> Progress:
-    """Returns the starting position, restoring `learner` on resume; raises `InvalidConfig` on a conflicting run."""
+    """Returns the starting position, restoring `learner` on resume; raises `InvalidConfig` if `last_path` conflicts."""
     if not resume:
         if last_path.exists():
             raise InvalidConfig(f"{last_path} exists: continue it with --resume, or give this run another --name")
