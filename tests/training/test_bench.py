@@ -49,7 +49,7 @@ def test_what_both_reach_is_of_the_slower_one() -> None:
 
 @pytest.mark.parametrize(
     ("against", "message"),
-    [("precision", "write settings as"), ("precision=fp8", "precision"), ("speed=1", "no setting")],
+    [("precision", "write settings as"), ("precision=fp8", "precision"), ("speed=1", "not a setting")],
 )
 def test_what_cannot_be_set_is_named(
     shapes: Path, capsys: pytest.CaptureFixture[str], against: str, message: str
