@@ -1,4 +1,4 @@
-"""The mean of several runs' weights: often better than each of them, and no slower (model soups, arXiv 2203.05482)."""
+"""Weight averaging of several runs (model soups, arXiv 2203.05482): often better than each, at no inference cost."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -11,23 +11,23 @@ from training.checkpoint import Checkpoint, InvalidCheckpoint, load_checkpoint
 
 
 def average_checkpoints(paths: Sequence[Path]) -> Checkpoint:
-    """One checkpoint with the mean of the weights and of the batch norms' statistics, all else as in the first one.
+    """Averages weights and batch norm statistics; the rest of the checkpoint is the first one's.
 
-    They must have begun with the same weights: only then is the mean of what they learned something learned. Raises
-    `InvalidCheckpoint` where they are of different networks or labels.
+    The runs must have started from the same weights, or the average is meaningless. Raises `InvalidCheckpoint` if the
+    networks or labels differ.
     """
     checkpoints = [load_checkpoint(path) for path in paths]
     first = checkpoints[0]
     for path, other in zip(paths[1:], checkpoints[1:], strict=True):
         if (other.labels, other.skeleton) != (first.labels, first.skeleton):
             raise InvalidCheckpoint(
-                f"{path} and {paths[0]} know different labels or joints: average runs on one data set"
+                f"{path} and {paths[0]} have different labels or joints: average runs on the same data set"
             )
         if _shapes(other) != _shapes(first):
             raise InvalidCheckpoint(
-                f"{path} and {paths[0]} are of different networks: average runs of one configuration"
+                f"{path} and {paths[0]} have different networks: average runs of the same configuration"
             )
-    weights = {key: _mean([each.weights[key] for each in checkpoints]) for key in first.weights}
+    weights = {key: _average([each.weights[key] for each in checkpoints]) for key in first.weights}
     return dataclasses.replace(first, weights=weights, ap=None, ap50=None, keypoint_ap=None, progress=None)
 
 
@@ -35,7 +35,7 @@ def _shapes(checkpoint: Checkpoint) -> dict[str, torch.Size]:
     return {key: value.shape for key, value in checkpoint.weights.items()}
 
 
-def _mean(several: Sequence[Tensor]) -> Tensor:
-    if not several[0].is_floating_point():  # a batch norm's count of batches
-        return several[0]
-    return torch.stack([each.double() for each in several]).mean(0).to(several[0].dtype)
+def _average(tensors: Sequence[Tensor]) -> Tensor:
+    if not tensors[0].is_floating_point():  # a batch norm's num_batches_tracked
+        return tensors[0]
+    return torch.stack([each.double() for each in tensors]).mean(0).to(tensors[0].dtype)

@@ -1,17 +1,17 @@
-"""Batch norm over the pictures of all processes, where PyTorch has none: its own needs a GPU."""
+"""Synchronised batch norm for CPUs; PyTorch's `SyncBatchNorm` needs a GPU."""
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-_OVER = (0, 2, 3)  # pictures, rows, columns: all but the channels
+_REDUCED_DIMS = (0, 2, 3)  # all but the channels
 
 
-class SharedBatchNorm2d(nn.BatchNorm2d):
-    """`nn.BatchNorm2d` as if one process had seen the pictures of all; each has equally many."""
+class SyncBatchNorm2d(nn.BatchNorm2d):
+    """`nn.BatchNorm2d` over the images of all processes, each of which has equally many."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) → (B, C, H, W), of x's type."""
+        """Normalises (B, C, H, W), in training by all processes' statistics; keeps the dtype."""
         if not self.training:
             return super().forward(x)
         assert self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None
@@ -26,29 +26,29 @@ class SharedBatchNorm2d(nn.BatchNorm2d):
         return y
 
 
-def share_batch_norms(network: nn.Module) -> None:
-    """Replaces every `nn.BatchNorm2d` by a `SharedBatchNorm2d` with its very parameters and buffers."""
+def convert_sync_batch_norms(network: nn.Module) -> None:
+    """Replaces every `nn.BatchNorm2d` by a `SyncBatchNorm2d` that shares its parameters and buffers."""
     for module in list(network.modules()):
         for name, child in module.named_children():
             if type(child) is nn.BatchNorm2d:
-                shared = SharedBatchNorm2d(child.num_features, child.eps, child.momentum)
-                shared.__dict__.update(child.__dict__)
-                setattr(module, name, shared)
+                synced = SyncBatchNorm2d(child.num_features, child.eps, child.momentum)
+                synced.__dict__.update(child.__dict__)
+                setattr(module, name, synced)
 
 
 class _Normalize(torch.autograd.Function):
-    """Batch norm (arXiv 1502.03167, algorithm 1, and the gradients of its section 3), in fp32 or finer.
+    """Batch norm (arXiv 1502.03167, algorithm 1, and the gradients of its section 3), in fp32 or higher precision.
 
-    In two passes, as a difference of large sums would lose its digits.
+    The variance takes a second pass: E[x²] - E[x]² would suffer from cancellation.
     """
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[no-untyped-def]
-        fine = x.to(torch.promote_types(x.dtype, torch.float32))
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
         count = x.numel() // x.shape[1] * dist.get_world_size()
-        mean = _total(fine.sum(_OVER)) / count
-        centred = fine - mean[:, None, None]
-        variance = _total(centred.square().sum(_OVER)) / count
+        mean = _all_reduce(wide.sum(_REDUCED_DIMS)) / count
+        centred = wide - mean[:, None, None]
+        variance = _all_reduce(centred.square().sum(_REDUCED_DIMS)) / count
         scale = (variance + eps).rsqrt()
         normalized = centred * scale[:, None, None]
         ctx.save_for_backward(normalized, weight, scale)
@@ -59,14 +59,14 @@ class _Normalize(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient: Tensor, *_: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:  # type: ignore[no-untyped-def]
         normalized, weight, scale = ctx.saved_tensors
-        fine = gradient.to(normalized.dtype)
-        own = torch.stack([fine.sum(_OVER), (fine * normalized).sum(_OVER)])
-        along_ones, along_normalized = (_total(own) / ctx.count)[:, :, None, None]
-        grad_x = (fine - along_ones - normalized * along_normalized) * (scale * weight)[:, None, None]
-        return grad_x.to(ctx.dtype), own[1].to(weight.dtype), own[0].to(weight.dtype), None
+        wide = gradient.to(normalized.dtype)
+        local = torch.stack([wide.sum(_REDUCED_DIMS), (wide * normalized).sum(_REDUCED_DIMS)])
+        mean_gradient, mean_projection = (_all_reduce(local) / ctx.count)[:, :, None, None]
+        grad_x = (wide - mean_gradient - normalized * mean_projection) * (scale * weight)[:, None, None]
+        return grad_x.to(ctx.dtype), local[1].to(weight.dtype), local[0].to(weight.dtype), None
 
 
-def _total(value: Tensor) -> Tensor:
+def _all_reduce(value: Tensor) -> Tensor:
     total = value.clone()
     dist.all_reduce(total)
     return total

@@ -15,7 +15,7 @@ from training.environment import describe_environment
 from training.files import write_json
 from training.learner import Learner
 from training.loader import training_batches
-from training.processes import ALONE
+from training.processes import SINGLE_PROCESS
 from training.speed import Speed, describe_memory, measure_speed, peak_memory, prepare_learner, prepare_run, time_calls
 
 _ROUNDS = 3
@@ -35,7 +35,7 @@ def bench(
         ", ".join(f"{name} = {value}" for name, value in overrides.items()): make_config(plain | dict(overrides))
         for overrides in against
     }
-    learner, train_set = prepare_run(config, ALONE, console)
+    learner, train_set = prepare_run(config, SINGLE_PROCESS, console)
     console.print(_describe(learner), soft_wrap=True)
     speed = measure_speed(learner, train_set, seconds, _ROUNDS)
     memory = peak_memory(learner.device)
@@ -55,7 +55,7 @@ def _compare(learner: Learner, variants: Mapping[str, Config], dataset: Dataset,
     """Returns the step's images per second by variant; measured in rounds, as a machine's speed drifts."""
     quiet = Console(quiet=True)
     learners = {_BASELINE: learner}
-    learners |= {title: prepare_learner(config, dataset, ALONE, quiet) for title, config in variants.items()}
+    learners |= {title: prepare_learner(config, dataset, SINGLE_PROCESS, quiet) for title, config in variants.items()}
     calls, counts, speeds = {}, {}, dict[str, list[float]]()
     for title, each in learners.items():
         parts = next(training_batches(dataset, each.config, 0, 0, each.device))
@@ -71,7 +71,7 @@ def _compare(learner: Learner, variants: Mapping[str, Config], dataset: Dataset,
 
 def _describe(learner: Learner) -> str:
     config = learner.config
-    size, threads = config.picture_size(0), torch.get_num_threads()
+    size, threads = config.image_size(0), torch.get_num_threads()
     return (
         f"{config.backbone} at {size} px, batches of {config.batch_size}, {learner.precision} on {learner.device},"
         f" {threads} threads and {learner.workers} workers"

@@ -1,4 +1,4 @@
-"""The classes and joints of the data sets that published weights were trained on, in their order."""
+"""The classes and joints of the data sets that published weights were trained on, in output order."""
 
 import dataclasses
 
@@ -7,7 +7,7 @@ from model.skeleton import NO_JOINTS, Skeleton
 
 @dataclasses.dataclass(frozen=True)
 class Categories:
-    """What a data set calls its classes, and by which ids."""
+    """The class names, category ids and joints of a data set."""
 
     dataset: str
     labels: tuple[str, ...]
@@ -15,7 +15,7 @@ class Categories:
     skeleton: Skeleton = NO_JOINTS
 
 
-# Lin et al., arXiv 1405.0312; the ids have gaps, where categories were planned and not annotated
+# Lin et al., arXiv 1405.0312; the ids have gaps for categories that were planned but never annotated
 _COCO = {
     "person": 1, "bicycle": 2, "car": 3, "motorcycle": 4, "airplane": 5, "bus": 6, "train": 7, "truck": 8, "boat": 9,
     "traffic light": 10, "fire hydrant": 11, "stop sign": 13, "parking meter": 14, "bench": 15, "bird": 16, "cat": 17,

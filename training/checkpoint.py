@@ -1,4 +1,4 @@
-"""Checkpoints: weights with the configuration and labels that made them, and what a resume needs."""
+"""Checkpoints: weights with their configuration and labels, and the training state to resume from."""
 
 import dataclasses
 from pathlib import Path
@@ -15,27 +15,27 @@ FORMAT_VERSION = 1
 
 
 class InvalidCheckpoint(Exception):
-    """The file is no checkpoint of this package; the message says why."""
+    """The file is not a checkpoint of this release; the message says why."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """The averaged weights of a run at one moment, and how they came to be."""
+    """The EMA weights at one point of a run, and what is needed to rebuild their network."""
 
     config: Config
     labels: tuple[str, ...]
     label_ids: tuple[int, ...]
     weights: dict[str, torch.Tensor]
-    epoch: int  # whole epochs behind these weights
+    epoch: int  # completed epochs
     git_commit: str
-    ap: float | None = None  # on validation, per cent; None where not yet measured
+    ap: float | None = None  # on validation, per cent; None if not validated
     ap50: float | None = None
-    keypoint_ap: float | None = None  # of the joints
+    keypoint_ap: float | None = None  # of the joints, likewise
     skeleton: Skeleton = NO_JOINTS
-    progress: dict[str, Any] | None = None  # the optimiser's and the average's state: in `last` alone
+    progress: dict[str, Any] | None = None  # training state to resume from; only in `last.pt`
 
     def save(self, path: Path) -> None:
-        """Writes the file whole or not at all."""
+        """Writes the file atomically."""
         content = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         content |= {"config": self.config.model_dump(mode="json"), "format_version": FORMAT_VERSION}
         content |= {"skeleton": dataclasses.asdict(self.skeleton)}
@@ -45,20 +45,20 @@ class Checkpoint:
         temporary.replace(path)
 
     def build_network(self) -> CenterNet:
-        """The network with these weights, ready for inference on the CPU."""
+        """Builds the network with these weights, in evaluation mode on the CPU."""
         network = build_network(self.config, len(self.labels), len(self.skeleton.joints))
         load_strictly(network, self.weights, Path(self.config.name))
         return network.eval()
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
-    """Reads a checkpoint onto the CPU; raises `InvalidCheckpoint` where the file is none of this release."""
+    """Loads a checkpoint onto the CPU; raises `InvalidCheckpoint` if it is not one of this release."""
     if not path.is_file():
         raise InvalidCheckpoint(f"{path}: no such checkpoint")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
         version = content.pop("format_version")
-    except Exception as error:  # torch.load raises whatever its unpickler met
+    except Exception as error:  # torch.load passes on any exception of its unpickler
         raise InvalidCheckpoint(f"{path}: not a checkpoint of this package ({type(error).__name__})") from error
     if version != FORMAT_VERSION:
         raise InvalidCheckpoint(f"{path}: format_version {version}, this release reads {FORMAT_VERSION}")
@@ -67,7 +67,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
 
 def build_network(config: Config, class_count: int, joint_count: int = 0) -> CenterNet:
-    """The network that a configuration describes, with random weights."""
+    """Builds the network of a configuration, with random weights."""
     return CenterNet(
         config.backbone,
         class_count,

@@ -1,4 +1,4 @@
-"""A data set as COCO's JSON, whatever format it came in: what COCO's evaluation reads."""
+"""Converts a data set to COCO's JSON format, for COCO evaluation."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from training.datasets.dataset import Dataset
 
 
 def to_coco(dataset: Dataset) -> dict[str, Any]:
-    """Returns what COCO's evaluation reads; photos keep their ids, annotations are numbered from 1."""
+    """Returns the data set as COCO JSON; photos keep their ids, and annotations count from 1."""
     annotations = [
         {
             "id": 0,

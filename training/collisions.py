@@ -1,4 +1,4 @@
-"""Objects that a heatmap cannot tell apart: their centres lie in one cell, or in cells side by side."""
+"""Centre collisions: objects of one class that share a heatmap cell or lie in adjacent cells."""
 
 import dataclasses
 
@@ -10,25 +10,27 @@ from model.letterbox import place
 from training.datasets.dataset import Dataset, Photo
 from training.diagnosis import match_detections
 
-COARSE_STRIDE = 4  # the paper's, by whose grid crowds are told
+COARSE_STRIDE = 4  # the paper's output stride, by which crowded objects are defined
 
 
 @dataclasses.dataclass(frozen=True)
 class Collisions:
-    """Whether each of a photo's objects (N,) meets another of its class; ignored ones do not."""
+    """Which of a photo's objects (N,) collide with another of their class; ignored objects never do."""
 
-    collides: NDArray[np.bool_]  # its centre lies in the other's cell: the heatmap has one centre for both
-    is_beside: NDArray[np.bool_]  # in a cell beside the other's: of two peaks there, the 3x3 maximum leaves one
+    collides: NDArray[np.bool_]  # its centre shares a cell with another: the heatmap has one peak for both
+    is_adjacent: NDArray[
+        np.bool_
+    ]  # its centre is in a neighbouring cell: 3x3 max pooling may suppress one of the peaks
 
     @property
     def is_crowded(self) -> NDArray[np.bool_]:
-        """Which objects share a cell with another, or lie in one beside: (N,)."""
-        return self.collides | self.is_beside
+        """Which objects collide or are adjacent: (N,)."""
+        return self.collides | self.is_adjacent
 
 
 @dataclasses.dataclass(frozen=True)
 class CrowdRecall:
-    """The objects that collide or lie beside another at the paper's stride, and how many of them were found."""
+    """The recall of objects that collide or are adjacent at the paper's stride."""
 
     objects: int
     found: int
@@ -39,19 +41,19 @@ class CrowdRecall:
 
 
 def find_collisions(photo: Photo, input_size: int, stride: int) -> Collisions:
-    """Which objects' centres meet at a stride, in the photo letterboxed to `input_size` pixels squared."""
+    """Finds the centre collisions at a stride, in the photo letterboxed to `input_size` pixels square."""
     boxes = place(photo.width, photo.height, [(input_size, input_size)]).from_photo(photo.boxes_xyxy)
     cells = ((boxes[:, :2] + boxes[:, 2:]) / 2 / stride).astype(np.int64)
     distance = np.abs(cells[:, None] - cells).max(2)  # (N, N), in cells
-    counts = ~photo.is_ignored
-    may_meet = (photo.labels[:, None] == photo.labels) & counts[:, None] & counts
-    np.fill_diagonal(may_meet, val=False)
-    collides = (may_meet & (distance == 0)).any(1)
-    return Collisions(collides, (may_meet & (distance == 1)).any(1) & ~collides)
+    is_valid = ~photo.is_ignored
+    comparable = (photo.labels[:, None] == photo.labels) & is_valid[:, None] & is_valid
+    np.fill_diagonal(comparable, val=False)
+    collides = (comparable & (distance == 0)).any(1)
+    return Collisions(collides, (comparable & (distance == 1)).any(1) & ~collides)
 
 
 def measure_crowds(dataset: Dataset, detections: list[Detections], input_size: int) -> CrowdRecall:
-    """How many crowded objects `detections`, one for each photo of `dataset` in its order, hit at an IoU of 0.5."""
+    """Counts the crowded objects that `detections`, in the order of the photos, match at an IoU of 0.5."""
     objects = found = 0
     for photo, of_photo in zip(dataset.photos, detections, strict=True):
         is_crowded = find_collisions(photo, input_size, COARSE_STRIDE).is_crowded

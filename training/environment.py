@@ -1,4 +1,4 @@
-"""Where a run took place, for whoever wants to repeat it."""
+"""Describes hardware, software and code version, so that a run can be reproduced."""
 
 import datetime
 import importlib.metadata
@@ -27,7 +27,7 @@ _PACKAGES = (
 
 
 def describe_environment(device: str) -> dict[str, str]:
-    """What of this machine and its packages bears on results and speed, by the name that a reader would look for."""
+    """Returns the facts about machine and packages that affect results and speed, by name."""
     facts = {
         "command": shlex.join(sys.orig_argv),
         "started": datetime.datetime.now().astimezone().isoformat(" ", "seconds"),
@@ -53,7 +53,7 @@ def _name_device(device: str) -> str:
 
 
 def name_processor() -> str:
-    """The CPU's own name for itself, as far as the system tells."""
+    """Returns the CPU's model name, as far as the system reports it."""
     try:
         with Path("/proc/cpuinfo").open() as file:
             names = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
@@ -63,7 +63,7 @@ def name_processor() -> str:
 
 
 def find_git_commit() -> str:
-    """The commit of the working tree, '-dirty' if it has changes, 'unknown' outside a checkout."""
+    """Returns the checked-out commit, with '-dirty' if there are changes, or 'unknown' outside a checkout."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
     try:
         folder = Path(__file__).parent

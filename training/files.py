@@ -1,11 +1,11 @@
-"""Files of text that a command leaves behind."""
+"""Atomic writing of text and JSON files."""
 
 import json
 from pathlib import Path
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes UTF-8, whole or not at all, and makes the folder where there is none."""
+    """Writes `text` as UTF-8, atomically, creating the folder if needed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(text, encoding="utf-8")
@@ -13,5 +13,5 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, content: object) -> None:
-    """Writes what `json` can write, as `write_text` does."""
+    """Writes `content` as JSON, as `write_text` does."""
     write_text(path, json.dumps(content, indent=2) + "\n")

@@ -126,4 +126,4 @@ def _tabulate_collisions(dataset: Dataset) -> Table:
 
 def _count_collisions(dataset: Dataset, input_size: int, stride: int) -> str:
     found = [find_collisions(photo, input_size, stride) for photo in dataset.photos]
-    return f"{sum(int(each.collides.sum()) for each in found)} / {sum(int(each.is_beside.sum()) for each in found)}"
+    return f"{sum(int(each.collides.sum()) for each in found)} / {sum(int(each.is_adjacent.sum()) for each in found)}"

@@ -1,4 +1,4 @@
-"""Photos from disk to batches of pictures and targets, off the main process."""
+"""Data loading: photos on disk → batches of augmented images and targets, in worker processes."""
 
 from collections.abc import Callable, Iterator
 
@@ -15,34 +15,35 @@ from model.codec import Targets, encode
 from model.gaussian import Radius, gaussian_radius, published_radius
 from model.letterbox import place
 from model.session import count_cpus
-from training.augment import Example, paste, plain_view, random_mosaic, random_view
+from training.augment import Example, letterboxed_view, paste_object, random_mosaic, random_view
 from training.config import Config
 from training.datasets.dataset import Dataset, InvalidDataset, Photo
-from training.processes import ALONE, Processes
+from training.processes import SINGLE_PROCESS, Processes
 
-Part = tuple[Tensor, Targets]  # of a batch
+MicroBatch = tuple[Tensor, Targets]  # images and targets of one of the `accumulate` parts of a batch
 
-_MOST_WORKERS = 16  # unless set: each keeps two batches in shared memory, with COCO's targets 0.1 GB for 16 pictures
+_MAX_WORKERS = 16  # by default: each keeps two batches in shared memory, 0.1 GB for 16 images with COCO's targets
 
 RADII: dict[str, Radius] = {"cornernet": gaussian_radius, "published": published_radius}
 
 
 class TrainingViews(torch.utils.data.Dataset[tuple[NDArray[np.uint8], Targets]]):
-    """The random views of one epoch, in its order.
+    """The augmented views of one epoch, in shuffled order.
 
-    A view depends on (seed, epoch, position) alone, so that neither workers nor a restart change what a run sees.
+    A view depends only on (seed, epoch, position), so that neither the number of workers nor a restart changes it.
     """
 
     def __init__(self, dataset: Dataset, config: Config, epoch: int) -> None:
         self.dataset = dataset
         self.config = config
         self.epoch = epoch
-        self.size = config.picture_size(epoch)
+        self.size = config.image_size(epoch)
         random = np.random.default_rng((config.seed, epoch))
         repeats = repeat_factors(dataset, config.repeat_threshold)
-        counts = np.floor(repeats + random.random(len(repeats))).astype(np.int64)  # 1.3: once, and again in 3 of 10
+        # a factor of 1.3: once, and again with probability 0.3
+        counts = np.floor(repeats + random.random(len(repeats))).astype(np.int64)
         self.order = random.permutation(np.repeat(np.arange(len(counts)), counts))
-        self.pasted_classes = np.flatnonzero(dataset.shown_classes.any(0))
+        self.pasted_classes = np.flatnonzero(dataset.class_presence.any(0))
 
     def __len__(self) -> int:
         return len(self.order)
@@ -52,11 +53,11 @@ class TrainingViews(torch.utils.data.Dataset[tuple[NDArray[np.uint8], Targets]])
         return view.pixels, targets
 
     def view(self, position: int) -> tuple[Example, Targets]:
-        """Returns the epoch's view number `position`, `size` pixels squared, and what it should teach."""
+        """Returns view `position` of the epoch, (size, size, 3), and its targets."""
         if self.config.overfit:
             photo = self.dataset.photos[self.order[position]]
             mirrored = self.dataset.skeleton.mirrored
-            view = plain_view(letterbox_photo(photo, self.size), photo.objects, mirrored)
+            view = letterboxed_view(letterbox_photo(photo, self.size), photo.objects, mirrored)
         else:
             view = self._draw_view(position)
         cells = self.size // self.config.stride
@@ -76,26 +77,26 @@ class TrainingViews(torch.utils.data.Dataset[tuple[NDArray[np.uint8], Targets]])
 
     def _draw_view(self, position: int) -> Example:
         random = np.random.default_rng((self.config.seed, self.epoch, position))
-        is_plain = self.config.sees_photos_as_they_are(self.epoch)
+        may_mix = not self.config.disables_mixing(self.epoch)
         photo = self._read(self.order[position])
-        if random.random() < self.config.mosaic and not is_plain:
+        if random.random() < self.config.mosaic and may_mix:
             others = [self._read(other) for other in random.choice(self.order, size=3)]
             view = random_mosaic([photo, *others], self.size, self.config, random)
         else:
             view = random_view(photo, self.size, self.config, random)
-        if random.random() < self.config.copy_paste and not is_plain:
+        if random.random() < self.config.copy_paste and may_mix:
             label = random.choice(self.pasted_classes)
-            photos = np.flatnonzero(self.dataset.shown_classes[:, label])
+            photos = np.flatnonzero(self.dataset.class_presence[:, label])
             donor = random_view(self._read(random.choice(photos)), self.size, self.config, random)
-            view = paste(view, donor, label, random)
+            view = paste_object(view, donor, label, random)
         return view
 
     def _read(self, number: int) -> Example:
-        """The photo, no larger than the largest view of it needs, and its objects in the pixels that are left."""
+        """Reads a photo at no higher resolution than its largest view needs, and scales its objects to match."""
         photo = self.dataset.photos[number]
         fitted = place(photo.width, photo.height, [(self.size, self.size)])
-        largest = self.config.largest_scale
-        pixels = read_photo(photo, round(fitted.width * largest), round(fitted.height * largest))
+        max_scale = self.config.max_scale
+        pixels = read_photo(photo, round(fitted.width * max_scale), round(fitted.height * max_scale))
         scale = np.array([pixels.shape[1] / photo.width, pixels.shape[0] / photo.height, 1], np.float32)
         boxes, keypoints = photo.boxes_xyxy * scale[[0, 1, 0, 1]], photo.keypoints * scale
         objects = photo.objects._replace(boxes_xyxy=boxes, keypoints=keypoints)
@@ -103,14 +104,14 @@ class TrainingViews(torch.utils.data.Dataset[tuple[NDArray[np.uint8], Targets]])
 
 
 def repeat_factors(dataset: Dataset, threshold: float) -> NDArray[np.float64]:
-    """How often each photo comes in an epoch, at least once: that of its rarest class, sqrt(threshold / frequency).
+    """Returns how often an epoch repeats each photo (photos,): max(1, sqrt(threshold / frequency)) of its rarest class.
 
-    Shape: (photos,). A class's frequency is the share of photos that show it. Source: LVIS (arXiv 1908.03195, 4).
+    A class's frequency is the share of photos that show it. Source: LVIS (arXiv 1908.03195, 4).
     """
-    shows = dataset.shown_classes
-    frequency = shows.mean(0).clip(min=1e-9)
-    of_class = np.sqrt(threshold / frequency).clip(min=1.0)
-    factors: NDArray[np.float64] = np.where(shows, of_class, 1.0).max(1)
+    presence = dataset.class_presence
+    frequency = presence.mean(0).clip(min=1e-9)
+    class_factors = np.sqrt(threshold / frequency).clip(min=1.0)
+    factors: NDArray[np.float64] = np.where(presence, class_factors, 1.0).max(1)
     return factors
 
 
@@ -120,19 +121,19 @@ def training_batches(
     epoch: int,
     first_step: int,
     device: torch.device,
-    processes: Processes = ALONE,
-) -> Iterator[tuple[Part, ...]]:
-    """This process's share of the batches of `epoch` from `first_step` on, each in `accumulate` parts, for `device`.
+    processes: Processes = SINGLE_PROCESS,
+) -> Iterator[tuple[MicroBatch, ...]]:
+    """Yields this process's share of each batch of `epoch` from `first_step` on, as `accumulate` micro-batches.
 
-    A part: images (B, size, size, 3), uint8, RGB, and `Targets` stacked, B = batch_size / accumulate / processes.
-    Repeated photos displace others: an epoch has `steps_per_epoch` batches however many come more than once.
+    Each: images (B, size, size, 3), uint8, RGB, and stacked `Targets`, B = batch_size / accumulate / world_size.
+    Repeated photos displace others: an epoch always has `steps_per_epoch` batches.
     """
     steps = steps_per_epoch(dataset, config)
-    parts = np.arange(steps * config.batch_size).reshape(steps, config.accumulate, processes.count, -1)
-    positions = parts[first_step:, :, processes.index].reshape((steps - first_step) * config.accumulate, -1)
+    positions = np.arange(steps * config.batch_size).reshape(steps, config.accumulate, processes.world_size, -1)
+    local_positions = positions[first_step:, :, processes.rank].reshape((steps - first_step) * config.accumulate, -1)
     loader = DataLoader(
         TrainingViews(dataset, config, epoch),
-        batch_sampler=positions.tolist(),
+        batch_sampler=local_positions.tolist(),
         num_workers=choose_workers(config.workers, device, processes),
         pin_memory=device.type == "cuda",
         worker_init_fn=_start_worker,
@@ -140,31 +141,31 @@ def training_batches(
     return zip(*[iter(loader)] * config.accumulate, strict=True)
 
 
-def choose_workers(wanted: int | None, device: torch.device, processes: Processes = ALONE) -> int:
-    """Returns how many processes load for one that computes: what is wanted, or for None what `device` goes well with.
+def choose_workers(configured: int | None, device: torch.device, processes: Processes = SINGLE_PROCESS) -> int:
+    """Returns the number of loader workers for each training process; None chooses it by `device`.
 
-    A GPU is fed by this process's share of the machine's usable CPUs, up to `_MOST_WORKERS`. On a CPU nobody loads
-    beside the step, whose threads wait for the one whose core a worker has taken; docs/training.md says what it costs.
+    A GPU gets this process's share of the machine's usable CPUs, up to `_MAX_WORKERS`. A CPU gets none: a worker would
+    take a core from the threads that compute the step (docs/training.md has the cost).
     """
-    if wanted is not None:
-        return wanted
+    if configured is not None:
+        return configured
     if device.type != "cuda":
         return 0
-    return min(_MOST_WORKERS, max(1, count_cpus() // processes.local_count))
+    return min(_MAX_WORKERS, max(1, count_cpus() // processes.local_world_size))
 
 
 def steps_per_epoch(dataset: Dataset, config: Config) -> int:
-    """Optimiser steps in one epoch; raises `InvalidDataset` where the data does not fill one batch."""
+    """Returns the optimiser steps per epoch; raises `InvalidDataset` if the data does not fill one batch."""
     steps = len(dataset.photos) // config.batch_size
     if steps == 0:
         raise InvalidDataset(
-            f"{dataset.annotations_path}: {len(dataset.photos)} pictures do not fill one batch: set batch_size lower"
+            f"{dataset.annotations_path}: {len(dataset.photos)} photos do not fill one batch: lower batch_size"
         )
     return steps
 
 
 class LetterboxedPhotos(torch.utils.data.Dataset[NDArray[np.uint8]]):
-    """The photos as the network is evaluated on them: (size, size, 3), uint8, RGB."""
+    """The photos letterboxed for evaluation: (size, size, 3), uint8, RGB."""
 
     def __init__(self, dataset: Dataset, size: int) -> None:
         self.dataset = dataset
@@ -180,7 +181,7 @@ class LetterboxedPhotos(torch.utils.data.Dataset[NDArray[np.uint8]]):
 def evaluation_batches(
     dataset: Dataset, size: int, batch_size: int, workers: int | None, device: torch.device
 ) -> Iterator[Tensor]:
-    """All photos in order, letterboxed, for `device`: images (B, size, size, 3), uint8, RGB."""
+    """Yields all photos in order, letterboxed: images (B, size, size, 3), uint8, RGB."""
     return iter(
         DataLoader(
             LetterboxedPhotos(dataset, size),
@@ -193,12 +194,12 @@ def evaluation_batches(
 
 
 def letterbox_photo(photo: Photo, size: int) -> Canvas:
-    """The photo as the network is evaluated on it, `size` pixels squared; raises `InvalidDataset`."""
+    """Letterboxes a photo to (size, size, 3), as in evaluation; raises `InvalidDataset`."""
     return prepare_photo(photo, lambda data: prepare(data, [(size, size)]))
 
 
 def prepare_photo(photo: Photo, prepare: Callable[[bytes], Canvas]) -> Canvas:
-    """What `prepare` makes of the photo's file; raises `InvalidDataset` where that is not what it should be."""
+    """Applies `prepare` to the photo's file; raises `InvalidDataset` if it is invalid or of another size."""
     try:
         canvas = prepare(photo.path.read_bytes())
     except image.InvalidImage as error:
@@ -207,15 +208,15 @@ def prepare_photo(photo: Photo, prepare: Callable[[bytes], Canvas]) -> Canvas:
     return canvas
 
 
-def read_photo(photo: Photo, least_width: int = 0, least_height: int = 0) -> NDArray[np.uint8]:
-    """The photo as (height, width, 3), uint8, RGB, or halved while it stays as large as it should at least be.
+def read_photo(photo: Photo, min_width: int = 0, min_height: int = 0) -> NDArray[np.uint8]:
+    """Reads a photo as (height, width, 3), uint8, RGB, downscaled by powers of two to no less than the minimum size.
 
-    Raises `InvalidDataset` where the file is not what it should be.
+    Raises `InvalidDataset` if the file is invalid or of another size.
     """
     data = photo.path.read_bytes()
     try:
         header = image.read_header(data)
-        pixels = image.decode(data, header, least_width, least_height)
+        pixels = image.decode(data, header, min_width, min_height)
     except image.InvalidImage as error:
         raise InvalidDataset(f"{photo.path}: {error}") from error
     _check_size(photo, header.width, header.height)
@@ -225,10 +226,10 @@ def read_photo(photo: Photo, least_width: int = 0, least_height: int = 0) -> NDA
 def _check_size(photo: Photo, width: int, height: int) -> None:
     if (width, height) != (photo.width, photo.height):
         raise InvalidDataset(
-            f"{photo.path}: is {width}x{height} pixels, as its EXIF orientation turns it;"
+            f"{photo.path}: is {width}x{height} pixels after its EXIF orientation is applied;"
             f" the annotations say {photo.width}x{photo.height}"
         )
 
 
 def _start_worker(_: int) -> None:
-    cv2.setNumThreads(0)  # the workers are the parallelism
+    cv2.setNumThreads(0)  # the workers already use all cores

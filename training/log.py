@@ -1,4 +1,4 @@
-"""The run folder's `log.txt`: what the console said."""
+"""Copies console output to the run folder's `log.txt`."""
 
 import datetime
 import shlex
@@ -13,19 +13,19 @@ _WIDTH = 160  # columns of the file, whatever the terminal's
 
 
 class Log(RenderHook):
-    """Appends what `console` prints to `path` while it is entered, behind the command and the time, and how it ended.
+    """While entered, appends all output of `console` to `path`, between the time and command and how it ended.
 
-    What is printed before the file's folder is there waits for it: a run that is refused leaves nothing. Progress bars
-    are left out.
+    Output is buffered until the folder of `path` exists, so that a run that fails its checks leaves no folder. Progress
+    bars are not logged.
     """
 
     def __init__(self, console: Console, path: Path) -> None:
         self._console = console
         self._path = path
-        self._waiting: list[ConsoleRenderable | str] = []
+        self._buffer: list[ConsoleRenderable | str] = []
 
     def __enter__(self) -> "Log":
-        self._waiting = [f"{_now()} {shlex.join(sys.orig_argv)}"]
+        self._buffer = [f"{_now()} {shlex.join(sys.orig_argv)}"]
         self._console.push_render_hook(self)
         return self
 
@@ -37,20 +37,20 @@ class Log(RenderHook):
         self._write([f"{_now()} {ending}"])
 
     def process_renderables(self, renderables: list[ConsoleRenderable]) -> list[ConsoleRenderable]:
-        """Is told by Rich what is about to be printed."""
+        """Logs what Rich is about to print, and returns it unchanged."""
         self._write([each for each in renderables if not isinstance(each, Control | NewLine)])
         return renderables
 
     def _write(self, lines: list[ConsoleRenderable] | list[str]) -> None:
         if not lines:
             return
-        self._waiting += lines
+        self._buffer += lines
         if self._path.parent.is_dir():
             with self._path.open("a") as file:
                 plain = Console(file=file, width=_WIDTH, no_color=True, markup=False, highlight=False, soft_wrap=True)
-                for line in self._waiting:
+                for line in self._buffer:
                     plain.print(line)
-            self._waiting.clear()
+            self._buffer.clear()
 
 
 def _now() -> str:

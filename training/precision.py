@@ -17,7 +17,7 @@ from training.compare import time_interleaved
 from training.datasets.dataset import Dataset
 from training.environment import name_processor
 from training.evaluate import detect_with_model
-from training.half import halve
+from training.half import convert_to_fp16
 from training.metrics import Metrics, measure
 from training.quantize import Quantizer
 
@@ -148,7 +148,7 @@ def _generate_candidates(
 ) -> Iterator[tuple[onnx.ModelProto, tuple[str, ...]]]:
     """Yields candidate graphs, fastest first, each with its layers in float32 besides the heatmaps' last."""
     if target.precision == "fp16":
-        yield halve(proto), ()
+        yield convert_to_fp16(proto), ()
         return
     photos = _sample_photos(target.train_set, _CALIBRATION_PHOTOS, 0).photos
     quantizer = Quantizer(proto, [detector.prepare(photo.path.read_bytes()).pixels for photo in photos])

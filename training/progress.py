@@ -1,4 +1,4 @@
-"""One progress bar: loss, pictures a second, time left."""
+"""A progress bar with loss, throughput and remaining time."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 @contextmanager
 def progress_bar(console: Console, title: str, total: int, start: int = 0) -> Iterator[Callable[..., None]]:
-    """Yields `advance(loss=, pictures=)`, to be called after every step."""
+    """Yields `advance(pictures=, loss=)`, to be called after every step."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -22,12 +22,12 @@ def progress_bar(console: Console, title: str, total: int, start: int = 0) -> It
     )
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(title, total=total, completed=start, note="")
-        started, seen = time.monotonic(), 0
+        started, processed = time.monotonic(), 0
 
         def advance(*, pictures: int, loss: float | None = None) -> None:
-            nonlocal seen
-            seen += pictures
-            rate = f"{seen / (time.monotonic() - started):.1f} pictures/s"
+            nonlocal processed
+            processed += pictures
+            rate = f"{processed / (time.monotonic() - started):.1f} pictures/s"
             bar.update(task, advance=1, note=rate if loss is None else f"loss {loss:.3f}, {rate}")
 
         yield advance

@@ -17,8 +17,8 @@ from onnx.numpy_helper import from_array, to_array
 from onnxruntime.quantization import CalibrationMethod, QDQQuantizer, QuantType, TensorsData
 
 from model.session import open_session
-from training.stem import share_normalisation, take_bytes
-from training.trunk import find_exact_nodes, find_last_layers, fold_constants
+from training.stem import remove_input_quantisation, unify_normalisation
+from training.trunk import find_full_precision_nodes, find_logit_layers, fold_constants
 
 # operators with an integer kernel on the CPU. Without the activation functions a convolution's output would be
 # quantised over its whole range, most of which ReLU6 clips (measured: 4 AP50)
@@ -40,13 +40,13 @@ class Quantizer:
         self._float = fold_constants(proto)
         self._canvases = canvases
         graph = self._float.graph
-        self._bytes = share_normalisation(graph)
+        self._bytes = unify_normalisation(graph)
         self._overrides = _limit_weight_ranges(graph)
         if self._bytes:
             pixels, scale, zero = self._bytes
             parameters = {"scale": np.array(scale, np.float32), "zero_point": np.array(zero, np.uint8)}
             self._overrides[pixels] = [parameters]
-        exact = {node.name for node in find_exact_nodes(graph)}
+        exact = {node.name for node in find_full_precision_nodes(graph)}
         # integer tensors hold shapes
         integers = {each.name for each in graph.value_info if each.type.tensor_type.elem_type != TensorProto.FLOAT}
         self._not_feature_maps = {each.name for each in graph.initializer} | integers | {""}
@@ -76,7 +76,7 @@ class Quantizer:
 
         Boxes and heatmaps share a feature map, so this error indicates the error of the boxes too.
         """
-        logits = [node.output[0] for node in find_last_layers(self._float.graph)]
+        logits = [node.output[0] for node in find_logit_layers(self._float.graph)]
         canvases = self._canvases[:_RANKING_PHOTOS]
         expected = capture_tensors(self._float, logits, canvases)
         errors = {}
@@ -112,7 +112,7 @@ class Quantizer:
         quantized: onnx.ModelProto = quantizer.model.model
         self._correct_biases(quantized.graph)
         if self._bytes:
-            take_bytes(quantized.graph, self._bytes[0])
+            remove_input_quantisation(quantized.graph, self._bytes[0])
         return quantized
 
     def _calibrate(self) -> tuple[TensorsData, dict[str, Array]]:

@@ -13,7 +13,7 @@ from rich.console import Console
 from training.config import Config
 from training.datasets.dataset import Dataset
 from training.learner import Learner
-from training.loader import Part, training_batches
+from training.loader import MicroBatch, training_batches
 from training.processes import Processes
 from training.train import load_data
 
@@ -53,7 +53,7 @@ def prepare_run(config: Config, processes: Processes, console: Console) -> tuple
     config = config.for_overfitting()
     config = config.model_copy(update={"first_train_size": 0})
     train_set, _ = load_data(config, processes, console)
-    processes.check_shares(config)
+    processes.check_batch_size(config)
     return prepare_learner(config, train_set, processes, console), train_set
 
 
@@ -70,7 +70,7 @@ def measure_speed(learner: Learner, dataset: Dataset, seconds: float, rounds: in
     parts = next(batches)
     first = time_calls(lambda: learner.step(parts))  # warm-up: allocates memory and selects kernels
     count = max(2, min(_MAX_STEPS, int(seconds / rounds / first)))
-    count = learner.processes.tell(count)  # all processes must take the same number of steps
+    count = learner.processes.broadcast(count)  # all processes must take the same number of steps
     prefetched = -(-2 * learner.workers // learner.config.accumulate)  # batches: each worker prefetches two parts
     found: dict[str, list[float]] = {"step": [], "loader": [], "both": []}
     for _ in range(rounds):
@@ -110,6 +110,6 @@ def describe_memory(device: torch.device) -> str:
     return f"peak {peak / 1e9:.2f} GB{' on the GPU' if device.type == 'cuda' else ', without workers'}"
 
 
-def _endless_batches(learner: Learner, dataset: Dataset) -> Iterator[tuple[Part, ...]]:
+def _endless_batches(learner: Learner, dataset: Dataset) -> Iterator[tuple[MicroBatch, ...]]:
     for epoch in itertools.count():
         yield from training_batches(dataset, learner.config, epoch, 0, learner.device, learner.processes)

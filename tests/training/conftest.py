@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from training.generate import generate_pictures
+from training.generate import generate_dataset
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -16,5 +16,5 @@ def one_thread() -> None:
 def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data set of 24 generated pictures to train on and 6 to validate on."""
     folder = tmp_path_factory.mktemp("shapes")
-    generate_pictures(folder, 24, seed=0)
+    generate_dataset(folder, 24, seed=0)
     return folder

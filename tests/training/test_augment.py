@@ -5,7 +5,7 @@ import pytest
 from numpy.typing import NDArray
 
 from tests.training.configs import small_config
-from training.augment import Example, paste, random_mosaic, random_view
+from training.augment import Example, paste_object, random_mosaic, random_view
 from training.config import Config
 from training.datasets.dataset import Objects
 
@@ -173,7 +173,7 @@ def test_a_pasted_object_brings_what_is_in_its_box_and_hides_what_was_there() ->
     )
     donor_boxes = np.array([[20, 20, 50, 50], [30, 40, 40, 80], [70, 0, 90, 20]], np.float32)
     donor = example_of(np.full((100, 100, 3), 200, np.uint8), donor_boxes, [3, 4, 5])
-    pasted = paste(view, donor, 3, np.random.default_rng(0))
+    pasted = paste_object(view, donor, 3, np.random.default_rng(0))
     assert pasted.pixels[25:45, 25:45].min() == 200  # whole within the box, fading into its margin of 3 pixels
     assert pasted.pixels[:17].max() == pasted.pixels[53:].max() == pasted.pixels[:, 53:].max() == 0
     assert pasted.objects.labels.tolist() == [
@@ -184,9 +184,9 @@ def test_a_pasted_object_brings_what_is_in_its_box_and_hides_what_was_there() ->
     ]  # 0 is hidden, of 2 two thirds are left, 4 is cut, 5 stays away
     assert pasted.objects.boxes_xyxy[-1].tolist() == [30, 40, 40, 53]
     assert view.pixels.max() == 0
-    at_edge = paste(view, donor, 5, np.random.default_rng(0))
+    at_edge = paste_object(view, donor, 5, np.random.default_rng(0))
     assert at_edge.pixels[0, 80].min() == 200  # it goes on beyond the picture
-    assert paste(view, donor, 0, np.random.default_rng(0)) is view
+    assert paste_object(view, donor, 0, np.random.default_rng(0)) is view
 
 
 def test_joints_that_a_paste_hides_or_cuts_off_are_not_seen() -> None:
@@ -195,6 +195,6 @@ def test_joints_that_a_paste_hides_or_cuts_off_are_not_seen() -> None:
     view = Example(pixels, Objects(box, np.array([0]), np.array([False]), joints))
     lower = joints / [2, 2, 1] * [1, 3, 1]
     donor = Example(pixels, Objects(box / 2, np.array([0]), np.array([False]), lower))
-    under, over = paste(view, donor, 0, np.random.default_rng(0)).objects.keypoints
+    under, over = paste_object(view, donor, 0, np.random.default_rng(0)).objects.keypoints
     assert under[:, 2].tolist() == [1, 2]
     assert over[:, 2].tolist() == [2, 0]

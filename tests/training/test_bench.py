@@ -49,7 +49,7 @@ def test_efficiency_is_relative_to_the_slower_part() -> None:
 
 @pytest.mark.parametrize(
     ("against", "message"),
-    [("precision", "write settings as"), ("precision=fp8", "precision"), ("speed=1", "no setting")],
+    [("precision", "write settings as"), ("precision=fp8", "precision"), ("speed=1", "not a setting")],
 )
 def test_invalid_override_is_named(
     shapes: Path, capsys: pytest.CaptureFixture[str], against: str, message: str

@@ -14,15 +14,15 @@ PHOTO = make_photo(1, Path("p"), 64, 64, OBJECTS)
 
 
 @pytest.mark.parametrize(
-    ("input_size", "stride", "collides", "is_beside"),
+    ("input_size", "stride", "collides", "is_adjacent"),
     [(64, 4, [0, 1], [2]), (64, 2, [], [0, 1, 2]), (128, 4, [], [0, 1, 2]), (64, 32, [0, 1, 2], [3])],
 )
 def test_objects_that_a_heatmap_cannot_tell_apart_are_found(
-    input_size: int, stride: int, collides: list[int], is_beside: list[int]
+    input_size: int, stride: int, collides: list[int], is_adjacent: list[int]
 ) -> None:
     found = find_collisions(PHOTO, input_size, stride)
     assert np.flatnonzero(found.collides).tolist() == collides
-    assert np.flatnonzero(found.is_beside).tolist() == is_beside
+    assert np.flatnonzero(found.is_adjacent).tolist() == is_adjacent
 
 
 @pytest.mark.parametrize(("rows", "hits"), [([0, 1, 2, 3], 3), ([0, 0, 3], 1), ([3], 0), ([], 0)])

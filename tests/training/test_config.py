@@ -27,8 +27,8 @@ def test_every_setting_can_be_a_flag(name: str) -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ({"batch_sise": "4"}, r"batch_sise is no setting: did you mean batch_size\?"),
-        ({"zzz": "4"}, "zzz is no setting$"),
+        ({"batch_sise": "4"}, r"batch_sise is not a setting: did you mean batch_size\?"),
+        ({"zzz": "4"}, "zzz is not a setting$"),
         ({"batch_size": "four"}, "batch_size"),
         ({"input_size": "300"}, "input_size.*multiple of 32"),
         ({"backbone": "vgg"}, "backbone.*efficientnet_lite0, .*resnet18"),
@@ -39,13 +39,16 @@ def test_every_setting_can_be_a_flag(name: str) -> None:
         ({"mean": "1,2,3"}, "std: .*both or neither"),
         ({"mean": "1,2,3", "std": "1,0,1"}, "std: .*positive"),
         ({"scale_range": "wide"}, "scale_range"),
-        ({"scale_range": "2,1"}, "scale_range.*the smaller one first"),
+        ({"scale_range": "2,1"}, "scale_range.*the smaller first"),
         ({"device": "tpu"}, "device"),
-        ({"accumulate": "3"}, "batch_size 16 cannot be computed in 3 equal parts: make it a multiple of accumulate"),
-        ({"freeze_backbone_epochs": "2", "pretrained": ""}, "would keep random weights: set pretrained"),
-        ({"freeze_backbone_epochs": "10", "pretrained": "x.pth"}, "leaves no epoch of 10 in which the backbone learns"),
-        ({"frozen_stages": "2", "pretrained": ""}, "would keep random weights: set pretrained"),
-        ({"freeze_statistics": "true", "pretrained": ""}, "would keep random weights: set pretrained"),
+        ({"accumulate": "3"}, "batch_size 16 cannot be split into 3 equal parts: make it a multiple of accumulate"),
+        ({"freeze_backbone_epochs": "2", "pretrained": ""}, "would freeze random weights: set pretrained"),
+        (
+            {"freeze_backbone_epochs": "10", "pretrained": "x.pth"},
+            "leaves no epoch of 10 in which the backbone is trained",
+        ),
+        ({"frozen_stages": "2", "pretrained": ""}, "would freeze random weights: set pretrained"),
+        ({"freeze_statistics": "true", "pretrained": ""}, "would freeze random weights: set pretrained"),
         ({"input_size": "0"}, "input_size.*greater than 0"),
         ({"patience": "-1"}, "patience.*greater than or equal to 0"),
     ],
@@ -58,7 +61,7 @@ def test_a_wrong_setting_is_named(override: dict[str, str], message: str) -> Non
 def test_an_hourglass_takes_multiples_of_its_own_stride(shapes: Path, tmp_path: Path) -> None:
     settings = {"backbone": "hourglass104", "neck": "none", "epochs": 10}
     config = small_config(shapes, tmp_path, **settings, input_size=512, first_train_size=256)
-    sizes = [config.picture_size(epoch) for epoch in range(10)]
+    sizes = [config.image_size(epoch) for epoch in range(10)]
     assert sizes[0] == 256 and sizes[-1] == 512
     assert all(size % 128 == 0 for size in sizes)
 
@@ -81,16 +84,16 @@ def test_a_missing_or_broken_file_is_named(tmp_path: Path) -> None:
 
 def test_pictures_grow_to_their_last_size(shapes: Path, tmp_path: Path) -> None:
     config = small_config(shapes, tmp_path, epochs=10, first_train_size=64, train_size=128)
-    sizes = [config.picture_size(epoch) for epoch in range(10)]
+    sizes = [config.image_size(epoch) for epoch in range(10)]
     assert sizes[0] == 64 and sizes[8:] == [128, 128]
     assert sizes == sorted(sizes) and all(size % 32 == 0 for size in sizes)
-    assert small_config(shapes, tmp_path).picture_size(0) == 64
+    assert small_config(shapes, tmp_path).image_size(0) == 64
 
 
 def test_a_missing_setting_is_asked_for(tmp_path: Path) -> None:
     path = tmp_path / "short.toml"
     path.write_text('name = "short"\ndataset = "mine"\nepochs = 3\n')
-    with pytest.raises(InvalidConfig, match=r"short\.toml: data_root is needed: .* or give --data-root"):
+    with pytest.raises(InvalidConfig, match=r"short\.toml: data_root is required: .* or give --data-root"):
         load_config(path, {})
 
 

@@ -13,18 +13,18 @@ from tests.training.configs import small_config
 from tests.training.joints import JOINTS, add_joints
 from training.datasets.load import load_dataset
 from training.learner import Learner, choose_precision
-from training.loader import Part, training_batches
-from training.processes import ALONE
+from training.loader import MicroBatch, training_batches
+from training.processes import SINGLE_PROCESS
 
 
 def start(
     shapes: Path, tmp_path: Path, joints: Sequence[str] = (), **settings: Any
-) -> tuple[Learner, tuple[Part, ...]]:
+) -> tuple[Learner, tuple[MicroBatch, ...]]:
     """A learner in fp32 whose batch norms keep their statistics, and the parts of its first batch."""
     config = small_config(shapes, tmp_path, precision="fp32", **settings)
     annotations = add_joints(shapes / "train.json", tmp_path / "joints.json") if joints else shapes / "train.json"
     dataset = load_dataset(annotations, shapes / "images")
-    learner = Learner(config, dataset, ALONE, Console(quiet=True))
+    learner = Learner(config, dataset, SINGLE_PROCESS, Console(quiet=True))
     learner.begin_epoch(0)
     for module in learner.network.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -127,6 +127,6 @@ def test_a_run_goes_on_in_another_precision(shapes: Path, tmp_path: Path) -> Non
     learner, parts = start(shapes, tmp_path)
     learner.step(parts)
     dataset = load_dataset(shapes / "train.json", shapes / "images")
-    scaled = Learner(small_config(shapes, tmp_path, precision="fp16"), dataset, ALONE, Console(quiet=True))
+    scaled = Learner(small_config(shapes, tmp_path, precision="fp16"), dataset, SINGLE_PROCESS, Console(quiet=True))
     scaled.load_state_dict(learner.state_dict())
     assert scaled.scheduler.last_epoch == 1

@@ -63,7 +63,7 @@ def test_workers_share_the_cpus_that_feed_gpus_and_take_none_from_a_step_unless_
     wanted: int | None, device: str, cpus: int, processes: int, workers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loader, "count_cpus", lambda: cpus)
-    of_machine = Processes(count=2 * processes, local_count=processes)
+    of_machine = Processes(world_size=2 * processes, local_world_size=processes)
     assert choose_workers(wanted, torch.device(device), of_machine) == workers
 
 
@@ -132,7 +132,7 @@ def test_a_large_photo_is_decoded_no_larger_than_its_views_need(tmp_path: Path, 
     config = small_config(tmp_path, tmp_path, aspect_jitter=0.2, scale_range=(0.8, 1.5), color_jitter=0.0)
     photo = make_photo(0, tmp_path / "0.jpg", 800, 640, [Object((300, 200, 500, 400), 0)])
     views = TrainingViews(Dataset(Path("x.json"), ("square",), (1,), (photo,)), config, 0)
-    assert config.largest_scale == pytest.approx(1.5 * np.exp(0.1))
+    assert config.max_scale == pytest.approx(1.5 * np.exp(0.1))
     example = views._read(0)
     assert example.pixels.shape == (160, 200, 3)
     assert example.objects.boxes_xyxy.tolist() == [[75, 50, 125, 100]]

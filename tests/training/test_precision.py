@@ -25,11 +25,11 @@ from training.datasets.load import load_dataset
 from training.evaluate import detect_with_model
 from training.export import export
 from training.files import write_json
-from training.half import halve
+from training.half import convert_to_fp16
 from training.metrics import Metrics, measure
 from training.precision import PrecisionLoss, PrecisionTarget, reduce_precision
 from training.quantize import Quantizer, capture_tensors
-from training.trunk import find_exact_nodes, find_last_layers, find_normalisation, fold_constants
+from training.trunk import find_full_precision_nodes, find_logit_layers, find_normalisation, fold_constants
 
 LABELS = ("circle", "square", "triangle")
 
@@ -147,13 +147,13 @@ def test_model_that_loses_too_much_ap50_is_not_written(
     checkpoint: Checkpoint, self_labelled: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def halve_badly(proto: onnx.ModelProto) -> onnx.ModelProto:
-        halved = halve(proto)
+        halved = convert_to_fp16(proto)
         for tensor in halved.graph.initializer:
             if tensor.name == "network.heatmap_head.2.weight":
                 tensor.CopyFrom(numpy_helper.from_array(-numpy_helper.to_array(tensor), tensor.name))
         return halved
 
-    monkeypatch.setattr(precision, "halve", halve_badly)
+    monkeypatch.setattr(precision, "convert_to_fp16", halve_badly)
     path = tmp_path / "models" / "fast.onnx"
     target = PrecisionTarget("fp16", 1.0, self_labelled)
     with pytest.raises(PrecisionLoss, match=r"fp16 loses at least \d\d\.\d\d AP50, more than the 1 allowed: raise"):
@@ -179,7 +179,7 @@ def test_layers_are_kept_in_float_until_the_loss_is_allowed(
     )
     assert reduced.comparison.float_layers == tuple(quantizer.layers[:-5:-1])
     floats = {node.name for node in reduced.proto.graph.node if is_float_layer(node)}
-    assert floats == {node.name for node in find_last_layers(fold_constants(proto).graph)} | set(quantizer.layers[-4:])
+    assert floats == {node.name for node in find_logit_layers(fold_constants(proto).graph)} | set(quantizer.layers[-4:])
 
 
 def test_operators_that_only_float_layers_consume_are_float(quantizer: Quantizer) -> None:
@@ -246,7 +246,7 @@ def test_bias_correction_removes_the_shift_of_weight_rounding(
             tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
     canvases = draw_canvases()
     quantizer = Quantizer(rounded, canvases)
-    maps = [node.output[0] for node in find_last_layers(fold_constants(rounded).graph)]
+    maps = [node.output[0] for node in find_logit_layers(fold_constants(rounded).graph)]
 
     def measure_shift() -> float:
         pairs = zip(
@@ -260,14 +260,14 @@ def test_bias_correction_removes_the_shift_of_weight_rounding(
 
 
 def test_half_precision_ends_before_the_boxes(proto: onnx.ModelProto) -> None:
-    halved = halve(proto)
+    halved = convert_to_fp16(proto)
     onnx.checker.check_model(halved, full_check=True)
     types = {
         each.name: each.type.tensor_type.elem_type
         for each in onnx.shape_inference.infer_shapes(halved).graph.value_info
     }
     constants = {each.name: each.data_type for each in halved.graph.initializer}
-    exact = find_exact_nodes(fold_constants(proto).graph)
+    exact = find_full_precision_nodes(fold_constants(proto).graph)
     assert len(exact) > 30
     assert TensorProto.FLOAT16 in types.values()
     for node in halved.graph.node:
@@ -281,10 +281,10 @@ def test_deformable_convolutions_keypoints_and_a_first_stride_of_1_can_be_conver
     network.backbone.conv1.stride = (1, 1)  # as DLA's
     spread_activations(network)
     proto, canvases = build_onnx(network), draw_canvases(2)
-    names = [node.output[0] for node in find_last_layers(fold_constants(proto).graph)]
+    names = [node.output[0] for node in find_logit_layers(fold_constants(proto).graph)]
     assert len(names) == 2  # of objects and keypoints
     expected = capture_tensors(fold_constants(proto), names, canvases)
-    for lowered, most in ((halve(proto), 0.05), (Quantizer(proto, canvases).build(), 0.5)):
+    for lowered, most in ((convert_to_fp16(proto), 0.05), (Quantizer(proto, canvases).build(), 0.5)):
         for ones, others in zip(capture_tensors(lowered, names, canvases), expected, strict=True):
             assert np.abs(np.stack(ones) - np.stack(others)).mean() < most * np.stack(others).std()
 

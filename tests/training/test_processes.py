@@ -1,4 +1,4 @@
-"""Two real processes, started by torchrun's module as a user starts them, beside one that does the same alone."""
+"""Two real processes, started by torchrun's module as a user starts them, compared with a single process."""
 
 import json
 import os
@@ -22,7 +22,7 @@ from training.config import Config, InvalidConfig
 from training.datasets.load import load_dataset
 from training.learner import Learner, Step
 from training.loader import training_batches
-from training.processes import ALONE, Processes, hold_gradients, join_processes
+from training.processes import SINGLE_PROCESS, Processes, defer_gradient_sync, join_processes
 from training.train import train
 
 ROOT = Path(__file__).parents[2]
@@ -133,7 +133,7 @@ def test_only_a_run_that_torchrun_restarts_may_resume_nothing(shapes: Path, tmp_
     config = small_config(shapes, tmp_path)
     with pytest.raises(InvalidCheckpoint, match="no such checkpoint"):
         train(config, True, Console(quiet=True))
-    assert Processes(are_restarted=True).may_begin(tmp_path / "last.pt")
+    assert Processes(restarts_on_failure=True).may_start_fresh(tmp_path / "last.pt")
 
 
 def test_restarts_that_would_not_find_each_other_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,9 +146,9 @@ def test_restarts_that_would_not_find_each_other_are_refused(monkeypatch: pytest
 
 def test_a_batch_that_cannot_be_shared_is_refused(shapes: Path, tmp_path: Path) -> None:
     config = small_config(shapes, tmp_path, batch_size=9, accumulate=3)
-    ALONE.check_shares(config)
-    with pytest.raises(InvalidConfig, match=r"batch_size 9 .* cut into 2 x 3 equal parts .* a multiple of 6"):
-        Processes(1, 2).check_shares(config)
+    SINGLE_PROCESS.check_batch_size(config)
+    with pytest.raises(InvalidConfig, match=r"batch_size 9 .* split into 2 x 3 equal parts .* a multiple of 6"):
+        Processes(1, 2).check_batch_size(config)
 
 
 def test_processes_see_the_very_views_that_one_sees(shapes: Path, tmp_path: Path) -> None:
@@ -187,13 +187,13 @@ def normalize(images: Tensor, processes: Processes) -> dict[str, Tensor]:
     """Gradients and statistics after a sum of squares of what a batch norm makes of `images`; in float64."""
     torch.manual_seed(0)
     network: nn.Module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 3)).double()
-    processes.share_statistics(network, torch.device("cpu"))
-    shared = processes.share_gradients(network, torch.device("cpu"))
+    processes.sync_batch_norms(network, torch.device("cpu"))
+    shared = processes.wrap_data_parallel(network, torch.device("cpu"))
     # a part of a batch that is not the last waits for the rest
     half = len(images) // 2
-    for part, is_held in ((images[:half], True), (images[half:], False)):
-        with hold_gradients(shared, is_held):
-            (shared(part).square().sum() * processes.count).backward()
+    for part, is_deferred in ((images[:half], True), (images[half:], False)):
+        with defer_gradient_sync(shared, is_deferred):
+            (shared(part).square().sum() * processes.world_size).backward()
     gradients = {name: parameter.grad for name, parameter in network.named_parameters() if parameter.grad is not None}
     return gradients | dict(network.named_buffers())
 
@@ -202,12 +202,12 @@ def work_as_one_of_two(index: int, folder: Path, images: Tensor) -> None:
     store = torch.distributed.FileStore(str(folder / "store"), 2)
     torch.distributed.init_process_group("gloo", store=store, rank=index, world_size=2)
     processes = Processes(index, 2, index)
-    share = processes.deal(tuple("abcdefg"))
+    shard = processes.shard(tuple("abcdefg"))
     found = {
-        "share": share,
-        "collected": processes.collect(list(share)),
-        "told": processes.tell(f"from {index}"),
-        "total": processes.total(torch.tensor([1.0, index])),
+        "shard": shard,
+        "gathered": processes.gather(list(shard)),
+        "broadcast": processes.broadcast(f"from {index}"),
+        "total": processes.all_reduce(torch.tensor([1.0, index])),
         "normalized": normalize(images[index::2], processes),
     }
     torch.distributed.destroy_process_group()
@@ -218,11 +218,11 @@ def test_what_two_processes_share_is_exact(tmp_path: Path) -> None:
     images = torch.randn(4, 3, 8, 8, dtype=torch.float64) * 5 + 100
     torch.multiprocessing.spawn(work_as_one_of_two, (tmp_path, images), nprocs=2)  # type: ignore[no-untyped-call]
     first, second = (torch.load(tmp_path / f"{index}.pt") for index in range(2))
-    assert (first["share"], second["share"]) == (tuple("aceg"), tuple("bdf"))
-    assert (first["collected"], second["collected"]) == (list("abcdefg"), [])
-    assert first["told"] == second["told"] == "from 0"
+    assert (first["shard"], second["shard"]) == (tuple("aceg"), tuple("bdf"))
+    assert (first["gathered"], second["gathered"]) == (list("abcdefg"), [])
+    assert first["broadcast"] == second["broadcast"] == "from 0"
     assert first["total"].tolist() == second["total"].tolist() == [2, 1]
-    alone = normalize(images, ALONE)  # its parts are what the two see together: images 0 and 1, then 2 and 3
+    alone = normalize(images, SINGLE_PROCESS)  # its parts are what the two see together: images 0 and 1, then 2 and 3
     assert set(alone) == set(first["normalized"])
     for name, value in alone.items():
         for other in (first, second):
@@ -230,8 +230,8 @@ def test_what_two_processes_share_is_exact(tmp_path: Path) -> None:
 
 
 def test_alone_nothing_is_shared() -> None:
-    assert ALONE.deal((1, 2, 3)) == (1, 2, 3)
-    assert ALONE.collect([1, 2]) == [1, 2] and ALONE.tell("x") == "x"
-    assert ALONE.total(torch.tensor(3)).item() == 3
+    assert SINGLE_PROCESS.shard((1, 2, 3)) == (1, 2, 3)
+    assert SINGLE_PROCESS.gather([1, 2]) == [1, 2] and SINGLE_PROCESS.broadcast("x") == "x"
+    assert SINGLE_PROCESS.all_reduce(torch.tensor(3)).item() == 3
     network = nn.Sequential(nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1))
-    assert ALONE.share_gradients(network, torch.device("cpu")) is network
+    assert SINGLE_PROCESS.wrap_data_parallel(network, torch.device("cpu")) is network

@@ -26,9 +26,9 @@ from training.keypoint_metrics import KeypointMetrics
 from training.learner import NonFiniteLoss
 from training.loader import TrainingViews
 from training.metrics import Metrics
-from training.optimizer import learning_rate_curve
+from training.optimizer import learning_rate_schedule
 from training.pretrained import InvalidWeights, load_pretrained
-from training.processes import ALONE
+from training.processes import SINGLE_PROCESS
 from training.train import load_data, train
 
 
@@ -139,14 +139,14 @@ def test_a_run_leaves_curves_pictures_and_checkpoints(shapes: Path, tmp_path: Pa
 
 
 def test_learning_rate_warms_up_and_falls_to_zero(shapes: Path, tmp_path: Path) -> None:
-    share = learning_rate_curve(small_config(shapes, tmp_path, epochs=10, warmup_steps=4), 10)
+    share = learning_rate_schedule(small_config(shapes, tmp_path, epochs=10, warmup_steps=4), 10)
     assert [share(step) for step in range(5)] == pytest.approx([0.25, 0.5, 0.75, 1, 1])
     assert share(52) == pytest.approx(0.5)
     assert share(100) == pytest.approx(0)
 
 
 def test_learning_rate_drops_to_a_tenth_where_it_is_told_to(shapes: Path, tmp_path: Path) -> None:
-    share = learning_rate_curve(
+    share = learning_rate_schedule(
         small_config(shapes, tmp_path, epochs=10, warmup_steps=0, learning_rate_drops="6,9"), 10
     )
     assert [share(step) for step in (0, 59, 60, 89, 90, 99)] == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
@@ -154,7 +154,7 @@ def test_learning_rate_drops_to_a_tenth_where_it_is_told_to(shapes: Path, tmp_pa
 
 def test_a_drop_that_a_shortened_run_never_reaches_is_refused(shapes: Path, tmp_path: Path, console: Console) -> None:
     config = small_config(shapes, tmp_path, epochs=9, learning_rate_drops="6,9")
-    with pytest.raises(InvalidConfig, match="epoch 9 is never reached in 9 epochs: name earlier ones"):
+    with pytest.raises(InvalidConfig, match="epoch 9 is never reached in 9 epochs: set earlier drops"):
         train(config, False, console)
 
 
@@ -258,7 +258,7 @@ def test_a_checkpoint_starts_a_run_and_other_labels_get_a_new_head(
     fresh_head = other.heatmap_head[2].weight.clone()
     assert "everything" in load_pretrained(same, str(path), checkpoint.labels)
     message = load_pretrained(other, str(path), ("disc", "circle"))
-    assert message == f"all from {path} but heatmap_head: begun anew, apart from circle"
+    assert message == f"all from {path} except heatmap_head: newly initialised, apart from circle"
     assert all(torch.equal(value, trained.state_dict()[key]) for key, value in same.state_dict().items())
     assert torch.equal(other.heatmap_head[2].weight[0], fresh_head[0])
     assert torch.equal(other.heatmap_head[2].weight[1], trained.heatmap_head[2].weight[0])
@@ -273,7 +273,7 @@ def test_another_backbone_begins_with_the_neck_and_heads_of_a_checkpoint(shapes:
     message = load_pretrained(network, str(tmp_path / "small.pt"), labels)
     backbone = load_pretrained(imagenet, "imagenet", labels)
     anew = "neck.laterals.1, neck.laterals.2, neck.laterals.3"  # those that read other numbers of channels
-    assert message == f"{backbone}, all from {tmp_path / 'small.pt'} but {anew}: begun anew"
+    assert message == f"{backbone}, all from {tmp_path / 'small.pt'} except {anew}: newly initialised"
     own, theirs = network.state_dict(), trained.state_dict()
     assert all(torch.equal(own[f"backbone.{key}"], value) for key, value in imagenet.backbone.state_dict().items())
     for key in ("neck.laterals.0.0.weight", "neck.smooths.2.0.weight", "heatmap_head.2.weight"):
@@ -305,16 +305,16 @@ def test_a_finer_grid_begins_with_what_the_coarse_one_knows(shapes: Path, tmp_pa
     with_joints = build_network(coarse, 3, joint_count=2)
     message = load_pretrained(with_joints, str(tmp_path / "coarse.pt"), labels, ("head", "tail"))
     heads = "keypoint_head, keypoint_heatmap_head, keypoint_offset_head"
-    assert message == f"all from {tmp_path / 'coarse.pt'} but {heads}: begun anew"
+    assert message == f"all from {tmp_path / 'coarse.pt'} except {heads}: newly initialised"
     assert torch.equal(with_joints.heatmap_head[2].weight, trained.heatmap_head[2].weight)
 
     other = build_network(fine, 2)
     message = load_pretrained(other, str(tmp_path / "coarse.pt"), ("disc", "circle"))
-    assert message.endswith("begun anew, apart from circle")
+    assert message.endswith("newly initialised, apart from circle")
     of_circle = trained.heatmap_head[2].weight[0]
     assert torch.equal(other.heatmap_head[2].weight[4:], of_circle.expand(4, *of_circle.shape))
     Checkpoint(fine, labels, (1, 2, 3), network.state_dict(), 1, "0").save(tmp_path / "fine.pt")
-    with pytest.raises(InvalidWeights, match="trained with a stride of 2: set stride = 2"):
+    with pytest.raises(InvalidWeights, match="trained with stride 2: set stride = 2"):
         load_pretrained(build_network(coarse, 3), str(tmp_path / "fine.pt"), labels)
 
 
@@ -354,7 +354,7 @@ def test_a_run_ends_when_it_no_longer_gets_better(
     monkeypatch.setattr(training, "measure", lambda *_: Metrics(next(figures), 0, 0, None, None, None, {}))
     config = small_config(shapes, tmp_path, epochs=9, patience=2)
     best = train(config, False, Console(width=200))
-    assert "stopped: no better AP for 2 epochs than 5.00 after epoch 2" in capsys.readouterr().out
+    assert "stopped early: AP has not exceeded the 5.00 of epoch 2 for 2 epochs" in capsys.readouterr().out
     rows = [json.loads(line) for line in (best.parent / "metrics.jsonl").read_text().splitlines()]
     assert [row["epoch"] for row in rows] == [1, 2, 3, 4]
     assert load_checkpoint(best).epoch == 2
@@ -423,7 +423,7 @@ def test_overfitting_shows_the_first_photos_as_they_are_evaluated(
     settings = {"mosaic": 1.0, "first_train_size": 32, "channel_dropout": 0.2}
     config = small_config(shapes, tmp_path, overfit=3, **settings).for_overfitting()
     assert config.channel_dropout == 0
-    train_set, val_set = load_data(config, ALONE, console)
+    train_set, val_set = load_data(config, SINGLE_PROCESS, console)
     assert [photo.id for photo in val_set.photos] == [1, 2, 3]
     assert Counter(photo.id for photo in train_set.photos) == {1: 134, 2: 133, 3: 133}  # 50 batches of 8
     views = TrainingViews(train_set, config, epoch=0)
@@ -433,5 +433,5 @@ def test_overfitting_shows_the_first_photos_as_they_are_evaluated(
 
 
 def test_more_photos_to_overfit_than_there_are(shapes: Path, tmp_path: Path, console: Console) -> None:
-    with pytest.raises(InvalidConfig, match=r"overfit 50: .*train\.json has 24 photos: name fewer"):
+    with pytest.raises(InvalidConfig, match=r"overfit 50: .*train\.json has only 24 photos"):
         train(small_config(shapes, tmp_path, overfit=50), False, console)

@@ -1,1 +1,1 @@
-"""Labelled photos in the formats that people have them in."""
+"""Readers of object-detection data sets: COCO, Pascal VOC and YOLO."""

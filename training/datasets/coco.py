@@ -1,4 +1,4 @@
-"""Reads COCO's JSON (Lin et al., arXiv 1405.0312; cocodataset.org/#format-data)."""
+"""Reads COCO JSON (Lin et al., arXiv 1405.0312; cocodataset.org/#format-data)."""
 
 import json
 from collections import defaultdict
@@ -54,8 +54,7 @@ class _Annotation(BaseModel):
 def load_coco(annotations_path: Path, images_folder: Path, on_fault: OnFault = raise_fault) -> Dataset:
     """Reads `annotations_path`, whose file names are relative to `images_folder`; `iscrowd` regions are ignored.
 
-    The joints are those that its categories name; all that name some must name the same. Raises `InvalidDataset` where
-    the file is of another format.
+    All categories with keypoints must have the same ones. Raises `InvalidDataset` if the file is not in COCO format.
     """
     path = annotations_path
     try:
@@ -64,7 +63,7 @@ def load_coco(annotations_path: Path, images_folder: Path, on_fault: OnFault = r
         raise InvalidDataset(f"{path}: not valid JSON: {error}") from error
     for key in ("images", "annotations", "categories"):
         if not isinstance(content, dict) or not isinstance(content.get(key), list):
-            raise InvalidDataset(f"{path}: has no list named {key!r}: is it in COCO format?")
+            raise InvalidDataset(f"{path}: has no list {key!r}: is it in COCO format?")
 
     categories = sorted(_read_entries(_Category, content, "categories", path, raise_fault), key=lambda each: each.id)
     label_of_id = {category.id: index for index, category in enumerate(categories)}
@@ -124,19 +123,23 @@ def _read_skeleton(categories: Sequence[_Category], path: Path) -> Skeleton:
         if each.keypoints
     }
     if len({skeleton.joints for skeleton in skeletons}) > 1:
-        raise InvalidDataset(f"{path}: its categories name different keypoints: train one model for each such set")
+        raise InvalidDataset(
+            f"{path}: the categories have different keypoints: train one model for each set of keypoints"
+        )
     skeleton = max(skeletons, key=lambda each: len(each.edges), default=Skeleton())
     if len(set(skeleton.joints)) < len(skeleton.joints):
-        raise InvalidDataset(f"{path}: a category names a keypoint twice")
+        raise InvalidDataset(f"{path}: a category has duplicate keypoints")
     if not all(0 <= end < len(skeleton.joints) for edge in skeleton.edges for end in edge):
-        raise InvalidDataset(f"{path}: a category's skeleton connects what is no keypoint: they count from 1")
+        raise InvalidDataset(
+            f"{path}: a category's skeleton refers to a keypoint that does not exist: keypoints count from 1"
+        )
     return skeleton
 
 
 def _read_keypoints(
     annotation: _Annotation, skeleton: Skeleton, width: int, height: int, where: str, on_fault: OnFault
 ) -> list[Sequence[float]]:
-    """Returns x, y and visibility of each joint; `UNKNOWN` where there are none, or none that can be read."""
+    """Returns x, y and visibility of each joint; all `UNKNOWN` if they are missing or invalid."""
     unknown: list[Sequence[float]] = [(0.0, 0.0, UNKNOWN)] * len(skeleton.joints)
     values = annotation.keypoints
     if not values or annotation.num_keypoints == 0:
@@ -161,13 +164,13 @@ def _read_keypoints(
 
 
 def _read_box(annotation: _Annotation, image: _Image, where: str, on_fault: OnFault) -> list[float] | None:
-    """Checks `[x, y, width, height]` and returns it as xyxy, clipped to the picture."""
+    """Returns the bbox `[x, y, width, height]` as xyxy, clipped to the image; None if it is invalid."""
     box = annotation.bbox
     if not isinstance(box, list) or len(box) != 4 or not all(isinstance(v, int | float) for v in box):
         on_fault(f"{where}: bbox {box!r} is not [x, y, width, height]")
         return None
     x, y, w, h = box
-    if annotation.area == 0 and 0 in (w, h):  # shows nothing and says so, as two in COCO's own files
+    if annotation.area == 0 and 0 in (w, h):  # empty and marked so, as two annotations in COCO itself
         return None
     hint = "it must be [x, y, width, height] in pixels, not corners and not fractions"
     return clip_box([x, y, x + w, y + h], image.width, image.height, f"{where}: bbox {box}", hint, on_fault)

@@ -1,4 +1,4 @@
-"""One door for all formats: a path decides."""
+"""Loads a data set, choosing the format by the annotation file's suffix."""
 
 from pathlib import Path
 
@@ -9,10 +9,10 @@ from training.datasets.yolo import load_yolo
 
 
 def load_dataset(annotations_path: Path, images_folder: Path, on_fault: OnFault = raise_fault) -> Dataset:
-    """Reads COCO's `.json`, the `.txt` of a split of Pascal VOC, or the `.yaml` that names YOLO's classes.
+    """Reads a COCO `.json`, the `.txt` of a Pascal VOC split, or a YOLO `data.yaml`.
 
-    `on_fault` is told of each fault, by default by raising `InvalidDataset` at the first; that is raised in any case
-    where nothing can be read.
+    `on_fault` is called with each fault; by default the first one raises `InvalidDataset`. Raises `InvalidDataset` in
+    any case if the file cannot be read at all.
     """
     if not annotations_path.is_file():
         raise InvalidDataset(f"{annotations_path}: no such annotation file")
@@ -24,6 +24,6 @@ def load_dataset(annotations_path: Path, images_folder: Path, on_fault: OnFault 
         case ".yaml" | ".yml":
             return load_yolo(annotations_path, images_folder, on_fault)
     raise InvalidDataset(
-        f"{annotations_path}: name COCO's .json, the .txt of a split of Pascal VOC (ImageSets/Main/train.txt),"
-        " or YOLO's data.yaml"
+        f"{annotations_path}: give a COCO .json, the .txt of a Pascal VOC split (ImageSets/Main/train.txt),"
+        " or a YOLO data.yaml"
     )

@@ -1,4 +1,4 @@
-"""Reads Pascal VOC's folders (Everingham et al., IJCV 2010; the development kit's section 5)."""
+"""Reads Pascal VOC folders (Everingham et al., IJCV 2010; the development kit's section 5)."""
 
 import xml.etree.ElementTree as ET
 from pathlib import Path
@@ -17,10 +17,10 @@ from training.datasets.dataset import (
 
 
 def load_voc(split_path: Path, images_folder: Path, on_fault: OnFault = raise_fault) -> Dataset:
-    """Reads the photos that `ImageSets/Main/<split>.txt` lists, one a line, from `Annotations/<name>.xml` beside.
+    """Reads the photos listed in `ImageSets/Main/<split>.txt`, one a line, with `Annotations/<name>.xml` for each.
 
-    The labels are those of all files in `Annotations`, in alphabetical order, so that splits agree. What is marked
-    `difficult` is ignored. Raises `InvalidDataset` where the folder is of another format.
+    The labels are the sorted names in all of `Annotations`, so that all splits agree. Objects marked `difficult` are
+    ignored. Raises `InvalidDataset` if the folder is not in VOC format.
     """
     annotations = split_path.parents[2] / "Annotations" if len(split_path.parents) > 2 else Path("Annotations")
     if not annotations.is_dir():
@@ -36,7 +36,7 @@ def load_voc(split_path: Path, images_folder: Path, on_fault: OnFault = raise_fa
     for number, line in enumerate(split_path.read_text().splitlines(), start=1):
         if not line.strip():
             continue
-        name = line.split()[0]  # a class's own list has a flag behind it
+        name = line.split()[0]  # per-class lists append a flag
         where = f"{split_path}:{number}"
         if name not in roots:
             on_fault(f"{where}: there is no readable {annotations / name}.xml")
@@ -49,7 +49,7 @@ def load_voc(split_path: Path, images_folder: Path, on_fault: OnFault = raise_fa
         try:
             width, height = int(root.findtext("size/width", "")), int(root.findtext("size/height", ""))
         except ValueError:
-            on_fault(f"{path}: has no whole numbers as size/width and size/height")
+            on_fault(f"{path}: size/width and size/height are not whole numbers")
             continue
         objects = [
             found
@@ -80,9 +80,9 @@ def _read_object(
             float(element.findtext(f"bndbox/{key}", "")) for key in ("xmin", "ymin", "xmax", "ymax")
         )
     except ValueError:
-        on_fault(f"{where}: has no numbers as bndbox/xmin, ymin, xmax and ymax")
+        on_fault(f"{where}: bndbox/xmin, ymin, xmax and ymax are not numbers")
         return None
-    # VOC's pixels count from 1, and the last one belongs to the box
+    # VOC coordinates count from 1, and the maximum is inclusive
     pixels, what = [x_min - 1, y_min - 1, x_max, y_max], f"{where}: bndbox {[x_min, y_min, x_max, y_max]}"
     box = clip_box(pixels, width, height, what, "it must be in pixels, counted from 1", on_fault)
     return Object(box, labels.index(name), element.findtext("difficult", "0").strip() == "1") if box else None

@@ -1,4 +1,4 @@
-"""Reads YOLO's folders: `data.yaml` with the names, a text file for each photo (docs.ultralytics.com/datasets)."""
+"""Reads YOLO folders: `data.yaml` with class names, and a label file per photo (docs.ultralytics.com/datasets)."""
 
 import math
 from pathlib import Path
@@ -20,10 +20,10 @@ from training.datasets.dataset import (
 
 
 def load_yolo(names_path: Path, images_folder: Path, on_fault: OnFault = raise_fault) -> Dataset:
-    """Reads all photos below `images_folder`, with the names of the classes from `names_path`.
+    """Reads all photos below `images_folder`, with the class names of `names_path`.
 
-    A photo's boxes are in the file of its name with `.txt`, in the same folder, or where `labels` stands in the path
-    for the last `images`; one without such a file shows no object. Raises `InvalidDataset` where there are no names.
+    A photo's label file has the suffix `.txt`, and `labels` in place of the last `images` folder of its path, if any; a
+    photo without a label file has no objects. Raises `InvalidDataset` if the class names cannot be read.
     """
     labels, joint_values = _read_names(names_path)
     if not images_folder.is_dir():
@@ -41,7 +41,7 @@ def load_yolo(names_path: Path, images_folder: Path, on_fault: OnFault = raise_f
 
 
 def _read_names(path: Path) -> tuple[list[str], int]:
-    """Returns the classes' names, and how many numbers of joints follow each box, of a data set for pose."""
+    """Returns the class names, and how many keypoint numbers follow each box in a pose data set."""
     try:
         content = yaml.safe_load(path.read_text())
     except yaml.YAMLError as error:
@@ -50,10 +50,12 @@ def _read_names(path: Path) -> tuple[list[str], int]:
     if isinstance(names, dict) and sorted(names) == list(range(len(names))):
         names = [names[index] for index in range(len(names))]
     if not isinstance(names, list) or not names or len(set(map(str, names))) < len(names):
-        raise InvalidDataset(f"{path}: `names` is not a list of different classes, or a table of them from 0 on")
+        raise InvalidDataset(
+            f"{path}: `names` must be a list of distinct classes, or a table of them that counts from 0"
+        )
     joints = content.get("kpt_shape", [0])
     if not isinstance(joints, list) or not all(isinstance(each, int) and each >= 0 for each in joints):
-        raise InvalidDataset(f"{path}: `kpt_shape` is not [joints, numbers of each]")
+        raise InvalidDataset(f"{path}: `kpt_shape` must be [joints, numbers per joint]")
     return [str(name) for name in names], math.prod(joints)
 
 
@@ -81,21 +83,19 @@ def _read_objects(
             on_fault(f"{where}: {line!r} is not `class x y width height`")
             continue
         if label not in range(len(labels)):
-            on_fault(f"{where}: there is no class {label:g}: the names are 0 to {len(labels) - 1}")
+            on_fault(f"{where}: there is no class {label:g}: the classes are 0 to {len(labels) - 1}")
             continue
-        if len(values) == 4 + joint_values:  # joints are not read
+        if len(values) == 4 + joint_values:  # keypoints are not read
             x, y, w, h = values[:4]
             fractions = [x - w / 2, y - h / 2, x + w / 2, y + h / 2]
-        elif (
-            not joint_values and len(values) >= 6 and len(values) % 2 == 0
-        ):  # a polygon, of a data set for segmentation
+        elif not joint_values and len(values) >= 6 and len(values) % 2 == 0:  # a polygon, for segmentation
             fractions = [min(values[::2]), min(values[1::2]), max(values[::2]), max(values[1::2])]
         else:
-            rest = f" and {joint_values} numbers, as `kpt_shape` says" if joint_values else ""
+            rest = f" and the {joint_values} numbers of `kpt_shape`" if joint_values else ""
             on_fault(f"{where}: {line!r} is not `class x y width height`{rest}")
             continue
         pixels = [value * side for value, side in zip(fractions, (width, height) * 2, strict=True)]
-        hint = "it must be the centre's x and y, and width and height, as fractions from 0 to 1"
+        hint = "it must be the centre x and y, width and height, as fractions from 0 to 1"
         if box := clip_box(pixels, width, height, f"{where}: box {values[:4]}", hint, on_fault):
             objects.append(Object(box, int(label)))
     return objects
