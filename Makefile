@@ -60,7 +60,7 @@ bench: .venv-serve/ready
 check-gpu: .venv-gpu/ready
 	.venv-gpu/bin/python -m tests.gpu $(ARGS)
 
-# soak: overload a real server, then 20 minutes of full load with clients that vanish
+# soak: overload a real server, then 20 minutes of full load with clients that disconnect
 soak: .venv/ready
 	.venv/bin/python -m tests.load.soak $(ARGS)
 
@@ -69,7 +69,7 @@ soak: .venv/ready
 fuzz: .venv/ready
 	MALLOC_ARENA_MAX=1 MALLOC_MMAP_THRESHOLD_=1048576 .venv/bin/python -m tests.load.fuzz $(ARGS)
 
-# slow-clients: a usual client beside 1,000 slow ones; needs slowhttptest
+# slow-clients: a regular client beside 1,000 slow ones; needs slowhttptest
 slow-clients: .venv/ready
 	.venv/bin/python -m tests.slow_clients
 
