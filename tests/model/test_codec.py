@@ -34,7 +34,7 @@ def test_radius_of_a_ten_by_ten_box_is_the_published_one(iou: float, radius: flo
     assert gaussian_radius(ten, ten, iou).item() == pytest.approx(radius, abs=1e-3)
 
 
-def test_the_papers_code_has_a_larger_radius() -> None:
+def test_radius_of_the_papers_code_is_larger() -> None:
     ten = torch.tensor([10.0])
     assert published_radius(ten, ten, 0.7).item() == pytest.approx(2.733, abs=1e-3)
     boxes, one_class = torch.tensor([[20.0, 20.0, 60.0, 60.0]]), torch.zeros(1, dtype=torch.int64)
@@ -43,7 +43,7 @@ def test_the_papers_code_has_a_larger_radius() -> None:
 
 
 @pytest.mark.parametrize("iou", [0.3, 0.5, 0.7])
-def test_corners_moved_by_the_radius_still_overlap_by_the_threshold(iou: float) -> None:
+def test_boxes_with_corners_moved_by_the_radius_reach_the_iou_threshold(iou: float) -> None:
     width, height = torch.tensor([40.0]), torch.tensor([25.0])
     r = gaussian_radius(width, height, iou).item()
     inside = (40 - 2 * r) * (25 - 2 * r) / (40 * 25)
@@ -53,7 +53,7 @@ def test_corners_moved_by_the_radius_still_overlap_by_the_threshold(iou: float) 
     assert min(inside, outside, shifted) == pytest.approx(iou, abs=1e-5)
 
 
-def test_decoding_the_targets_gives_the_boxes_back() -> None:
+def test_decoding_encoded_targets_returns_the_boxes() -> None:
     boxes = torch.tensor([[10.0, 20.5, 100.3, 90.0], [200.0, 200.0, 240.7, 300.0], [3.0, 300.0, 17.0, 309.0]])
     labels = torch.tensor([3, 1, 0])
     found = decode(as_maps(encode(boxes, labels, 4, (80, 80))), limit=3)
@@ -63,7 +63,7 @@ def test_decoding_the_targets_gives_the_boxes_back() -> None:
     assert found.scores.min() > 0.99
 
 
-def test_a_finer_grid_tells_two_objects_apart_that_share_a_cell_of_the_coarse_one() -> None:
+def test_stride_2_separates_objects_that_share_a_cell_at_stride_4() -> None:
     boxes = torch.tensor([[75.0, 75.0, 86.0, 86.0], [77.0, 77.0, 89.0, 89.0]])  # centres at 80.5 and 83
     labels = torch.zeros(2, dtype=torch.int64)
     coarse = decode(as_maps(encode(boxes, labels, 1, (40, 40))), limit=2)
@@ -77,7 +77,7 @@ def test_a_finer_grid_tells_two_objects_apart_that_share_a_cell_of_the_coarse_on
     )
 
 
-def test_on_a_finer_grid_a_large_object_is_found_once() -> None:
+def test_stride_2_detects_a_large_object_once() -> None:
     heatmap = torch.full((1, 2, 40, 40), -10.0)
     heatmap[0, 0, 20, 20], heatmap[0, 0, 20, 23], heatmap[0, 1, 20, 23], heatmap[0, 0, 20, 38] = 5.0, 4.0, 3.0, 2.0
     maps = HeadMaps(heatmap, WholeMap(torch.full((1, 2, 40, 40), 20.0)), WholeMap(torch.zeros(1, 2, 40, 40)))
@@ -89,7 +89,7 @@ def test_on_a_finer_grid_a_large_object_is_found_once() -> None:
     torch.testing.assert_close(coarse.scores[0], torch.tensor([5.0, 4.0, 3.0, 2.0]).sigmoid())
 
 
-def test_decoding_works_for_batches_and_images_that_are_not_square() -> None:
+def test_decoding_handles_batches_and_rectangular_images() -> None:
     boxes = torch.tensor([[8.0, 8.0, 40.0, 24.0]])
     one = encode(boxes, torch.tensor([1]), 2, (16, 24))
     other = encode(boxes + 12, torch.tensor([0]), 2, (16, 24))
@@ -99,7 +99,7 @@ def test_decoding_works_for_batches_and_images_that_are_not_square() -> None:
     assert found.labels[:, 0].tolist() == [1, 0]
 
 
-def test_every_cell_under_a_gaussian_points_to_its_object() -> None:
+def test_every_cell_under_a_gaussian_has_its_objects_offset_and_size() -> None:
     boxes = torch.tensor([[16.0, 16.0, 80.0, 80.0]])
     targets = encode(boxes, torch.tensor([0]), 1, (32, 32))
     rows, columns = targets.weight.nonzero(as_tuple=True)
@@ -110,14 +110,14 @@ def test_every_cell_under_a_gaussian_points_to_its_object() -> None:
     assert targets.mask.nonzero().tolist() == [[12, 12]]
 
 
-def test_weights_of_each_object_add_up_to_one() -> None:
+def test_weights_of_each_object_sum_to_one() -> None:
     boxes = torch.tensor([[0.0, 0.0, 60.0, 60.0], [80.0, 80.0, 100.0, 90.0]])
     targets = encode(boxes, torch.tensor([0, 0]), 1, (32, 32))
     assert targets.weight[:16, :16].sum().item() == pytest.approx(1)
     assert targets.weight[16:, 16:].sum().item() == pytest.approx(1)
 
 
-def test_heatmaps_of_one_class_merge_by_maximum_and_classes_stay_apart() -> None:
+def test_gaussians_of_one_class_merge_by_maximum_and_classes_are_separate() -> None:
     boxes = torch.tensor([[0.0, 0.0, 64.0, 64.0], [8.0, 8.0, 72.0, 72.0], [8.0, 8.0, 72.0, 72.0]])
     both = encode(boxes[:2], torch.tensor([0, 0]), 2, (20, 20)).heatmap
     apart = encode(boxes[[0, 2]], torch.tensor([0, 1]), 2, (20, 20)).heatmap
@@ -125,7 +125,7 @@ def test_heatmaps_of_one_class_merge_by_maximum_and_classes_stay_apart() -> None
     assert (both == 1).nonzero().tolist() == [[0, 8, 8], [0, 10, 10]]
 
 
-def test_of_two_objects_in_one_cell_the_smaller_keeps_it() -> None:
+def test_cell_shared_by_two_objects_has_the_targets_of_the_smaller() -> None:
     boxes = torch.tensor([[0.0, 0.0, 80.0, 80.0], [36.0, 36.0, 44.0, 44.0]])
     targets = encode(boxes, torch.tensor([0, 0]), 1, (20, 20))
     assert targets.size[:, 10, 10].tolist() == [2.0, 2.0]
@@ -139,7 +139,7 @@ def test_an_image_without_objects_has_empty_targets() -> None:
 
 
 @pytest.mark.parametrize("objects", [0, 1])
-def test_ignored_regions_are_marked_where_no_object_reaches(objects: int) -> None:
+def test_ignored_regions_are_marked_outside_of_gaussians(objects: int) -> None:
     boxes = torch.tensor([[8.0, 8.0, 33.0, 24.0], [0.0, 0.0, 40.0, 40.0]])
     is_ignored = torch.tensor([True, False])
     chosen = slice(0, 1 + objects)
@@ -156,7 +156,7 @@ def test_ignored_regions_are_marked_where_no_object_reaches(objects: int) -> Non
     torch.testing.assert_close(same_class.clamp(min=0), alone)
 
 
-def test_neighbours_of_a_peak_are_no_detections() -> None:
+def test_neighbours_of_a_peak_are_suppressed() -> None:
     heatmap = torch.full((1, 1, 8, 8), -10.0)
     heatmap[0, 0, 4, 4], heatmap[0, 0, 4, 5], heatmap[0, 0, 4, 7] = 5.0, 4.0, 3.0
     zeros = WholeMap(torch.zeros(1, 2, 8, 8))

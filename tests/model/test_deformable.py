@@ -6,7 +6,7 @@ from model.deformable import DeformableConv, deform_conv
 
 
 def sample(plane: Tensor, row: float, column: float) -> float:
-    """Bilinear, zero outside, in plain arithmetic."""
+    """Samples a plane bilinearly, with zeros outside, in plain Python."""
     top, left = int(row // 1), int(column // 1)
     value = 0.0
     for y, weight_y in ((top, 1 - (row - top)), (top + 1, row - top)):
@@ -16,7 +16,7 @@ def sample(plane: Tensor, row: float, column: float) -> float:
     return value
 
 
-def test_each_value_is_the_sum_over_moved_and_weighted_taps() -> None:
+def test_output_is_the_sum_over_offset_and_modulated_taps() -> None:
     torch.manual_seed(0)
     x, weight, bias = torch.randn(2, 3, 4, 5), torch.randn(2, 3, 3, 3), torch.randn(2)
     offset, mask = torch.randn(2, 18, 4, 5) * 2, torch.rand(2, 9, 4, 5)
@@ -27,21 +27,21 @@ def test_each_value_is_the_sum_over_moved_and_weighted_taps() -> None:
             dy, dx = offset[image, 2 * tap : 2 * tap + 2, row, column].tolist()
             at = row + tap // 3 - 1 + dy, column + tap % 3 - 1 + dx
             for channel in range(3):
-                strength = weight[out, channel, tap // 3, tap % 3].item() * mask[image, tap, row, column].item()
-                expected += strength * sample(x[image, channel], *at)
+                tap_weight = weight[out, channel, tap // 3, tap % 3].item() * mask[image, tap, row, column].item()
+                expected += tap_weight * sample(x[image, channel], *at)
         assert abs(y[image, out, row, column].item() - expected) < 1e-4
 
 
-def test_without_moves_it_is_a_plain_convolution_even_for_one_cell() -> None:
+def test_zero_offsets_give_a_plain_convolution_even_of_one_cell() -> None:
     for height, width in ((4, 6), (1, 1)):
         x, weight, bias = torch.randn(1, 3, height, width), torch.randn(5, 3, 3, 3), torch.randn(5)
-        still, whole = torch.zeros(1, 18, height, width), torch.ones(1, 9, height, width)
+        offset, mask = torch.zeros(1, 18, height, width), torch.ones(1, 9, height, width)
         torch.testing.assert_close(
-            deform_conv(x, weight, still, bias, whole), F.conv2d(x, weight, bias, padding=1), atol=1e-5, rtol=1e-5
+            deform_conv(x, weight, offset, bias, mask), F.conv2d(x, weight, bias, padding=1), atol=1e-5, rtol=1e-5
         )
 
 
-def test_it_begins_as_a_plain_convolution_of_half_strength_and_learns_where_to_look() -> None:
+def test_new_layer_is_half_a_plain_convolution_and_its_offsets_get_gradients() -> None:
     torch.manual_seed(0)
     layer = DeformableConv(3, 4)
     x = torch.randn(2, 3, 6, 6)

@@ -5,7 +5,7 @@ from torch import Tensor
 from model.cells import WholeMap, find_cells
 from model.heads import STRIDE, HeadMaps, Heads
 
-HEIGHT, WIDTH = 5, 7  # of the features
+HEIGHT, WIDTH = 5, 7  # of the feature map
 
 
 def make_heads(stride: int) -> Heads:
@@ -21,7 +21,7 @@ def features() -> Tensor:
 
 
 def box_and_joint_maps(maps: HeadMaps) -> dict[str, tuple[Tensor, WholeMap]]:
-    """By name, what is read at every cell, (B, cells, C), and the whole map."""
+    """Returns, by name, the values read cell by cell, (B, cells, C), and the whole map."""
     assert maps.keypoints is not None
     height, width = maps.heatmap.shape[2:]
     every = find_cells(torch.arange(height * width).expand(2, -1), width)
@@ -30,7 +30,7 @@ def box_and_joint_maps(maps: HeadMaps) -> dict[str, tuple[Tensor, WholeMap]]:
 
 
 @pytest.mark.parametrize("stride", [4, 2])
-def test_a_head_says_the_same_of_a_cell_alone_as_of_all(stride: int) -> None:
+def test_values_at_cells_equal_the_whole_map(stride: int) -> None:
     maps = make_heads(stride).read(features())
     height, width = HEIGHT * STRIDE // stride, WIDTH * STRIDE // stride
     for at_cells, whole in box_and_joint_maps(maps).values():
@@ -40,7 +40,7 @@ def test_a_head_says_the_same_of_a_cell_alone_as_of_all(stride: int) -> None:
         torch.testing.assert_close(at_cells, expected, atol=1e-3, rtol=1e-4)
 
 
-def test_cells_may_be_of_any_shape_and_come_twice() -> None:
+def test_cells_may_have_any_shape_and_repeat() -> None:
     size = make_heads(4).read(features()).size
     cells = find_cells(torch.tensor([[[34, 0, 6], [3, 3, 20]], [[1, 2, 34], [5, 28, 28]]]), WIDTH)
     torch.testing.assert_close(size.at(cells), WholeMap(size.whole()).at(cells), atol=1e-3, rtol=1e-4)
@@ -49,27 +49,27 @@ def test_cells_may_be_of_any_shape_and_come_twice() -> None:
 
 
 @pytest.mark.parametrize("stride", [4, 2])
-def test_what_is_learned_at_some_cells_is_the_same_too(stride: int) -> None:
+def test_gradients_at_cells_equal_those_of_the_whole_map(stride: int) -> None:
     width = WIDTH * STRIDE // stride
     cells = find_cells(torch.tensor([[0, width - 1, 17], [9, 9, 4 * width]]), width)
     gradients = []
     for alone in (True, False):
-        heads, seen = make_heads(stride), features().requires_grad_()
-        size = heads.read(seen).size
+        heads, x = make_heads(stride), features().requires_grad_()
+        size = heads.read(x).size
         (size.at(cells) if alone else WholeMap(size.whole()).at(cells)).square().sum().backward()
-        gradients.append([seen.grad, *(each.grad for each in heads.size_head.parameters())])
+        gradients.append([x.grad, *(each.grad for each in heads.size_head.parameters())])
     for one, other in zip(*gradients, strict=True):
-        largest = other.abs().max().item()  # a sum's error goes with its summands, however small the sum is
+        largest = other.abs().max().item()  # rounding errors scale with a sum's terms, not with the sum
         assert largest > 0
         torch.testing.assert_close(one, other, atol=1e-5 * largest, rtol=0)
 
 
-def test_what_was_begun_in_half_precision_is_read_in_it_and_given_in_single() -> None:
+def test_half_precision_features_are_read_in_half_precision_and_returned_as_float32() -> None:
     heads, cells = make_heads(4), find_cells(torch.tensor([[3], [8]]), WIDTH)
     expected = heads.read(features()).size.at(cells)
     with torch.autocast("cpu", torch.bfloat16):
         maps = heads.read(features().bfloat16())
-    found = maps.size.at(cells)  # as the losses do, behind the network
+    found = maps.size.at(cells)  # outside of autocast, as in the losses
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, expected, atol=0.02 * expected.abs().max().item(), rtol=0)
     assert not torch.equal(found, expected)

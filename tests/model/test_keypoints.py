@@ -18,9 +18,9 @@ JOINTS = torch.tensor(
 
 
 def encode_all(boxes: Tensor, joints: Tensor, is_ignored: Tensor | None = None) -> Targets:
-    nothing_ignored = torch.zeros(len(boxes), dtype=torch.bool)
+    none_ignored = torch.zeros(len(boxes), dtype=torch.bool)
     labels = torch.zeros(len(boxes), dtype=torch.int64)
-    return encode(boxes, labels, nothing_ignored if is_ignored is None else is_ignored, joints, 1, GRID)
+    return encode(boxes, labels, none_ignored if is_ignored is None else is_ignored, joints, 1, GRID)
 
 
 def to_logits(heatmap: Tensor) -> Tensor:
@@ -36,27 +36,29 @@ def as_maps(targets: Targets) -> HeadMaps:
     return HeadMaps(to_logits(targets.heatmap), size, offset, keypoints)
 
 
-def test_decoding_the_targets_gives_the_joints_back() -> None:
+def test_decoding_encoded_targets_returns_the_joints() -> None:
     found = decode(as_maps(encode_all(BOXES, JOINTS)), limit=2)
     assert found.keypoints is not None
-    by_place = found.boxes[0, :, 0].argsort()
-    there = JOINTS[..., 2] > 0
-    torch.testing.assert_close(found.keypoints[0, by_place][there][:, :2], JOINTS[there][:, :2], atol=1e-3, rtol=0)
-    assert found.keypoints[0, by_place][there][:, 2].min() > 0.99
-    assert found.keypoints[0, by_place][1, 1, 2] < 0.01  # the joint without a place
+    order = found.boxes[0, :, 0].argsort()
+    is_labelled = JOINTS[..., 2] > 0
+    torch.testing.assert_close(
+        found.keypoints[0, order][is_labelled][:, :2], JOINTS[is_labelled][:, :2], atol=1e-3, rtol=0
+    )
+    assert found.keypoints[0, order][is_labelled][:, 2].min() > 0.99
+    assert found.keypoints[0, order][1, 1, 2] < 0.01  # the unlabelled joint
 
 
-def test_every_cell_of_an_object_says_where_its_joints_are() -> None:
+def test_every_cell_of_an_object_has_displacements_to_its_joints() -> None:
     targets = encode_all(BOXES[:1], JOINTS[:1])
     rows, columns = (targets.weight > 0).nonzero(as_tuple=True)
     assert len(rows) > 20
-    said = targets.keypoints.places[:, rows, columns].T.reshape(-1, 3, 2) + torch.stack([columns, rows], 1)[:, None]
-    torch.testing.assert_close(said * 4, JOINTS[:1, :, :2].expand_as(said), atol=1e-3, rtol=0)
+    joints = targets.keypoints.places[:, rows, columns].T.reshape(-1, 3, 2) + torch.stack([columns, rows], 1)[:, None]
+    torch.testing.assert_close(joints * 4, JOINTS[:1, :, :2].expand_as(joints), atol=1e-3, rtol=0)
     assert targets.keypoints.is_known[:, rows, columns].all()
     assert not targets.keypoints.is_known[:, targets.weight == 0].any()
 
 
-def test_a_joint_without_a_place_or_out_of_the_picture_is_not_learned() -> None:
+def test_unlabelled_joints_and_joints_outside_the_image_have_no_targets() -> None:
     joints = JOINTS[1:].clone()
     joints[0, 2, 0] = 4.0 * GRID[1] + 1
     targets = encode_all(BOXES[1:], joints).keypoints
@@ -66,7 +68,7 @@ def test_a_joint_without_a_place_or_out_of_the_picture_is_not_learned() -> None:
     torch.testing.assert_close(targets.offset[:, 10, 38], torch.tensor([0.75, 0.25]))
 
 
-def test_nothing_is_learned_of_joints_that_nobody_annotated() -> None:
+def test_joints_of_crowds_and_of_objects_without_annotated_joints_are_ignored() -> None:
     joints = JOINTS.clone()
     joints[0] = torch.tensor([0.0, 0.0, -1.0])
     unknown = encode_all(BOXES, joints).keypoints
@@ -78,14 +80,14 @@ def test_nothing_is_learned_of_joints_that_nobody_annotated() -> None:
         assert (targets.heatmap == 1).sum() == 2
 
 
-def test_an_image_without_objects_has_targets_too() -> None:
+def test_image_without_objects_has_empty_keypoint_targets() -> None:
     targets = encode_all(torch.zeros(0, 4), torch.zeros(0, 3, 3)).keypoints
     assert [tuple(each.shape) for each in targets] == [(6, *GRID), (3, *GRID), (3, *GRID), (2, *GRID), GRID]
     assert not targets.heatmap.any()
 
 
 def maps_with_peaks(peaks: dict[tuple[int, int], float]) -> HeadMaps:
-    """One object, 20 cells wide and high around (30.5, 20.5), whose one joint it takes to be at (33, 20)."""
+    """Returns the maps of one object of 20 x 20 cells at (30.5, 20.5), with its joint regressed to (33, 20)."""
     heatmap = torch.full((1, 1, *GRID), -9.0)
     heatmap[0, 0, 20, 30] = 4.0
     size, offset, within = (WholeMap(torch.full((1, 2, *GRID), value)) for value in (20.0, 0.5, 0.25))
@@ -101,14 +103,14 @@ def maps_with_peaks(peaks: dict[tuple[int, int], float]) -> HeadMaps:
     ("peaks", "expected"),
     [
         ({(35, 21): 0.8}, (35.25, 21.25, 0.8)),
-        ({(35, 21): 0.3, (36, 18): 0.9}, (35.25, 21.25, 0.3)),  # the nearest, not the surest
-        ({(35, 21): 0.09}, (33, 20, 1e-3)),  # too unsure
+        ({(35, 21): 0.3, (36, 18): 0.9}, (35.25, 21.25, 0.3)),  # the nearest, not the highest
+        ({(35, 21): 0.09}, (33, 20, 1e-3)),  # score too low
         ({(38, 22): 0.8}, (38.25, 22.25, 0.8)),  # 5.7 cells: within 0.3 of the box's 20
         ({(38, 23): 0.8}, (33, 20, 1e-3)),  # 6.2 cells: too far
-        ({(33, 20): 0.05}, (33, 20, 0.05)),  # where the object says, with the score there
+        ({(33, 20): 0.05}, (33, 20, 0.05)),  # no peak: the regressed place, with the score there
     ],
 )
-def test_a_joint_goes_to_the_nearest_peak_within_reach(
+def test_joint_snaps_to_the_nearest_peak_within_range(
     peaks: dict[tuple[int, int], float], expected: tuple[float, float, float]
 ) -> None:
     found = decode(maps_with_peaks(peaks), limit=1)
@@ -117,7 +119,7 @@ def test_a_joint_goes_to_the_nearest_peak_within_reach(
     torch.testing.assert_close(found.keypoints[0, 0, 0], wanted, atol=1e-4, rtol=0)
 
 
-def test_a_joint_stays_in_its_box() -> None:
+def test_joint_does_not_snap_to_a_peak_outside_its_box() -> None:
     maps = maps_with_peaks({(35, 21): 0.8})
     size = torch.tensor([8.0, 20.0])[None, :, None, None].expand(1, 2, *GRID)  # up to 34.5
     narrow = maps._replace(size=WholeMap(size))

@@ -8,7 +8,7 @@ from model.metadata import InvalidModel, Metadata
 METADATA = Metadata("tiny", ("cat", "dog"), (8, 12), 320, 416, 4, "fp32", "two photos", 31.5, None, "0123abc")
 
 
-def test_metadata_survives_the_file() -> None:
+def test_metadata_survives_the_round_trip() -> None:
     assert Metadata.from_properties(METADATA.to_properties()) == METADATA
 
 

@@ -13,9 +13,9 @@ from model.network import BACKBONES, NECKS, CenterNet, describe_backbone, fittin
 
 
 @pytest.mark.parametrize(("backbone", "neck"), [(name, neck) for name in BACKBONES for neck in fitting_necks(name)])
-def test_head_maps_have_a_cell_for_every_four_pixels(backbone: str, neck: str) -> None:
+def test_head_maps_have_stride_4(backbone: str, neck: str) -> None:
     stride = describe_backbone(backbone).coarsest_stride
-    with torch.device("meta"):  # shapes alone
+    with torch.device("meta"):  # no values, only shapes
         network = CenterNet(backbone, class_count=7, neck=neck).eval()
         maps = network(torch.zeros(2, 2 * stride, 3 * stride, 3, dtype=torch.uint8))
     cells = (2 * stride // 4, 3 * stride // 4)
@@ -23,14 +23,14 @@ def test_head_maps_have_a_cell_for_every_four_pixels(backbone: str, neck: str) -
     assert maps.size.whole().shape == maps.offset.whole().shape == (2, 2, *cells)
 
 
-def test_every_neck_fits_some_backbone_and_none_fits_hourglasses_alone() -> None:
+def test_every_neck_fits_a_backbone_and_only_hourglasses_need_no_neck() -> None:
     fitting = {backbone: fitting_necks(backbone) for backbone in BACKBONES}
     assert {neck for necks in fitting.values() for neck in necks} == set(NECKS)
     assert [backbone for backbone, necks in fitting.items() if "none" in necks] == ["hourglass104"]
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
-def test_backbone_maps_have_the_channels_and_strides_that_it_names(backbone: str) -> None:
+def test_backbone_maps_have_the_declared_channels_and_strides(backbone: str) -> None:
     with torch.device("meta"):
         network = BACKBONES[backbone]().eval()
         stride = network.coarsest_stride
@@ -102,7 +102,7 @@ def test_dla_keys_are_those_of_its_authors() -> None:
     assert set(dla34().state_dict()) == keys
 
 
-def test_dla_tree_merges_what_the_paper_says() -> None:
+def test_dla_tree_aggregates_as_in_the_paper() -> None:
     torch.manual_seed(0)
     tree = Tree(2, 4, 6, stride=2, has_level_root=True).eval()
     x = torch.randn(1, 4, 8, 8)
@@ -121,11 +121,11 @@ def test_keys_of_the_papers_necks_are_those_of_the_authors() -> None:
     plain_keys, deformable_keys = set[str](), set[str]()
     for step in range(3):
         plain_keys |= {f"deconv_layers.{3 * step}.weight", *(f"deconv_layers.{3 * step + 1}.{n}" for n in _NORM)}
-        bent, up = 6 * step, 6 * step + 3
-        deformable_keys |= {f"deconv_layers.{bent}.{n}" for n in ("weight", "bias")}
-        deformable_keys |= {f"deconv_layers.{bent}.conv_offset_mask.{n}" for n in ("weight", "bias")}
+        dcn, up = 6 * step, 6 * step + 3
+        deformable_keys |= {f"deconv_layers.{dcn}.{n}" for n in ("weight", "bias")}
+        deformable_keys |= {f"deconv_layers.{dcn}.conv_offset_mask.{n}" for n in ("weight", "bias")}
         deformable_keys |= {f"deconv_layers.{up}.weight"}
-        deformable_keys |= {f"deconv_layers.{at + 1}.{n}" for at in (bent, up) for n in _NORM}
+        deformable_keys |= {f"deconv_layers.{at + 1}.{n}" for at in (dcn, up) for n in _NORM}
     assert set(plain) == plain_keys
     assert set(deformable) == deformable_keys
     assert plain["deconv_layers.0.weight"].shape == (512, 256, 4, 4)
@@ -134,17 +134,17 @@ def test_keys_of_the_papers_necks_are_those_of_the_authors() -> None:
     assert deformable["deconv_layers.15.weight"].shape == (64, 64, 4, 4)
 
 
-def test_steps_between_equal_widths_begin_as_bilinear_enlargement() -> None:
+def test_new_upsampling_steps_between_equal_widths_are_bilinear() -> None:
     neck = NECKS["transposed"]((64, 128, 256, 512), 256)
     assert isinstance(neck, TransposedNeck)
     x = torch.rand(1, 256, 5, 7)
     smooth = torch.nn.functional.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=False)
-    inner = (slice(None), slice(None), slice(1, -1), slice(1, -1))  # the border fades into zeros
+    inner = (slice(None), slice(None), slice(1, -1), slice(1, -1))  # the border sees zero padding
     torch.testing.assert_close(neck.deconv_layers[3](x)[inner], smooth[inner])
 
 
 @pytest.mark.parametrize("factor", [2, 4])
-def test_the_bilinear_kernel_enlarges_without_bias(factor: int) -> None:
+def test_bilinear_kernel_equals_interpolation(factor: int) -> None:
     x = torch.rand(1, 1, 6, 5)
     large = torch.nn.functional.conv_transpose2d(x, bilinear_kernel(factor)[None, None], None, factor, factor // 2)
     smooth = torch.nn.functional.interpolate(x, scale_factor=float(factor), mode="bilinear", align_corners=False)
@@ -152,7 +152,7 @@ def test_the_bilinear_kernel_enlarges_without_bias(factor: int) -> None:
     torch.testing.assert_close(large[inner], smooth[inner])
 
 
-def test_aggregation_brings_other_channels_to_those_that_double() -> None:
+def test_aggregation_projects_maps_whose_channels_do_not_double() -> None:
     neck = AggregationNeck((24, 64, 100, 30), 32).train()
     maps = [torch.randn(2, c, 16 // 2**level, 24 // 2**level) for level, c in enumerate((24, 64, 100, 30))]
     merged = neck(maps)
@@ -162,7 +162,7 @@ def test_aggregation_brings_other_channels_to_those_that_double() -> None:
     assert [type(lateral) for lateral in neck.laterals] == [torch.nn.Sequential, torch.nn.Identity, torch.nn.Sequential]
 
 
-def test_an_hourglass_adds_what_it_sees_at_half_the_size() -> None:
+def test_hourglass_adds_the_upsampled_half_resolution_branch() -> None:
     torch.manual_seed(0)
     halving = Halving((4, 6), (1, 1)).eval()
     x = torch.randn(1, 4, 4, 6)
@@ -171,7 +171,7 @@ def test_an_hourglass_adds_what_it_sees_at_half_the_size() -> None:
     torch.testing.assert_close(halving(x), halving.up1(x) + low.repeat_interleave(2, 2).repeat_interleave(2, 3))
 
 
-def test_stacked_maps_all_have_heads_in_training_and_the_last_alone_after(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_heads_of_earlier_stacks_run_only_in_training(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(BACKBONES, "hourglass104", lambda: Hourglass(3, (8, 8), (1, 1), out_width=8))
     torch.manual_seed(0)
     network = CenterNet("hourglass104", 3, head_width=8, neck="none", joint_count=2)
@@ -193,7 +193,7 @@ def test_stacked_maps_all_have_heads_in_training_and_the_last_alone_after(monkey
 
 
 @pytest.mark.parametrize("backbone", ["resnet18", "hourglass104"])
-def test_heads_are_named_the_same_whatever_the_backbone(backbone: str) -> None:
+def test_head_keys_do_not_depend_on_the_backbone(backbone: str) -> None:
     with torch.device("meta"):
         keys = CenterNet(backbone, 3, neck=fitting_necks(backbone)[0]).state_dict().keys()
     heads = {f"{name}_head.{layer}.{part}" for name in ("heatmap", "size", "offset") for layer in (0, 2)
@@ -203,7 +203,7 @@ def test_heads_are_named_the_same_whatever_the_backbone(backbone: str) -> None:
     assert earlier == ({f"earlier_heads.0.{key}" for key in heads} if backbone == "hourglass104" else set())
 
 
-def test_statistics_of_the_pixels_can_be_given() -> None:
+def test_images_are_normalised_with_the_given_mean_and_std() -> None:
     own = CenterNet("resnet18", 3)
     other = CenterNet("resnet18", 3, mean=(100.0, 50.0, 25.0), std=(2.0, 4.0, 8.0))
     assert own.mean.flatten().tolist() == pytest.approx([123.675, 116.28, 103.53])
@@ -214,14 +214,14 @@ def test_statistics_of_the_pixels_can_be_given() -> None:
     assert fed[0][0, :, 5, 7].tolist() == [0.0, 12.5, 9.375]
 
 
-def test_a_new_network_is_unsure_of_everything() -> None:
+def test_new_network_predicts_low_scores() -> None:
     torch.manual_seed(0)
     network = CenterNet("resnet18", class_count=3).train()
     images = torch.randint(0, 256, (4, 64, 64, 3), dtype=torch.uint8)
     assert 0.05 < network(images).heatmap.sigmoid().mean() < 0.2
 
 
-def test_freezing_statistics_folds_batch_norm_without_changing_the_result() -> None:
+def test_batch_norm_folded_in_eval_mode_does_not_change_the_result() -> None:
     torch.manual_seed(0)
     backbone = efficientnet_lite0()
     for module in backbone.modules():

@@ -6,8 +6,8 @@ from model.peaks import keep_peaks
 
 
 @pytest.mark.parametrize("steps", [1.0, 0.5, 1e-3])
-def test_peaks_keep_their_logits_and_nothing_else_counts(steps: float) -> None:
-    """Rough steps make ties: of equal cells side by side each is a peak."""
+def test_peaks_keep_their_logits_and_other_cells_score_0(steps: float) -> None:
+    """Coarse steps make ties: neighbours of equal height are all peaks."""
     logits = (torch.randn(2, 3, 9, 14, generator=torch.Generator().manual_seed(0)) * 4 / steps).round() * steps
     is_peak = logits == F.max_pool2d(logits, 3, stride=1, padding=1)
     kept = keep_peaks(logits)
@@ -16,7 +16,7 @@ def test_peaks_keep_their_logits_and_nothing_else_counts(steps: float) -> None:
     assert 0 < is_peak.sum() < logits.numel()
 
 
-def test_a_peak_by_the_least_difference_is_one() -> None:
+def test_smallest_difference_in_float_makes_a_peak() -> None:
     logits = torch.full((1, 1, 5, 5), -4.6)
     logits[0, 0, 2, 2] = torch.nextafter(torch.tensor(-4.6), torch.tensor(0.0))
     scores, cells = keep_peaks(logits).flatten().topk(2)

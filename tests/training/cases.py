@@ -1,4 +1,4 @@
-"""Detections to measure."""
+"""Data sets and detections for tests of metrics."""
 
 from pathlib import Path
 from typing import Any
@@ -10,11 +10,12 @@ from training.datasets.dataset import Dataset, Object, make_photo
 
 
 def perfect(dataset: Dataset) -> list[Detections]:
+    """Returns every object as a detection, with a score of 0.9."""
     return [Detections(p.boxes_xyxy, np.full(len(p.labels), 0.9, np.float32), p.labels) for p in dataset.photos]
 
 
 def make_case(seed: int, classes: int = 3, photos: int = 30) -> tuple[Dataset, list[Detections]]:
-    """Objects at random, and detections near them, twice, and far off."""
+    """Returns random objects, with two detections near each object and three random ones on each image."""
     random = np.random.default_rng(seed)
 
     def boxes(count: int) -> Any:

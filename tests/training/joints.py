@@ -1,4 +1,4 @@
-"""Generated pictures with joints: the upper corners of every shape's box."""
+"""Adds joints to generated data sets: the upper corners of every shape's box."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,7 @@ JOINTS = ["left_corner", "right_corner"]
 
 
 def add_joints(source: Path, target: Path, **changes: Any) -> Path:
-    """Writes a COCO file with joints; `changes` are made to every category."""
+    """Copies a COCO file to `target` with joints added and `changes` made to every category; returns `target`."""
     content = json.loads(source.read_text())
     for category in content["categories"]:
         category |= {"keypoints": JOINTS, "skeleton": [[1, 2]]} | changes

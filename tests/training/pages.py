@@ -3,7 +3,7 @@ from html.parser import HTMLParser
 
 
 class Page(HTMLParser):
-    """What a page refers to, and its text."""
+    """Collects an HTML page's tags, links and text."""
 
     def __init__(self, page: str) -> None:
         super().__init__()

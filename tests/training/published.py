@@ -1,4 +1,4 @@
-"""The names and shapes of published weights, written down from what their publishers' files hold."""
+"""Names and shapes of published weights, as in their publishers' files."""
 
 import math
 
@@ -148,10 +148,10 @@ def mmdetection_resnet18(deformable: bool) -> Shapes:
     shapes = resnet(18, "backbone.")
     into = 512
     for step, width in enumerate((256, 128, 64)):
-        bent, up = f"neck.deconv_layers.{2 * step}", f"neck.deconv_layers.{2 * step + 1}"
-        shapes |= convolution(f"{bent}.conv", width, into, 3) | norm(f"{bent}.bn", width)
+        conv, up = f"neck.deconv_layers.{2 * step}", f"neck.deconv_layers.{2 * step + 1}"
+        shapes |= convolution(f"{conv}.conv", width, into, 3) | norm(f"{conv}.bn", width)
         if deformable:
-            shapes |= convolution(f"{bent}.conv.conv_offset", 27, into, 3, bias=True)
+            shapes |= convolution(f"{conv}.conv.conv_offset", 27, into, 3, bias=True)
         shapes |= {f"{up}.conv.weight": (width, width, 4, 4)} | norm(f"{up}.bn", width)
         into = width
     for head, out in (("heatmap", 80), ("wh", 2), ("offset", 2)):
@@ -161,12 +161,12 @@ def mmdetection_resnet18(deformable: bool) -> Shapes:
 
 
 def empty_weights(shapes: Shapes) -> dict[str, Tensor]:
-    """A number of its own for each key, which takes no room in a file whatever the shape."""
+    """Returns a different constant for each key, expanded to its shape, so that files stay small."""
     return {key: torch.tensor(float(index)).expand(shape) for index, (key, shape) in enumerate(shapes.items(), start=1)}
 
 
 def random_weights(shapes: Shapes, seed: int = 0) -> dict[str, Tensor]:
-    """Weights and statistics that let a picture through to the end; what is deformed stays within a small map."""
+    """Returns random weights that keep activations alive to the end, with offsets that fit a small feature map."""
     random = torch.Generator().manual_seed(seed)
     weights: dict[str, Tensor] = {}
     for key, shape in shapes.items():

@@ -1,5 +1,6 @@
-"""What published networks compute, step by step from their own keys: nothing of the product but the sampling at moved
-places, which has a test of its own in `tests.model.test_deformable`.
+"""Reference implementations of published networks, which read the published keys.
+
+They share only `deform_conv` with the product; `tests.model.test_deformable` tests it.
 """
 
 from collections.abc import Callable
@@ -26,13 +27,13 @@ def normalise(weights: Weights, name: str, x: Tensor) -> Tensor:
 
 
 def deform(weights: Weights, name: str, offset_name: str, x: Tensor) -> Tensor:
-    said = convolve(weights, offset_name, x)
+    offset_and_mask = convolve(weights, offset_name, x)
     weight = weights[f"{name}.weight"]
     bias = weights.get(f"{name}.bias", torch.zeros(len(weight)))
-    return deform_conv(x, weight, said[:, :18], bias, said[:, 18:].sigmoid())
+    return deform_conv(x, weight, offset_and_mask[:, :18], bias, offset_and_mask[:, 18:].sigmoid())
 
 
-def enlarge(weights: Weights, name: str, x: Tensor, factor: int = 2, groups: int = 1) -> Tensor:
+def upsample(weights: Weights, name: str, x: Tensor, factor: int = 2, groups: int = 1) -> Tensor:
     padding = (weights[f"{name}.weight"].shape[-1] - factor) // 2
     return F.conv_transpose2d(x, weights[f"{name}.weight"], None, factor, padding, groups=groups)
 
@@ -56,20 +57,20 @@ def read_heads(weights: Weights, names: list[str], first: str, second: str, x: T
 
 
 def authors_resdcn18(weights: Weights, x: Tensor) -> Tensor:
-    """(B, 3, H, W), as the authors feed it → what their heads read."""
+    """Images (B, 3, H, W), normalised as by the authors → the feature map that the heads read."""
     x = resnet18(weights, "", x)
     for step in range(3):
         name, up = f"deconv_layers.{6 * step}", f"deconv_layers.{6 * step + 3}"
         x = deform(weights, name, f"{name}.conv_offset_mask", x)
         x = F.relu(normalise(weights, f"deconv_layers.{6 * step + 1}", x))
-        x = F.relu(normalise(weights, f"deconv_layers.{6 * step + 4}", enlarge(weights, up, x)))
+        x = F.relu(normalise(weights, f"deconv_layers.{6 * step + 4}", upsample(weights, up, x)))
     return x
 
 
 def authors_res18(weights: Weights, x: Tensor) -> Tensor:
     x = resnet18(weights, "", x)
     for step in range(3):
-        x = enlarge(weights, f"deconv_layers.{3 * step}", x)
+        x = upsample(weights, f"deconv_layers.{3 * step}", x)
         x = F.relu(normalise(weights, f"deconv_layers.{3 * step + 1}", x))
     return x
 
@@ -77,28 +78,28 @@ def authors_res18(weights: Weights, x: Tensor) -> Tensor:
 def mmdetection_resnet18(weights: Weights, x: Tensor) -> Tensor:
     x = resnet18(weights, "backbone.", x)
     for step in range(3):
-        bent, up = f"neck.deconv_layers.{2 * step}", f"neck.deconv_layers.{2 * step + 1}"
-        if f"{bent}.conv.conv_offset.weight" in weights:
-            x = deform(weights, f"{bent}.conv", f"{bent}.conv.conv_offset", x)
+        conv, up = f"neck.deconv_layers.{2 * step}", f"neck.deconv_layers.{2 * step + 1}"
+        if f"{conv}.conv.conv_offset.weight" in weights:
+            x = deform(weights, f"{conv}.conv", f"{conv}.conv.conv_offset", x)
         else:
-            x = convolve(weights, f"{bent}.conv", x)
-        x = F.relu(normalise(weights, f"{bent}.bn", x))
-        x = F.relu(normalise(weights, f"{up}.bn", enlarge(weights, f"{up}.conv", x)))
+            x = convolve(weights, f"{conv}.conv", x)
+        x = F.relu(normalise(weights, f"{conv}.bn", x))
+        x = F.relu(normalise(weights, f"{up}.bn", upsample(weights, f"{up}.conv", x)))
     return x
 
 
 def authors_aggregation(weights: Weights, maps: list[Tensor]) -> Tensor:
-    """DLA's maps at strides 4, 8, 16, 32 → what the heads read: in place, level by level, as the authors describe."""
+    """DLA's maps at strides 4, 8, 16, 32 → the feature map that the heads read, aggregated in the authors' order."""
 
     def step(name: str, index: int, layers: list[Tensor], at: int, factor: int) -> None:
-        def bend(part: str, x: Tensor) -> Tensor:
+        def dcn(part: str, x: Tensor) -> Tensor:
             key = f"{name}.{part}_{index}"
             x = deform(weights, f"{key}.conv", f"{key}.conv.conv_offset_mask", x)
             return F.relu(normalise(weights, f"{key}.actf.0", x))
 
-        x = bend("proj", layers[at])
-        x = enlarge(weights, f"{name}.up_{index}", x, factor, groups=x.shape[1])
-        layers[at] = bend("node", x + layers[at - 1])
+        x = dcn("proj", layers[at])
+        x = upsample(weights, f"{name}.up_{index}", x, factor, groups=x.shape[1])
+        layers[at] = dcn("node", x + layers[at - 1])
 
     layers = list(maps)
     step("dla_up.ida_0", 1, layers, 3, 2)
@@ -116,7 +117,7 @@ def authors_aggregation(weights: Weights, maps: list[Tensor]) -> Tensor:
 
 
 def authors_hourglass(weights: Weights, x: Tensor) -> list[Tensor]:
-    """(B, 3, H, W), as the authors feed it → what the heads of each stack read."""
+    """Images (B, 3, H, W), normalised as by the authors → the feature maps that the heads of each stack read."""
 
     def residual(name: str, x: Tensor) -> Tensor:
         halves = ".low1.0" in name or name == "pre.1"
