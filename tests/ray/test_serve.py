@@ -96,7 +96,7 @@ def test_load_adds_a_replica_and_metrics_cover_all_replicas(client: httpx.Client
     assert sum(sample.value for sample in read_samples(client, "centernet_batch_size_sum")) == responses
 
 
-def test_responses_equal_the_servers_own(client: httpx.Client, folder: Path) -> None:
+def test_responses_equal_those_of_the_server_without_ray(client: httpx.Client, folder: Path) -> None:
     app = create_app(Settings(model=folder, provider="cpu"), Detector(folder / "colours.onnx", "cpu", 1))
     assert client.get("/openapi.json").json() == app.openapi()
     response = client.post("/detect", content=PHOTO_PNG)
