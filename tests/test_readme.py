@@ -1,4 +1,4 @@
-"""Runs the README's commands as a new user would: in a fresh copy of the checkout, one after the other."""
+"""Runs the README's commands in order in a fresh copy of the checkout, as a new user would."""
 
 import contextlib
 import json
@@ -18,12 +18,12 @@ import pytest
 from PIL import Image
 
 ROOT = Path(__file__).parents[1]
-RUN_BY_CI = {"make test", "make check"}  # this test is part of them
-TOO_LONG = {"make soak", "make fuzz"}
+RUN_BY_CI = {"make test", "make check"}  # they run this test
+TOO_SLOW = {"make soak", "make fuzz"}
 SERVERS = ("make serve", "python -m app")
 
 
-def commands() -> list[str]:
+def list_commands() -> list[str]:
     blocks = re.findall(r"^```sh\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
     lines = "".join(blocks).replace("\\\n", " ").splitlines()
     return [command for line in lines if (command := line.split(" #")[0].strip())]
@@ -31,7 +31,7 @@ def commands() -> list[str]:
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The committed and the new files, with a photo beside them and nothing installed."""
+    """A copy of the tracked and untracked files, with a photo and with nothing installed."""
     folder = tmp_path_factory.mktemp("checkout")
     listing = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
     for name in subprocess.run(listing, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0"):
@@ -41,12 +41,12 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     gradient = np.linspace(0, 255, 640 * 480 * 3).reshape(480, 640, 3).astype(np.uint8)
     Image.fromarray(gradient).save(folder / "photo.jpg")
     yield folder
-    shutil.rmtree(folder)  # with the environments installed there: gigabytes
+    shutil.rmtree(folder)  # the environments installed in it take gigabytes
 
 
 @contextlib.contextmanager
 def running(command: str, folder: Path, environment: dict[str, str]) -> Iterator[str]:
-    """Starts a server and gives its address once it says where it listens; ends it with SIGTERM, and it ends well."""
+    """Starts a server, gives the address that it prints, and stops it with SIGTERM."""
     process = subprocess.Popen(
         command.split(), cwd=folder, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True
     )
@@ -54,34 +54,34 @@ def running(command: str, folder: Path, environment: dict[str, str]) -> Iterator
     try:
         address = next((found[0] for line in process.stdout if (found := re.findall(r"http://\S+", line))), None)
         assert address is not None, f"{command} ended with {process.wait()}"
-        drain = threading.Thread(target=read_all, args=(process.stdout,))
-        drain.start()
+        reader = threading.Thread(target=drain, args=(process.stdout,))
+        reader.start()
         yield address
     finally:
         os.killpg(process.pid, signal.SIGTERM)
         process.wait(30)
-    drain.join(30)
+    reader.join(30)
     process.stdout.close()
 
 
-def read_all(stream: IO[str]) -> None:
+def drain(stream: IO[str]) -> None:
     for _ in stream:
         pass
 
 
 @pytest.mark.skipif(shutil.which("git") is None or not (ROOT / ".git").exists(), reason="not in a git checkout")
-def test_commands_work_in_the_order_shown(checkout: Path) -> None:
+def test_readme_commands_succeed_in_order(checkout: Path) -> None:
     environment = {key: value for key, value in os.environ.items() if not key.startswith("CENTERNET_")}
-    environment["PATH"] = f"{checkout}/.venv/bin:{environment['PATH']}"  # what `activate` does for the lines after it
+    environment["PATH"] = f"{checkout}/.venv/bin:{environment['PATH']}"  # as `activate` does for the commands after it
     answers = []
     with contextlib.ExitStack() as server:
-        for command in commands():
+        for command in list_commands():
             if command in RUN_BY_CI:
                 assert command in (ROOT / ".ci" / "run").read_text()
-            elif command in TOO_LONG:
+            elif command in TOO_SLOW:
                 assert f"\n{command.split()[1]}:" in (ROOT / "Makefile").read_text()
             elif command.startswith("docker"):
-                assert command.startswith("docker compose up")  # `make try-compose` does it
+                assert command.startswith("docker compose up")  # run by `make try-compose`
             elif command.startswith(SERVERS):
                 server.close()
                 address = server.enter_context(running(command, checkout, environment))
@@ -100,7 +100,7 @@ def test_commands_work_in_the_order_shown(checkout: Path) -> None:
         assert json.loads(answer)["image"] == {"width": 640, "height": 480}
 
 
-def test_the_answer_shown_has_the_shape_of_an_answer() -> None:
+def test_readme_response_matches_the_schema() -> None:
     from app.schemas import Answer
 
     [shown] = re.findall(r"^```json\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)

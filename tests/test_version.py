@@ -1,4 +1,4 @@
-"""What a version names is the same everywhere."""
+"""Package, commands, manifests, documents and changelog name the same version."""
 
 import importlib.metadata
 import re
@@ -17,14 +17,14 @@ ROOT = Path(__file__).parents[1]
     ("module", "command"),
     [("app", "centernet-serve"), ("app detect", "centernet-detect"), ("training", "centernet-train")],
 )
-def test_commands_say_their_version(module: str, command: str) -> None:
-    said = subprocess.run(
+def test_commands_print_the_version(module: str, command: str) -> None:
+    done = subprocess.run(
         [sys.executable, "-m", *module.split(), "--version"], cwd=ROOT, capture_output=True, text=True, check=True
     )
-    assert (said.stdout, said.stderr) == (f"{command} {__version__}\n", "")
+    assert (done.stdout, done.stderr) == (f"{command} {__version__}\n", "")
 
 
-def test_the_package_is_of_the_version_that_the_server_names() -> None:
+def test_installed_package_has_the_version() -> None:
     assert importlib.metadata.version("centernet-service") == __version__
 
 
@@ -40,7 +40,7 @@ def test_manifests_and_their_documentation_name_the_version() -> None:
     assert set(named) == {__version__}
 
 
-def test_the_version_is_told_of_in_the_changelog() -> None:
+def test_changelog_begins_with_the_version() -> None:
     versions = re.findall(r"^## \[(\d+\.\d+\.\d+)\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
     assert versions[0] == __version__
     assert versions == sorted(versions, key=lambda version: [*map(int, version.split("."))], reverse=True)

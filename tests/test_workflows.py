@@ -1,4 +1,4 @@
-"""GitHub's workflows do what `.ci/run` and the Makefile do, with no more rights than that takes."""
+"""GitHub's workflows run the targets of `.ci/run` and the Makefile, with least privilege."""
 
 import re
 import shutil
@@ -22,14 +22,14 @@ def find_steps(workflow: str) -> list[dict[str, Any]]:
     return [step for job in WORKFLOWS[workflow]["jobs"].values() for step in job.get("steps", [])]
 
 
-def test_github_tests_what_ci_does() -> None:
+def test_github_runs_the_targets_of_ci() -> None:
     [job] = WORKFLOWS["test"]["jobs"].values()
     targets = re.findall(r"^make (\S+)$", (ROOT / ".ci" / "run").read_text(), re.MULTILINE)
     assert sorted(job["strategy"]["matrix"]["target"]) == sorted(targets)
     assert "make ${{ matrix.target }}" in [step.get("run") for step in find_steps("test")]
 
 
-def test_targets_are_there() -> None:
+def test_make_targets_in_workflows_exist() -> None:
     commands = [step.get("run", "") for workflow in WORKFLOWS for step in find_steps(workflow)]
     named = {
         word
@@ -42,18 +42,18 @@ def test_targets_are_there() -> None:
 
 
 @pytest.mark.parametrize("name", WORKFLOWS)
-def test_rights_are_few_and_actions_pinned(name: str) -> None:
+def test_permissions_are_minimal_and_actions_pinned(name: str) -> None:
     workflow = WORKFLOWS[name]
     assert workflow["permissions"] == {}
     for job in workflow["jobs"].values():
-        writes = {scope for scope, right in job["permissions"].items() if right == "write"}
+        writes = {scope for scope, access in job["permissions"].items() if access == "write"}
         assert writes <= ({"contents", "packages"} if name == "release" else set())
     for action in (step["uses"] for step in find_steps(name) if "uses" in step):
         assert re.fullmatch(r"actions/[\w-]+@[0-9a-f]{40}", action)
 
 
 @pytest.mark.parametrize("name", WORKFLOWS)
-def test_commands_are_those_of_a_shell(name: str) -> None:
+def test_commands_are_valid_shell(name: str) -> None:
     commands = [re.sub(r"\$\{\{.*?\}\}", "x", step["run"]) for step in find_steps(name) if "run" in step]
     assert commands
     for command in commands:
@@ -61,7 +61,7 @@ def test_commands_are_those_of_a_shell(name: str) -> None:
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
-def test_make_tells_version_and_notes() -> None:
+def test_make_prints_version_and_release_notes() -> None:
     def make(target: str) -> str:
         command = ["make", "--silent", "--no-print-directory", "--directory", str(ROOT), target]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout

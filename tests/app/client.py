@@ -10,12 +10,13 @@ from tests.app.colours import PHOTO_PNG
 
 
 class Client(httpx.AsyncClient):
-    """Speaks to an app and asks its metrics."""
+    """An HTTP client that also reads the app's metrics."""
 
     async def detect(self, data: bytes = PHOTO_PNG, **query: Any) -> httpx.Response:
         return await self.post("/detect", content=data, params=query)
 
     async def sample(self, name: str, /, **labels: str) -> float:
+        """Returns the value of the first matching sample; 0 if there is none."""
         text = (await self.get("/metrics")).text
         for family in text_string_to_metric_families(text):
             for sample in family.samples:
@@ -24,27 +25,27 @@ class Client(httpx.AsyncClient):
         return 0.0
 
     async def until(self, name: str, value: float, /, **labels: str) -> None:
-        """Returns as soon as a metric has this value."""
+        """Polls until a metric has this value."""
         async with asyncio.timeout(30):
             while await self.sample(name, **labels) != value:
                 await asyncio.sleep(0.005)
 
     async def until_status(self, path: str, status: int) -> None:
-        """Returns as soon as a GET of `path`, on a connection of its own, is answered with `status`."""
+        """Polls `path`, each time on a new connection, until the response has `status`."""
         async with asyncio.timeout(30):
             while (await self.get(path, headers={"connection": "close"})).status_code != status:
                 await asyncio.sleep(0.005)
 
 
 async def until(condition: Callable[[], object]) -> None:
-    """Returns as soon as what other threads do makes `condition()` true."""
+    """Polls until other threads or tasks make `condition()` true."""
     async with asyncio.timeout(30):
         while not condition():
             await asyncio.sleep(0.005)
 
 
 def check_problem(response: httpx.Response, status: int, reason: str, words: str = "") -> None:
-    """Asserts that the response is a problem document of this status and reason, with these words in its detail."""
+    """Asserts that the response is a problem document with this status and reason, and these words in its detail."""
     assert response.headers["content-type"] == "application/problem+json"
     problem = response.json()
     assert set(problem) == {"type", "title", "status", "detail", "request_id"}

@@ -1,4 +1,4 @@
-"""A real model whose answers are known exactly: it boxes pure red, green and blue areas."""
+"""A real ONNX model with exactly known results: it detects pure red, green and blue areas."""
 
 import io
 from collections.abc import Sequence
@@ -21,6 +21,7 @@ Rectangle = tuple[tuple[int, int, int], tuple[int, int, int, int]]
 
 
 def describe(**changes: Any) -> Metadata:
+    """Returns the model's metadata with `changes`."""
     facts: dict[str, Any] = {
         "name": "colours",
         "labels": tuple(SCORES),
@@ -47,9 +48,9 @@ def save_model(
     with_corners: bool = False,
     size: Sequence[int | str] = (HEIGHT, WIDTH),
 ) -> Path:
-    """Writes the model; the height and width that it takes are `size`, any where these are names.
+    """Writes the model for inputs of `size`, (height, width), where a name stands for any length.
 
-    `with_corners` it finds joints too: two corners of the box, as sure as that.
+    With `with_corners` it also finds keypoints: two corners of each box, with the box's score.
     """
     constants: list[onnx.TensorProto] = []
 
@@ -60,7 +61,7 @@ def save_model(
     nodes = [
         helper.make_node("Transpose", ["images"], ["planes"], perm=[0, 3, 1, 2]),  # (B, 3, H, W)
         helper.make_node("Cast", ["planes"], ["values"], to=TensorProto.FLOAT),
-        # pure: a plane's value is high, and so is its distance to the sum of the three
+        # a channel is pure where it exceeds the sum of the other two by more than 127
         helper.make_node("ReduceSum", ["values", constant("channel", [1], np.int64)], ["sum"], keepdims=1),
         helper.make_node("Mul", ["values", constant("two", 2, np.float32)], ["twice"]),
         helper.make_node("Sub", ["twice", "sum"], ["purity"]),
@@ -114,13 +115,13 @@ def save_model(
 
 
 def save_rectangular_model(path: Path, **facts: Any) -> Path:
-    """Writes the model for photos scaled to fit 96 x 96 pixels, in shapes whose sides are multiples of 16."""
+    """Writes the model for images scaled to fit 96 x 96 pixels, in shapes whose sides are multiples of 16."""
     own = describe(**{"input_height": WIDTH, "size_step": 16} | facts)
     return save_model(path, own.to_properties(), size=("rows", "columns"))
 
 
 def paint(width: int, height: int, *rectangles: Rectangle) -> NDArray[np.uint8]:
-    """Returns a grey picture (height, width, 3) with filled rectangles, each (colour, (x_min, y_min, x_max, y_max))."""
+    """Returns a grey image (height, width, 3) with filled rectangles, each (colour, (x_min, y_min, x_max, y_max))."""
     picture = np.full((height, width, 3), GREY, np.uint8)
     for colour, (x_min, y_min, x_max, y_max) in rectangles:
         picture[y_min:y_max, x_min:x_max] = colour
@@ -134,7 +135,7 @@ def encode(picture: NDArray[np.uint8] | Image.Image, kind: str = "PNG", **option
     return file.getvalue()
 
 
-# twice the input's size: every edge lies on a whole pixel of the input, and comes back exactly
+# twice the input size, with every edge on a whole input pixel, so that boxes are exact
 PHOTO = paint(2 * WIDTH, 2 * HEIGHT, (RED, (32, 16, 96, 64)), (GREEN, (112, 80, 176, 112)), (BLUE, (16, 96, 48, 112)))
 PHOTO_PNG = encode(PHOTO)
 

@@ -27,7 +27,7 @@ def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def make_settings(model_path: Path) -> Callable[..., Settings]:
     def make(**changes: Any) -> Settings:
         values: dict[str, Any] = {"model": model_path, "provider": "cpu", "threads": 1, "decode_threads": 2}
-        arrangement = {"instances": 1, "max_batch": 8}  # set, so that nothing is measured
+        arrangement = {"instances": 1, "max_batch": 8}  # fixed, so that nothing is measured at start-up
         return Settings(**values | arrangement | changes)
 
     return make
@@ -35,7 +35,7 @@ def make_settings(model_path: Path) -> Callable[..., Settings]:
 
 @pytest.fixture
 def serve(make_settings: Callable[..., Settings], model_path: Path) -> Serve:
-    """Runs an app: `async with serve(max_batch=2) as client`, with a detector of one's own if need be."""
+    """Runs an app with a given detector or the model of colours: `async with serve(max_batch=2) as client`."""
 
     @contextlib.asynccontextmanager
     async def run(detector: Detector | None = None, **changes: Any) -> AsyncIterator[Client]:

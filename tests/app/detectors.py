@@ -1,4 +1,4 @@
-"""Real detectors that a test can hold, or make fail."""
+"""Real detectors that block or fail on demand."""
 
 import threading
 from pathlib import Path
@@ -9,7 +9,7 @@ from model.detector import Detections, Detector
 
 
 class HeldDetector(Detector):
-    """Computes only while `gate` is open, and keeps the sizes of the batches that it was given, and their shapes."""
+    """Blocks inference while `gate` is cleared, and records the sizes and image shapes of its batches."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path, "cpu", 1)
@@ -25,8 +25,8 @@ class HeldDetector(Detector):
         return super().infer(canvases, threads)
 
 
-class BrittleDetector(Detector):
-    """Raises for a batch that holds a white picture, as a session that runs out of memory would."""
+class OutOfMemoryDetector(Detector):
+    """Raises for a batch that contains a white image, like a session that runs out of memory."""
 
     def infer(self, canvases: Canvases, threads: int | None = None) -> list[Detections]:
         if any(canvas[32, 48].min() == 255 for canvas in canvases):
@@ -34,8 +34,8 @@ class BrittleDetector(Detector):
         return super().infer(canvases, threads)
 
 
-class SurprisedDetector(Detector):
-    """Fails in a way that nobody has foreseen."""
+class CrashingDetector(Detector):
+    """Raises an exception that the server does not expect."""
 
     def prepare(self, *_: object) -> NoReturn:
         raise ZeroDivisionError("a secret")

@@ -16,7 +16,7 @@ from tests.app.client import Client
 
 @contextlib.asynccontextmanager
 async def listen(settings: Settings, detector: Detector) -> AsyncIterator[Client]:
-    """Serves on a real socket of this machine."""
+    """Serves an app on a local socket; gives a client of it."""
     server = uvicorn.Server(configure(create_app(settings, detector), settings, "127.0.0.1", 0))
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
@@ -31,7 +31,7 @@ async def listen(settings: Settings, detector: Detector) -> AsyncIterator[Client
 
 @contextlib.contextmanager
 def listen_in_thread(settings: Settings, detector: Detector) -> Iterator[str]:
-    """Serves beside a test that is not asynchronous; gives the server's address."""
+    """Serves an app in a thread, for tests that are not asynchronous; gives its address."""
     server = uvicorn.Server(configure(create_app(settings, detector), settings, "127.0.0.1", 0))
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))

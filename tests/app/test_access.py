@@ -17,7 +17,7 @@ from app.settings import Settings, read_settings
 from model.detector import Detector
 from tests.app.client import Client, Serve
 from tests.app.colours import PHOTO_PNG
-from tests.app.detectors import SurprisedDetector
+from tests.app.detectors import CrashingDetector
 from tests.app.listener import listen
 
 pytestmark = pytest.mark.anyio
@@ -193,7 +193,7 @@ async def test_pages_of_other_sites_are_let_in_where_they_are_named(serve: Serve
 
 
 async def test_pages_of_other_sites_learn_of_failures(serve: Serve, model_path: Path) -> None:
-    async with serve(SurprisedDetector(model_path, "cpu", 1), cors_origins="*") as client:
+    async with serve(CrashingDetector(model_path, "cpu", 1), cors_origins="*") as client:
         response = await client.post("/detect", content=PHOTO_PNG, headers={"origin": "https://any.example"})
         assert (response.status_code, response.headers["access-control-allow-origin"]) == (500, "*")
 

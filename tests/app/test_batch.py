@@ -10,7 +10,7 @@ from PIL import Image
 
 from tests.app.client import Client, Serve, check_problem
 from tests.app.colours import BLUE_FOUND, GREEN, GREEN_FOUND, PHOTO, PHOTO_PNG, RED_FOUND, box, encode, paint
-from tests.app.detectors import BrittleDetector, HeldDetector, SurprisedDetector
+from tests.app.detectors import CrashingDetector, HeldDetector, OutOfMemoryDetector
 
 pytestmark = pytest.mark.anyio
 
@@ -70,14 +70,14 @@ async def test_broken_picture_does_not_spoil_the_rest(serve: Serve) -> None:
 
 async def test_batch_that_fails_is_told_of_each_of_its_pictures(serve: Serve, model_path: Path) -> None:
     white = encode(Image.new("RGB", (96, 64), "white"))
-    async with serve(BrittleDetector(model_path, "cpu", 1), max_batch=1) as client:
+    async with serve(OutOfMemoryDetector(model_path, "cpu", 1), max_batch=1) as client:
         results = (await send(client, white, PHOTO_PNG)).json()["results"]
         assert (results[0]["type"], results[0]["status"]) == ("/docs#inference-failed", 500)
         assert results[1]["detections"] == [RED_FOUND, GREEN_FOUND]
 
 
 async def test_unexpected_error_fails_the_request(serve: Serve, model_path: Path) -> None:
-    async with serve(SurprisedDetector(model_path, "cpu", 1)) as client:
+    async with serve(CrashingDetector(model_path, "cpu", 1)) as client:
         check_problem(await send(client, PHOTO_PNG, PHOTO_PNG), 500, "internal-error")
         assert await client.sample("centernet_requests_in_flight") == 0
 

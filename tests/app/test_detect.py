@@ -20,7 +20,7 @@ from tests.app.colours import (
     paint,
     save_model,
 )
-from tests.app.detectors import BrittleDetector, HeldDetector
+from tests.app.detectors import HeldDetector, OutOfMemoryDetector
 
 pytestmark = pytest.mark.anyio
 
@@ -150,7 +150,7 @@ async def test_requests_that_wait_share_a_batch(serve: Serve, model_path: Path) 
 
 async def test_failing_batch_fails_only_its_own_requests(serve: Serve, model_path: Path) -> None:
     white = encode(Image.new("RGB", (96, 64), "white"))
-    async with serve(BrittleDetector(model_path, "cpu", 1)) as client:
+    async with serve(OutOfMemoryDetector(model_path, "cpu", 1)) as client:
         await client.detect()
         failed = await client.detect(white)
         assert failed.status_code == 500

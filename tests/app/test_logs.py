@@ -9,7 +9,7 @@ import pytest
 from app.logs import set_up_logging
 from tests.app.client import Client, Serve
 from tests.app.colours import PHOTO_PNG
-from tests.app.detectors import SurprisedDetector
+from tests.app.detectors import CrashingDetector
 
 pytestmark = pytest.mark.anyio
 
@@ -79,7 +79,7 @@ async def test_failure_is_logged_with_its_request(
     serve: Serve, model_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     set_up_logging("info", "json")
-    async with serve(SurprisedDetector(model_path, "cpu", 1)) as client:
+    async with serve(CrashingDetector(model_path, "cpu", 1)) as client:
         response = await client.post("/detect", content=PHOTO_PNG, headers={"x-request-id": "mine"})
         assert (response.status_code, response.headers["x-request-id"]) == (500, "mine")
         assert response.json()["request_id"] == "mine"

@@ -9,7 +9,7 @@ from PIL import Image
 
 from tests.app.client import Client, Serve, check_problem
 from tests.app.colours import PHOTO, PHOTO_PNG, encode, paint
-from tests.app.detectors import HeldDetector, SurprisedDetector
+from tests.app.detectors import CrashingDetector, HeldDetector
 
 pytestmark = pytest.mark.anyio
 
@@ -149,7 +149,7 @@ async def test_unknown_path_and_method(client: Client) -> None:
 
 
 async def test_unexpected_error_keeps_its_secrets(serve: Serve, model_path: Path) -> None:
-    async with serve(SurprisedDetector(model_path, "cpu", 1)) as client:
+    async with serve(CrashingDetector(model_path, "cpu", 1)) as client:
         response = await client.detect()
         check_problem(response, 500, "internal-error")
         assert "secret" not in response.text

@@ -1,4 +1,4 @@
-"""The dashboard's queries, as Prometheus is asked them."""
+"""Reads the Grafana dashboard's queries, with its variables substituted."""
 
 import json
 import re
@@ -16,14 +16,14 @@ def read_dashboard() -> dict[str, Any]:
 
 
 def list_queries() -> Iterator[tuple[str, str, str]]:
-    """Gives each query with its panel's title and its legend; that of the panel for each stage, for each stage."""
+    """Yields each query as (panel title, query, legend); a panel that repeats by stage yields one for each stage."""
     for panel in read_dashboard()["panels"]:
         for target in panel.get("targets", []):
             for stage in STAGES if panel.get("repeat") == "stage" else (".+",):
-                yield panel["title"], fill_in(target["expr"], stage), target["legendFormat"]
+                yield panel["title"], substitute_variables(target["expr"], stage), target["legendFormat"]
 
 
-def fill_in(query: str, stage: str = ".+") -> str:
-    """Puts in what Grafana would: this stage, and all values of the other variables."""
+def substitute_variables(query: str, stage: str = ".+") -> str:
+    """Substitutes variables as Grafana would, with all values selected but for `$stage`."""
     query = query.replace("$__rate_interval", "1m").replace("$stage", stage)
     return re.sub(r"\$\w+", ".+", query)

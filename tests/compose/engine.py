@@ -1,4 +1,4 @@
-"""Docker and Compose, as a script uses them: the plugin of version 2, or docker-compose 1.29."""
+"""Runs Docker and Compose: the plugin of version 2, or docker-compose 1.29."""
 
 import functools
 import json
@@ -13,18 +13,18 @@ from tests.compose.files import ROOT
 
 
 class NoEngine(Exception):
-    """There is no Docker engine to try with; the message says what is missing."""
+    """Docker or Compose is unavailable; the message says why."""
 
 
 def run(*command: str, check: bool = True, show: bool = False, environment: Mapping[str, str] | None = None) -> str:
-    """Runs a command and gives what it prints; `show` lets it go to this process' own output."""
+    """Runs a command in the repository's root and returns its output; `show` prints the output instead."""
     output = None if show else subprocess.PIPE
     done = subprocess.run(
         command,
         cwd=ROOT,
         env={**os.environ, **(environment or {})},
         stdout=output,
-        stderr=None if show else -2,
+        stderr=None if show else subprocess.STDOUT,
         text=True,
     )
     if check and done.returncode:
@@ -33,12 +33,12 @@ def run(*command: str, check: bool = True, show: bool = False, environment: Mapp
 
 
 def find_compose() -> list[str]:
-    """The command of Compose; raises `NoEngine`."""
+    """Returns the command that runs Compose. Raises `NoEngine`."""
     if shutil.which("docker") is None:
         raise NoEngine("docker is not installed")
-    asked = subprocess.run(["docker", "info"], capture_output=True, text=True)
-    if asked.returncode:
-        raise NoEngine(f"no Docker engine answers: {asked.stderr.strip()}")
+    info = subprocess.run(["docker", "info"], capture_output=True, text=True)
+    if info.returncode:
+        raise NoEngine(f"no Docker engine answers: {info.stderr.strip()}")
     for command in (["docker", "compose"], ["docker-compose"]):
         if shutil.which(command[0]) and not subprocess.run([*command, "version"], capture_output=True).returncode:
             return command
@@ -46,7 +46,7 @@ def find_compose() -> list[str]:
 
 
 class Project:
-    """One project of Compose, with ports and a data folder of its own."""
+    """A Compose project on free ports of this machine, with the given environment variables."""
 
     def __init__(self, name: str, variables: Mapping[str, str]) -> None:
         self.ports = {name: find_port() for name in ("SERVER_PORT", "PROMETHEUS_PORT", "GRAFANA_PORT")}
@@ -63,31 +63,31 @@ class Project:
         return run(*self._compose, *arguments, check=check, show=show, environment=self._environment)
 
     def remove(self) -> None:
-        """Stops and removes everything of the project but its images."""
+        """Stops the project and removes its containers, networks and volumes; its images stay."""
         self.compose("down", "--volumes", "--remove-orphans", "--timeout", "20", show=True)
 
-    def list_what_is_left(self) -> list[str]:
-        """The project's containers and volumes."""
-        ours = f"label=com.docker.compose.project={self._environment['COMPOSE_PROJECT_NAME']}"
-        containers = run("docker", "ps", "--all", "--quiet", "--filter", ours)
-        return (containers + run("docker", "volume", "ls", "--quiet", "--filter", ours)).split()
+    def list_resources(self) -> list[str]:
+        """Returns the ids of the project's containers and volumes."""
+        own = f"label=com.docker.compose.project={self._environment['COMPOSE_PROJECT_NAME']}"
+        containers = run("docker", "ps", "--all", "--quiet", "--filter", own)
+        return (containers + run("docker", "volume", "ls", "--quiet", "--filter", own)).split()
 
     def inspect(self, service: str) -> dict[str, Any]:
-        """What the engine knows of a service's container."""
+        """Returns `docker inspect` of a service's container."""
         [container] = json.loads(run("docker", "inspect", self.find_container(service)))
         return dict(container)
 
-    @functools.cache  # noqa: B019  # one project for one run
+    @functools.cache  # noqa: B019  # one project per process
     def find_container(self, service: str) -> str:
         return self.compose("ps", "--quiet", service).split()[-1]
 
 
 def find_image(image: str) -> dict[str, Any] | None:
-    """What the engine knows of an image, pulled where need be; None where it cannot be had."""
+    """Returns `docker image inspect` of an image, pulled if missing; None if it cannot be pulled."""
     for _ in range(2):
-        asked = subprocess.run(["docker", "image", "inspect", image], capture_output=True, text=True)
-        if not asked.returncode:
-            return dict(json.loads(asked.stdout)[0])
+        found = subprocess.run(["docker", "image", "inspect", image], capture_output=True, text=True)
+        if not found.returncode:
+            return dict(json.loads(found.stdout)[0])
         run("docker", "pull", "--quiet", image, check=False)
     return None
 

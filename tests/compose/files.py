@@ -1,4 +1,4 @@
-"""Where the files lie that containers are made of."""
+"""Paths of the files for containers."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What the files for containers say agrees with the code, and with each other."""
+"""The files for containers agree with the code and with each other."""
 
 import re
 import shutil
@@ -17,7 +17,7 @@ OURS = ("server", "server-gpu", "train", "train-gpu")
 
 
 def read_environment_file() -> dict[str, tuple[str, str]]:
-    """Each variable of .env: the comment above it, and its value."""
+    """Returns the variables of .env, each with the comment above it and its value."""
     variables: dict[str, tuple[str, str]] = {}
     for block in (ROOT / ".env").read_text().split("\n\n"):
         comment = " ".join(re.findall(r"^# (.+)$", block, re.MULTILINE))
@@ -27,7 +27,7 @@ def read_environment_file() -> dict[str, tuple[str, str]]:
     return variables
 
 
-def test_each_setting_is_in_the_environment_file_with_its_default_and_meaning() -> None:
+def test_each_setting_is_in_the_environment_file_with_its_default_and_description() -> None:
     expected = {}
     for name, field in Settings.model_fields.items():
         variable = f"CENTERNET_{name.upper()}"
@@ -45,7 +45,7 @@ def test_each_variable_of_compose_is_in_the_environment_file_with_its_default() 
     assert all(comment for comment, _ in read_environment_file().values())
 
 
-def test_nothing_of_the_environment_file_is_set_but_the_profile() -> None:
+def test_environment_file_sets_the_profile_alone() -> None:
     lines = (ROOT / ".env").read_text().splitlines()
     assert [line for line in lines if line and not line.startswith("#")] == ["COMPOSE_PROFILES=cpu"]
 
@@ -58,7 +58,7 @@ def test_profiles_choose_one_server() -> None:
         "train-gpu": ["train-gpu"],
     }
     for name in ("server", "server-gpu"):
-        assert SERVICES[name]["networks"]["default"]["aliases"] == ["server"]  # what Prometheus asks
+        assert SERVICES[name]["networks"]["default"]["aliases"] == ["server"]  # the host that Prometheus scrapes
     prometheus = yaml.safe_load((DOCKER / "prometheus/prometheus.yml").read_text())
     [job] = prometheus["scrape_configs"]
     port = SERVICES["server"]["environment"]["CENTERNET_METRICS_PORT"]
@@ -66,7 +66,7 @@ def test_profiles_choose_one_server() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(SERVICES))
-def test_every_container_is_confined(name: str) -> None:
+def test_every_container_is_hardened(name: str) -> None:
     service = SERVICES[name]
     assert service["read_only"] is True
     assert service["cap_drop"] == ["ALL"]
@@ -76,7 +76,7 @@ def test_every_container_is_confined(name: str) -> None:
     assert service["restart"] == ("no" if name.startswith("train") else "unless-stopped")
 
 
-def test_dockerfiles_start_without_a_shell_as_nobody() -> None:
+def test_images_run_without_a_shell_as_an_unprivileged_user() -> None:
     for file in DOCKER.glob("*.Dockerfile"):
         text = file.read_text()
         stages = re.split(r"^FROM ", text, flags=re.MULTILINE)[1:]
@@ -90,7 +90,7 @@ def test_dockerfiles_start_without_a_shell_as_nobody() -> None:
                 assert "\nUSER 10001:10001\n" in stage
 
 
-def test_images_install_what_ci_does_and_by_hash() -> None:
+def test_image_requirements_match_the_constraints_and_have_hashes() -> None:
     pins = {
         name.lower().replace("_", "-"): version for name, version in read_pins((ROOT / "constraints.txt").read_text())
     }
@@ -110,7 +110,7 @@ def read_pins(text: str) -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("extras", [("serve.txt", {"otel"}), ("cuda.txt", {"otel", "cuda"}), ("train.txt", {"train"})])
-def test_requirements_have_what_the_package_needs(extras: tuple[str, set[str]]) -> None:
+def test_image_requirements_include_all_dependencies(extras: tuple[str, set[str]]) -> None:
     import tomllib
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -133,12 +133,12 @@ def test_requirements_have_what_the_package_needs(extras: tuple[str, set[str]]) 
         ("test", "rules", "tests/compose/rules.test.yml"),
     ],
 )
-def test_promtool_finds_no_fault(arguments: tuple[str, ...]) -> None:
+def test_promtool_accepts_the_configuration_and_rules(arguments: tuple[str, ...]) -> None:
     done = subprocess.run(["promtool", *arguments], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_each_alert_is_tried_and_explained() -> None:
+def test_each_alert_is_tested_and_documented() -> None:
     [group] = yaml.safe_load((DOCKER / "prometheus/alerts.yml").read_text())["groups"]
     alerts = {rule["alert"] for rule in group["rules"]}
     tests = yaml.safe_load((ROOT / "tests/compose/rules.test.yml").read_text())["tests"]
@@ -148,6 +148,6 @@ def test_each_alert_is_tried_and_explained() -> None:
 
 
 @pytest.mark.skipif(shutil.which("docker-compose") is None, reason="docker-compose is not installed")
-def test_compose_takes_the_file() -> None:
+def test_compose_file_is_valid() -> None:
     done = subprocess.run(["docker-compose", "config", "--quiet"], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")

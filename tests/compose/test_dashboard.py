@@ -1,4 +1,4 @@
-"""Every query of dashboard, rules and alerts asks for series that the server exposes, by labels that they have."""
+"""Every query of dashboard, recording rules and alerts selects series and labels that the server exposes."""
 
 import json
 import re
@@ -13,7 +13,7 @@ from grafana_foundation_sdk.models.dashboard import Dashboard
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.app.client import Serve
-from tests.compose.dashboard import fill_in, list_queries, read_dashboard
+from tests.compose.dashboard import list_queries, read_dashboard, substitute_variables
 from tests.compose.files import DOCKER
 
 SCRAPED = {"job": "centernet", "instance": "server:8001"}
@@ -33,7 +33,7 @@ def anyio_backend() -> str:
 
 @pytest.fixture
 async def exposed(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Series]:
-    """What Prometheus has, by name, behind one picture that was answered and one that was not."""
+    """The labels of all series by name, as Prometheus has them after one detection and one rejected request."""
     monkeypatch.setattr("app.metrics.read_memory_limit", lambda: 2**31)
     async with serve() as client:
         assert (await client.detect()).status_code == 200
@@ -53,8 +53,8 @@ async def exposed(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
     yield series
 
 
-def check(query: str, exposed: Series) -> set[str]:
-    """Fails where a selector finds nothing, or a grouping names a label that is not there; returns the labels left."""
+def check_query(query: str, exposed: Series) -> set[str]:
+    """Asserts that each selector matches a series and each grouping names its labels; returns the result's labels."""
     found: set[str] = set()
     groupings: list[set[str]] = []
 
@@ -85,27 +85,27 @@ def matches(selector: promql_parser.VectorSelector, labels: dict[str, str]) -> b
 
 
 @pytest.mark.anyio
-async def test_every_panel_asks_for_what_there_is(exposed: Series) -> None:
+async def test_panels_query_exposed_series(exposed: Series) -> None:
     queries = list(list_queries())
     assert len(queries) > 25
     for title, query, legend in queries:
-        left = check(query, exposed)
+        left = check_query(query, exposed)
         for label in re.findall(r"\{\{(\w+)\}\}", legend):
             assert label in left, f"{title}: {label} is not among {left}"
 
 
 @pytest.mark.anyio
-async def test_every_rule_asks_for_what_there_is(exposed: Series) -> None:
-    # a plain answer is no error: what alerts about errors look for is not there yet, and its metric is
+async def test_rules_query_exposed_series(exposed: Series) -> None:
+    # alerts on errors select 5xx, of which there is no series before the first error
     exposed["centernet_requests_total"].append({"route": "/detect", "method": "POST", "status": "500"} | SCRAPED)
     for rule in list_rules():
-        left = check(rule["expr"], exposed)
+        left = check_query(rule["expr"], exposed)
         for label in re.findall(r"\$labels\.(\w+)", str(rule.get("annotations"))):
             assert label in left, f"{rule}: {label} is not among {left}"
 
 
 @pytest.mark.anyio
-async def test_a_wrong_query_is_found(exposed: Series) -> None:
+async def test_wrong_queries_are_detected(exposed: Series) -> None:
     for query, fault in [
         ("centernet_stages_seconds_count", "there is no series"),
         ('centernet_requests_total{status="418"}', "finds none"),
@@ -113,37 +113,37 @@ async def test_a_wrong_query_is_found(exposed: Series) -> None:
         ("sum by (lable) (centernet_detections_total)", "no labels"),
     ]:
         with pytest.raises(AssertionError, match=fault):
-            check(query, exposed)
+            check_query(query, exposed)
 
 
 @pytest.mark.anyio
-async def test_variables_are_labels_that_there_are(exposed: Series) -> None:
+async def test_dashboard_variables_are_exposed_labels(exposed: Series) -> None:
     for variable in read_dashboard()["templating"]["list"]:
         if variable["type"] == "query":
             selector, label = re.fullmatch(r"label_values\((.+), (\w+)\)", variable["query"]["query"]).groups()
             assert label == variable["name"]
-            assert label in check(fill_in(selector), exposed)
+            assert label in check_query(substitute_variables(selector), exposed)
 
 
 def test_grafana_knows_every_field_of_the_dashboard() -> None:
     register_default_plugins()
     dashboard = read_dashboard()
-    understood = json.loads(json.dumps(Dashboard.from_json(dashboard), cls=JSONEncoder))
-    assert without(dashboard, understood) == []
+    parsed = json.loads(json.dumps(Dashboard.from_json(dashboard), cls=JSONEncoder))
+    assert find_lost_fields(dashboard, parsed) == []
 
 
-def without(given: object, understood: object, at: str = "") -> list[str]:
-    """Lists what of `given` is lost or changed in `understood`."""
-    if isinstance(given, dict) and isinstance(understood, dict):
+def find_lost_fields(given: object, parsed: object, at: str = "") -> list[str]:
+    """Returns the paths of fields that are missing or different in `parsed`."""
+    if isinstance(given, dict) and isinstance(parsed, dict):
         return [
             fault
             for key, value in given.items()
-            for fault in ([f"{at}.{key}"] if key not in understood else without(value, understood[key], f"{at}.{key}"))
+            for fault in ([f"{at}.{key}"] if key not in parsed else find_lost_fields(value, parsed[key], f"{at}.{key}"))
         ]
-    if isinstance(given, list) and isinstance(understood, list) and len(given) == len(understood):
-        pairs = enumerate(zip(given, understood, strict=True))
-        return [fault for index, pair in pairs for fault in without(*pair, f"{at}[{index}]")]
-    return [] if given == understood else [at]
+    if isinstance(given, list) and isinstance(parsed, list) and len(given) == len(parsed):
+        pairs = enumerate(zip(given, parsed, strict=True))
+        return [fault for index, pair in pairs for fault in find_lost_fields(*pair, f"{at}[{index}]")]
+    return [] if given == parsed else [at]
 
 
 def test_panels_do_not_overlap() -> None:
@@ -157,10 +157,10 @@ def test_panels_do_not_overlap() -> None:
                 or one["y"] + one["h"] <= other["y"]
                 or other["y"] + other["h"] <= one["y"]
             )
-            assert apart, f"{title} lies over {other_title}"
+            assert apart, f"{title} overlaps {other_title}"
 
 
-def test_data_source_is_asked_as_often_as_prometheus_asks() -> None:
+def test_data_source_interval_is_the_scrape_interval() -> None:
     [source] = yaml.safe_load((DOCKER / "grafana/provisioning/datasources/prometheus.yml").read_text())["datasources"]
     scrape = yaml.safe_load((DOCKER / "prometheus/prometheus.yml").read_text())["global"]["scrape_interval"]
     assert source["jsonData"]["timeInterval"] == scrape

@@ -1,4 +1,4 @@
-"""What needs a GPU; and the check of one, tried on the CPU."""
+"""Tests on a GPU, skipped without one; and tests of `make check-gpu` on the CPU."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ from model.detector import Detector
 from model.gpu import Gpu, ProviderUnavailable
 from tests.app.colours import PHOTO, PHOTO_PNG, save_model
 from tests.gpu.__main__ import NO_GPU, main
-from tests.gpu.agreement import agree, detect_each
+from tests.gpu.agreement import detect_each, measure_agreement
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def has_gpu(model_path: Path) -> bool:
 
 
 @pytest.mark.parametrize("gpu", [Gpu(), Gpu(cuda_graphs=True)])
-def test_cuda_finds_what_the_cpu_finds_in_batches_of_any_size(has_gpu: bool, gpu: Gpu) -> None:
+def test_cuda_detections_agree_with_the_cpus_at_every_batch_size(has_gpu: bool, gpu: Gpu) -> None:
     if not has_gpu:
         pytest.skip("needs a GPU")
     cpu, cuda = Detector(find_shipped_model(), "cpu"), Detector(find_shipped_model(), "cuda", gpu=gpu)
@@ -37,27 +37,27 @@ def test_cuda_finds_what_the_cpu_finds_in_batches_of_any_size(has_gpu: bool, gpu
     canvases = [cpu.prepare(PHOTO[:, : rng.integers(64, 192)]).pixels for _ in range(9)]
     expected = detect_each(cpu, canvases, 1)
     for size in (1, 4, 8, 4, 1):
-        assert agree(expected, detect_each(cuda, canvases, size)) > 0.95
+        assert measure_agreement(expected, detect_each(cuda, canvases, size)) > 0.95
 
 
-def test_detectors_agree_as_far_as_they_find_the_same(model_path: Path) -> None:
+def test_agreement_is_the_share_of_common_detections(model_path: Path) -> None:
     detector = Detector(model_path, "cpu", 1)
     canvas = detector.prepare(PHOTO_PNG).pixels
     [both], [first] = detector.infer([canvas]), detector.infer([canvas[:, :48].repeat(2, axis=1)])
-    assert agree([both], [both]) == 1
-    assert agree([both], [both.select(slice(1))]) == pytest.approx((1 + 1) / (3 + 1))
-    assert agree([both], [first]) < 0.5
+    assert measure_agreement([both], [both]) == 1
+    assert measure_agreement([both], [both.select(slice(1))]) == pytest.approx((1 + 1) / (3 + 1))
+    assert measure_agreement([both], [first]) < 0.5
     assert [len(each.scores) for each in detect_each(detector, [canvas] * 3, 2)] == [3, 3, 3]
 
 
-def test_without_a_gpu_the_check_says_so(has_gpu: bool, model_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_without_a_gpu_exits_with_77(has_gpu: bool, model_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     if has_gpu:
-        pytest.skip("there is one")
+        pytest.skip("there is a GPU")
     assert main(["--model", str(model_path)]) == NO_GPU
     assert capsys.readouterr().err.startswith("no GPU: ")
 
 
-def test_the_check_measures_what_it_should(
+def test_check_reports_agreement_and_throughputs(
     model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("tests.gpu.__main__.SIZES", (1, 2))

@@ -1,4 +1,4 @@
-"""What `kubectl kustomize` makes of docker/kubernetes."""
+"""Renders docker/kubernetes with `kubectl kustomize`."""
 
 import functools
 import os
@@ -19,7 +19,7 @@ GUIDE = (ROOT / "docs" / "kubernetes.md").read_text()
 OVERLAYS = ["cpu", "gpu"]
 COMPONENTS = ["monitoring", "autoscaling", "keys", "model-volume", "model-image", "model-download"]
 
-# the one of this environment first: it is of a known version
+# this environment's kubectl first: its version is pinned
 KUBECTL = shutil.which("kubectl", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
 needs_kubectl = pytest.mark.skipif(KUBECTL is None, reason="kubectl is not installed")
 
@@ -27,39 +27,39 @@ Manifest = dict[str, Any]
 
 
 @functools.cache
-def build(kustomization: str) -> tuple[Manifest, ...]:
-    """Returns what a kustomization.yaml makes that lies in a folder beside `docker`."""
+def render(kustomization: str) -> tuple[Manifest, ...]:
+    """Returns the manifests that a kustomization.yaml renders in a folder beside `docker`."""
     with tempfile.TemporaryDirectory() as folder:
         shutil.copytree(ROOT / "docker" / "kubernetes", Path(folder, "docker", "kubernetes"))
         Path(folder, "deploy").mkdir()
         Path(folder, "deploy", "kustomization.yaml").write_text(kustomization)
         command = [str(KUBECTL), "kustomize", f"{folder}/deploy"]
-        built = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert (built.returncode, built.stderr) == (0, "")
-    return tuple(yaml.safe_load_all(built.stdout))
+        rendered = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (rendered.returncode, rendered.stderr) == (0, "")
+    return tuple(yaml.safe_load_all(rendered.stdout))
 
 
 def compose(overlay: str, *components: str) -> str:
-    """Returns a kustomization of an overlay and components."""
-    used: Manifest = {
+    """Returns a kustomization.yaml of an overlay and components."""
+    kustomization: Manifest = {
         "namespace": "centernet",
         "resources": [f"../docker/kubernetes/overlays/{overlay}"],
         "components": [f"../docker/kubernetes/components/{component}" for component in components],
     }
-    return yaml.safe_dump(used)
+    return yaml.safe_dump(kustomization)
 
 
 def read_guide() -> list[str]:
-    """Returns the kustomizations that the guide shows: a whole one, and a patch for images of models."""
+    """Returns the YAML blocks of the guide: a complete kustomization, and a patch for model images."""
     return re.findall(r"^```yaml\n(.*?)^```", GUIDE, re.MULTILINE | re.DOTALL)
 
 
-def every() -> list[str]:
-    """Returns kustomizations that together use everything in docker/kubernetes."""
-    whole, patch = read_guide()
+def list_kustomizations() -> list[str]:
+    """Returns kustomizations that together cover every overlay and component."""
+    complete, patch = read_guide()
     alone = [compose(overlay) for overlay in OVERLAYS]
     each = [compose(overlay, component) for overlay in OVERLAYS for component in COMPONENTS]
-    return [*alone, *each, whole, compose("gpu", "monitoring", "autoscaling", "keys", "model-image") + patch]
+    return [*alone, *each, complete, compose("gpu", "monitoring", "autoscaling", "keys", "model-image") + patch]
 
 
 def find(manifests: tuple[Manifest, ...], kind: str) -> Iterator[Manifest]:
@@ -68,7 +68,7 @@ def find(manifests: tuple[Manifest, ...], kind: str) -> Iterator[Manifest]:
 
 
 def find_pod(manifests: tuple[Manifest, ...]) -> Manifest:
-    """Returns the pod's template."""
+    """Returns the deployment's pod template."""
     [deployment] = find(manifests, "Deployment")
     template: Manifest = deployment["spec"]["template"]
     return template
@@ -82,7 +82,7 @@ def find_server(manifests: tuple[Manifest, ...]) -> Manifest:
 
 
 def read_settings_map(manifests: tuple[Manifest, ...]) -> dict[str, str]:
-    """Returns the variables that the server's container gets."""
+    """Returns the environment variables that the server's container gets from its ConfigMap."""
     [reference] = find_server(manifests)["envFrom"]
     [settings] = [
         manifest

@@ -1,4 +1,4 @@
-"""What KEDA asks Prometheus: names that are exposed, and queries that come to what they say."""
+"""KEDA's queries to Prometheus: they use exposed metrics, and have the expected values."""
 
 import json
 import re
@@ -11,18 +11,18 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from app.metrics import Metrics
-from tests.kubernetes.manifests import GUIDE, build, compose, find, needs_kubectl
+from tests.kubernetes.manifests import GUIDE, compose, find, needs_kubectl, render
 
 pytestmark = needs_kubectl
 
 
 def read_triggers() -> dict[str, dict[str, Any]]:
-    [scaled] = find(build(compose("cpu", "monitoring", "autoscaling")), "ScaledObject")
+    [scaled] = find(render(compose("cpu", "monitoring", "autoscaling")), "ScaledObject")
     assert {trigger["type"] for trigger in scaled["spec"]["triggers"]} == {"prometheus"}
     return {trigger["name"]: trigger for trigger in scaled["spec"]["triggers"]}
 
 
-def list_samples() -> set[str]:
+def list_sample_names() -> set[str]:
     metrics = Metrics()
     metrics.in_flight.labels("any")
     metrics.stage_seconds.labels("any", "queue")
@@ -33,23 +33,23 @@ def list_samples() -> set[str]:
     return {sample.name for family in families for sample in family.samples}
 
 
-def test_queries_ask_for_what_is_exposed() -> None:
-    samples = list_samples()
+def test_queries_use_exposed_metrics() -> None:
+    samples = list_sample_names()
     for trigger in read_triggers().values():
-        asked = re.findall(r"centernet_\w+", trigger["metadata"]["query"])
-        assert asked
-        assert set(asked) <= samples
-    watched = set(re.findall(r"centernet_\w+", GUIDE))
-    assert len(watched) >= 4
-    assert watched <= samples | {"centernet_stage_seconds"}
+        queried = re.findall(r"centernet_\w+", trigger["metadata"]["query"])
+        assert queried
+        assert set(queried) <= samples
+    in_guide = set(re.findall(r"centernet_\w+", GUIDE))
+    assert len(in_guide) >= 4
+    assert in_guide <= samples | {"centernet_stage_seconds"}
 
 
 SERIES = {
-    # two pods: 2 and 12 images in hand, then nothing
+    # two pods with 2 and 12 images in flight, then none
     'centernet_requests_in_flight{namespace="centernet",pod="a",model="m"}': "2x20 0x20",
     'centernet_requests_in_flight{namespace="centernet",pod="b",model="m"}': "12x20 0x20",
     'centernet_requests_in_flight{namespace="other",pod="c",model="m"}': "50x40",
-    # each minute 60 images wait 12 s together, then none come any more
+    # 60 images a minute, which wait 12 s in total; then none
     'centernet_stage_seconds_sum{namespace="centernet",pod="a",model="m",stage="queue"}': "0+12x20 240x20",
     'centernet_stage_seconds_count{namespace="centernet",pod="a",model="m",stage="queue"}': "0+60x20 1200x20",
     'centernet_stage_seconds_sum{namespace="centernet",pod="a",model="m",stage="inference"}': "0+99x40",
@@ -58,7 +58,7 @@ SERIES = {
 
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed (Debian's prometheus)")
-def test_queries_come_to_load_and_to_none(tmp_path: Path) -> None:
+def test_queries_have_the_load_as_value_and_0_without_load(tmp_path: Path) -> None:
     queries = {name: trigger["metadata"]["query"] for name, trigger in read_triggers().items()}
     expected = {"in-flight": {"15m": 14, "35m": 0}, "queue-wait": {"15m": 0.2, "35m": 0}}
     tests = {
@@ -74,7 +74,7 @@ def test_queries_come_to_load_and_to_none(tmp_path: Path) -> None:
                     for time, value in values.items()
                 ],
             },
-            {  # nothing was scraped yet: no wait
+            {  # 0 before anything is scraped
                 "promql_expr_test": [
                     {"expr": queries["queue-wait"], "eval_time": "1m", "exp_samples": [{"labels": "{}", "value": 0}]}
                 ],
@@ -87,7 +87,7 @@ def test_queries_come_to_load_and_to_none(tmp_path: Path) -> None:
     assert "SUCCESS" in done.stdout
 
 
-def test_the_guide_names_the_thresholds() -> None:
+def test_guide_states_the_thresholds() -> None:
     for name, trigger in read_triggers().items():
         assert re.search(
             rf"^\| `{name}` .*\| {re.escape(trigger['metadata']['threshold'])} [^|]*\|$", GUIDE, re.MULTILINE

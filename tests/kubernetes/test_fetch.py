@@ -1,4 +1,4 @@
-"""The init container's script, run as the pod would run it."""
+"""The init container's script, run as in the pod."""
 
 import contextlib
 import hashlib
@@ -19,14 +19,14 @@ MODEL = bytes(range(256)) * 10_000
 DIGEST = hashlib.sha256(MODEL).hexdigest()
 
 
-class Shop(http.server.BaseHTTPRequestHandler):
-    """Serves the model at /model.onnx to who says so, sends /moved on to another host, and stops halfway at /half."""
+class ModelHandler(http.server.BaseHTTPRequestHandler):
+    """Serves the model at /model.onnx, redirects /moved to another host name, and truncates the response at /half."""
 
     protocol_version = "HTTP/1.1"
-    heard: list[tuple[str, str | None]]
+    requests: list[tuple[str, str | None]]  # path, Authorization
 
     def do_GET(self) -> None:
-        self.heard.append((self.path, self.headers["Authorization"]))
+        self.requests.append((self.path, self.headers["Authorization"]))
         if self.path == "/moved":
             self.send_response(HTTPStatus.FOUND)
             self.send_header("Location", f"http://localhost:{self.server.server_address[1]}/model.onnx")
@@ -46,9 +46,9 @@ class Shop(http.server.BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def shop() -> Iterator[http.server.HTTPServer]:
-    Shop.heard = []
-    with http.server.HTTPServer(("127.0.0.1", 0), Shop) as server:
+def model_server() -> Iterator[http.server.HTTPServer]:
+    ModelHandler.requests = []
+    with http.server.HTTPServer(("127.0.0.1", 0), ModelHandler) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
         with contextlib.ExitStack() as stack:
@@ -62,24 +62,29 @@ def fetch(folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
-def at(shop: http.server.HTTPServer, path: str) -> str:
-    return f"http://127.0.0.1:{shop.server_address[1]}{path}"
+def url_of(model_server: http.server.HTTPServer, path: str) -> str:
+    return f"http://127.0.0.1:{model_server.server_address[1]}{path}"
 
 
-def test_the_model_is_fetched(shop: http.server.HTTPServer, tmp_path: Path) -> None:
+def test_model_is_fetched(model_server: http.server.HTTPServer, tmp_path: Path) -> None:
     done = fetch(
-        tmp_path, MODEL_URL=at(shop, "/model.onnx"), MODEL_SHA256=DIGEST.upper(), MODEL_AUTHORIZATION="Bearer x"
+        tmp_path,
+        MODEL_URL=url_of(model_server, "/model.onnx"),
+        MODEL_SHA256=DIGEST.upper(),
+        MODEL_AUTHORIZATION="Bearer x",
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
     assert (tmp_path / "model.onnx").read_bytes() == MODEL
-    assert Shop.heard == [("/model.onnx", "Bearer x")]
+    assert ModelHandler.requests == [("/model.onnx", "Bearer x")]
 
 
-def test_a_secret_goes_to_nobody_else(shop: http.server.HTTPServer, tmp_path: Path) -> None:
-    done = fetch(tmp_path, MODEL_URL=at(shop, "/moved"), MODEL_SHA256=DIGEST, MODEL_AUTHORIZATION="Bearer x")
+def test_authorization_is_not_sent_to_a_redirects_host(model_server: http.server.HTTPServer, tmp_path: Path) -> None:
+    done = fetch(
+        tmp_path, MODEL_URL=url_of(model_server, "/moved"), MODEL_SHA256=DIGEST, MODEL_AUTHORIZATION="Bearer x"
+    )
     assert (done.returncode, done.stderr) == (0, "")
-    assert Shop.heard == [("/moved", "Bearer x"), ("/model.onnx", None)]
+    assert ModelHandler.requests == [("/moved", "Bearer x"), ("/model.onnx", None)]
 
 
 @pytest.mark.parametrize(
@@ -90,10 +95,10 @@ def test_a_secret_goes_to_nobody_else(shop: http.server.HTTPServer, tmp_path: Pa
         ("/none?signature=secret", DIGEST, "/none cannot be fetched: HTTP Error 403"),
     ],
 )
-def test_what_is_not_the_model_is_refused(
-    shop: http.server.HTTPServer, tmp_path: Path, path: str, digest: str, words: str
+def test_failed_or_wrong_downloads_leave_no_file(
+    model_server: http.server.HTTPServer, tmp_path: Path, path: str, digest: str, words: str
 ) -> None:
-    done = fetch(tmp_path, MODEL_URL=at(shop, path), MODEL_SHA256=digest)
+    done = fetch(tmp_path, MODEL_URL=url_of(model_server, path), MODEL_SHA256=digest)
     assert done.returncode == 1
     assert words in done.stderr
     assert "secret" not in done.stderr
@@ -111,7 +116,9 @@ def test_what_is_not_the_model_is_refused(
         ({"MODEL_URL": "http://127.0.0.1:1/x", "MODEL_SHA256": DIGEST}, "cannot be fetched"),
     ],
 )
-def test_what_cannot_be_fetched_says_why(tmp_path: Path, environment: dict[str, str], words: str) -> None:
+def test_invalid_settings_and_unreachable_urls_are_explained(
+    tmp_path: Path, environment: dict[str, str], words: str
+) -> None:
     done = fetch(tmp_path, **environment)
     assert done.returncode == 1
     assert done.stderr.startswith("fetch: ")
@@ -119,7 +126,7 @@ def test_what_cannot_be_fetched_says_why(tmp_path: Path, environment: dict[str, 
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_a_model_that_is_there_stays_where_another_is_refused(shop: http.server.HTTPServer, tmp_path: Path) -> None:
+def test_existing_model_survives_a_wrong_download(model_server: http.server.HTTPServer, tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(b"old")
-    assert fetch(tmp_path, MODEL_URL=at(shop, "/model.onnx"), MODEL_SHA256="0" * 64).returncode == 1
+    assert fetch(tmp_path, MODEL_URL=url_of(model_server, "/model.onnx"), MODEL_SHA256="0" * 64).returncode == 1
     assert (tmp_path / "model.onnx").read_bytes() == b"old"

@@ -1,4 +1,4 @@
-"""The manifests are valid, safe, and true of the server."""
+"""The manifests are valid and secure, and agree with the server."""
 
 import functools
 import json
@@ -18,49 +18,49 @@ from tests.kubernetes.manifests import (
     OVERLAYS,
     ROOT,
     Manifest,
-    build,
     compose,
-    every,
     find,
     find_pod,
     find_server,
+    list_kustomizations,
     needs_kubectl,
     read_guide,
     read_settings_map,
+    render,
 )
 
 pytestmark = needs_kubectl
 
 OLDEST, NEWEST = "1.30", "1.37"
 OLDEST_WITH_IMAGE_VOLUMES = "1.31"
-OPERATORS: dict[str, type[BaseModel]] = {"ServiceMonitor": ServiceMonitor, "ScaledObject": ScaledObject}
-ALL = every()
+OPERATOR_MODELS: dict[str, type[BaseModel]] = {"ServiceMonitor": ServiceMonitor, "ScaledObject": ScaledObject}
+KUSTOMIZATIONS = list_kustomizations()
 
 
 def check_schema(manifest: Manifest, version: str) -> None:
-    """Raises `ValidationError`, one or the other's, for what an API server would refuse or drop."""
-    if model := OPERATORS.get(manifest["kind"]):
+    """Raises the `ValidationError` of either library if an API server would reject the manifest or drop a field."""
+    if model := OPERATOR_MODELS.get(manifest["kind"]):
         model.model_validate(manifest, extra="forbid")
     else:
         kubernetes_validate.validate(manifest, version, strict=True)
 
 
 @functools.cache
-def check_once(manifest: str, version: str) -> None:
-    """As `check_schema`; most manifests are the same in all kustomizations, and schemas take long to read."""
+def check_schema_cached(manifest: str, version: str) -> None:
+    """As `check_schema`, cached: schemas are slow to load, and most manifests are the same in all kustomizations."""
     check_schema(json.loads(manifest), version)
 
 
-@pytest.mark.parametrize("kustomization", ALL)
-def test_schemas_are_kept(kustomization: str) -> None:
+@pytest.mark.parametrize("kustomization", KUSTOMIZATIONS)
+def test_manifests_conform_to_the_schemas(kustomization: str) -> None:
     oldest = OLDEST_WITH_IMAGE_VOLUMES if "model-image" in kustomization else OLDEST
-    for manifest in build(kustomization):
+    for manifest in render(kustomization):
         for version in (oldest, NEWEST):
-            check_once(json.dumps(manifest), version)
+            check_schema_cached(json.dumps(manifest), version)
 
 
-def test_schemas_refuse_what_they_should() -> None:
-    manifests = build(compose("cpu", "monitoring", "autoscaling"))
+def test_schema_check_rejects_wrong_types_and_unknown_fields() -> None:
+    manifests = render(compose("cpu", "monitoring", "autoscaling"))
     for kind, part in (("Deployment", "strategy"), ("ServiceMonitor", "endpoints"), ("ScaledObject", "triggers")):
         [manifest] = find(manifests, kind)
         for wrong in ({part: 1}, {"misspelt": 1}):
@@ -68,29 +68,29 @@ def test_schemas_refuse_what_they_should() -> None:
                 check_schema(manifest | {"spec": manifest["spec"] | wrong}, NEWEST)
 
 
-def test_everything_is_tried() -> None:
+def test_every_overlay_and_component_is_tested() -> None:
     folder = ROOT / "docker" / "kubernetes"
     assert sorted(path.name for path in (folder / "overlays").iterdir()) == sorted(OVERLAYS)
     assert sorted(path.name for path in (folder / "components").iterdir()) == sorted(COMPONENTS)
     assert len(read_guide()) == 2
 
 
-@pytest.mark.parametrize("kustomization", ALL)
-def test_variables_are_settings(kustomization: str) -> None:
+@pytest.mark.parametrize("kustomization", KUSTOMIZATIONS)
+def test_environment_variables_are_settings(kustomization: str) -> None:
     names = {f"CENTERNET_{name.upper()}" for name in Settings.model_fields}
-    assert read_settings_map(build(kustomization)).keys() <= names
+    assert read_settings_map(render(kustomization)).keys() <= names
     assert not any(
         variable["name"].startswith("CENTERNET_")
-        for container in find_pod(build(kustomization))["spec"]["containers"]
+        for container in find_pod(render(kustomization))["spec"]["containers"]
         for variable in container.get("env", [])
     )
 
 
-@pytest.mark.parametrize("kustomization", ALL)
-def test_pods_meet_the_restricted_standard(kustomization: str) -> None:
-    [namespace] = find(build(kustomization), "Namespace")
+@pytest.mark.parametrize("kustomization", KUSTOMIZATIONS)
+def test_pods_meet_the_restricted_pod_security_standard(kustomization: str) -> None:
+    [namespace] = find(render(kustomization), "Namespace")
     assert namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
-    pod = find_pod(build(kustomization))["spec"]
+    pod = find_pod(render(kustomization))["spec"]
     assert not pod.keys() & {"hostNetwork", "hostPID", "hostIPC", "serviceAccountName"}
     assert pod["automountServiceAccountToken"] is False
     assert pod["securityContext"]["runAsNonRoot"] is True
@@ -107,9 +107,9 @@ def test_pods_meet_the_restricted_standard(kustomization: str) -> None:
     assert {kind for volume in pod["volumes"] for kind in volume if kind != "name"} <= allowed
 
 
-@pytest.mark.parametrize("kustomization", ALL)
-def test_everything_finds_the_pods_and_their_ports(kustomization: str) -> None:
-    manifests = build(kustomization)
+@pytest.mark.parametrize("kustomization", KUSTOMIZATIONS)
+def test_selectors_and_ports_match_the_pods(kustomization: str) -> None:
+    manifests = render(kustomization)
     labels = find_pod(manifests)["metadata"]["labels"]
     selectors = [
         *(manifest["spec"]["selector"]["matchLabels"] for manifest in find(manifests, "Deployment")),
@@ -143,19 +143,19 @@ def test_everything_finds_the_pods_and_their_ports(kustomization: str) -> None:
     }
 
 
-@pytest.mark.parametrize("kustomization", ALL)
-def test_a_pod_has_time_to_stop(kustomization: str) -> None:
-    pod = find_pod(build(kustomization))["spec"]
-    settings = read_settings_map(build(kustomization))
-    pause = find_server(build(kustomization))["lifecycle"]["preStop"]["sleep"]["seconds"]
+@pytest.mark.parametrize("kustomization", KUSTOMIZATIONS)
+def test_termination_grace_period_covers_the_stop_timeout(kustomization: str) -> None:
+    pod = find_pod(render(kustomization))["spec"]
+    settings = read_settings_map(render(kustomization))
+    pause = find_server(render(kustomization))["lifecycle"]["preStop"]["sleep"]["seconds"]
     stop = float(settings["CENTERNET_STOP_TIMEOUT_SECONDS"])
     assert stop >= Settings.model_fields["timeout_seconds"].default
     assert pod["terminationGracePeriodSeconds"] >= pause + stop + 5
 
 
-@pytest.mark.parametrize("kustomization", ALL)
-def test_images_are_of_this_version_and_user(kustomization: str) -> None:
-    pod = find_pod(build(kustomization))["spec"]
+@pytest.mark.parametrize("kustomization", KUSTOMIZATIONS)
+def test_pods_run_this_versions_image_as_its_user(kustomization: str) -> None:
+    pod = find_pod(render(kustomization))["spec"]
     [gpus] = {container["resources"]["limits"].get("nvidia.com/gpu") for container in pod["containers"]}
     suffix = "-cuda" if gpus else ""
     for container in [*pod["containers"], *pod.get("initContainers", [])]:
@@ -168,9 +168,9 @@ def test_images_are_of_this_version_and_user(kustomization: str) -> None:
         assert f"{container['command'][0].removesuffix('/bin/python')} " in image.replace("\n", " ")
 
 
-def test_autoscaling_alone_says_how_many_pods() -> None:
-    [deployment] = find(build(compose("cpu", "autoscaling")), "Deployment")
-    [scaled] = find(build(compose("cpu", "autoscaling")), "ScaledObject")
+def test_replicas_are_left_to_the_autoscaler() -> None:
+    [deployment] = find(render(compose("cpu", "autoscaling")), "Deployment")
+    [scaled] = find(render(compose("cpu", "autoscaling")), "ScaledObject")
     assert "replicas" not in deployment["spec"]
     assert scaled["spec"]["scaleTargetRef"]["name"] == deployment["metadata"]["name"]
     assert 2 <= scaled["spec"]["minReplicaCount"] < scaled["spec"]["maxReplicaCount"]

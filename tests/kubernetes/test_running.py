@@ -1,4 +1,4 @@
-"""A server with the settings that a pod would have, asked as the kubelet would ask it."""
+"""A server with a pod's settings, probed as by the kubelet."""
 
 import contextlib
 import os
@@ -18,17 +18,17 @@ from typing import Any
 import pytest
 
 from app.settings import find_shipped_model
-from tests.kubernetes.manifests import ROOT, build, find_pod, find_server, needs_kubectl, read_guide, read_settings_map
+from tests.kubernetes.manifests import ROOT, find_pod, find_server, needs_kubectl, read_guide, read_settings_map, render
 
 pytestmark = needs_kubectl
 
-PORTS = {"CENTERNET_PORT": "0", "CENTERNET_METRICS_PORT": "0"}  # any free ones
+PORTS = {"CENTERNET_PORT": "0", "CENTERNET_METRICS_PORT": "0"}  # free ports
 
 
 @pytest.fixture
 def addresses(tmp_path: Path) -> Iterator[dict[str, str]]:
-    """Runs the guide's pod on this machine: its volumes are folders, its ports any free ones."""
-    manifests = build(read_guide()[0])
+    """Runs the guide's pod on this machine, with folders for volumes and on free ports; gives its addresses."""
+    manifests = render(read_guide()[0])
     settings = read_settings_map(manifests)
     mounts = {mount["mountPath"]: tmp_path / mount["name"] for mount in find_server(manifests)["volumeMounts"]}
     for folder in mounts.values():
@@ -49,7 +49,7 @@ def addresses(tmp_path: Path) -> Iterator[dict[str, str]]:
         try:
             assert process.stdout is not None
             words = [process.stdout.readline().split() for _ in PORTS]
-            assert all(words), "the server ended"
+            assert all(words), "the server exited"
             yield dict(zip(("http", "metrics"), (line[-1] for line in words), strict=True))
         finally:
             process.send_signal(signal.SIGTERM)
@@ -60,31 +60,31 @@ def addresses(tmp_path: Path) -> Iterator[dict[str, str]]:
     assert pause + time.monotonic() - started < find_pod(manifests)["spec"]["terminationGracePeriodSeconds"]
 
 
-def ask(addresses: dict[str, str], probe: dict[str, Any]) -> int:
-    """Returns the status of a probe, which asks on a new connection."""
+def send_probe(addresses: dict[str, str], probe: dict[str, Any]) -> int:
+    """Sends a probe on a new connection and returns the status."""
     address = addresses[probe["httpGet"]["port"]] + probe["httpGet"]["path"]
     request = urllib.request.Request(address, headers={"Connection": "close"})
     try:
-        with urllib.request.urlopen(request, timeout=probe["timeoutSeconds"]) as answer:
-            status: int = answer.status
+        with urllib.request.urlopen(request, timeout=probe["timeoutSeconds"]) as response:
+            status: int = response.status
             return status
     except urllib.error.HTTPError as error:
         error.close()
         return error.code
 
 
-def test_probes_are_answered_without_a_key_and_when_all_connections_are_taken(addresses: dict[str, str]) -> None:
-    server = find_server(build(read_guide()[0]))
+def test_probes_need_no_key_and_liveness_holds_at_the_connection_limit(addresses: dict[str, str]) -> None:
+    server = find_server(render(read_guide()[0]))
     startup, liveness, readiness = (server[f"{name}Probe"] for name in ("startup", "liveness", "readiness"))
     deadline = time.monotonic() + startup["failureThreshold"] * startup["periodSeconds"]
-    while ask(addresses, startup) != 200:
+    while send_probe(addresses, startup) != 200:
         assert time.monotonic() < deadline
-    assert ask(addresses, liveness) == 200
-    assert ask(addresses, readiness) == 200
+    assert send_probe(addresses, liveness) == 200
+    assert send_probe(addresses, readiness) == 200
     with contextlib.ExitStack() as stack:
         host, port = addresses["http"].removeprefix("http://").split(":")
         client = stack.enter_context(socket.create_connection((host, int(port))))
         client.sendall(b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n")
-        assert client.recv(12) == b"HTTP/1.1 200"  # it has the one connection, and keeps it
-        assert ask(addresses, readiness) == 503
-        assert ask(addresses, liveness) == 200
+        assert client.recv(12) == b"HTTP/1.1 200"  # it keeps the only connection
+        assert send_probe(addresses, readiness) == 503
+        assert send_probe(addresses, liveness) == 200

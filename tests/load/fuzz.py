@@ -1,4 +1,7 @@
-"""Sends a server damaged pictures and bodies: `make fuzz`. Prints what became of them; exits with 1 if it is bad."""
+"""Fuzzes a server with damaged images and request bodies: `make fuzz`.
+
+Exits with 1 after a 5xx or a broken connection, a traceback, a stuck request, a slow response or growing memory.
+"""
 
 import argparse
 import asyncio
@@ -16,12 +19,12 @@ from PIL import Image
 
 from app.bench.local_server import run_server
 from tests.app.colours import PHOTO, save_model
-from tests.load.server import read_metrics
+from tests.load.metrics import read_metrics
 
 _CLIENTS = 16
 _PARTS = 10
-_MOST_GROWTH = 0.05
-_MOST_SECONDS = 10.0
+_MAX_GROWTH = 0.05
+_MAX_SECONDS = 10.0
 _FORMATS: list[tuple[str, str, dict[str, object]]] = [
     ("RGB", "JPEG", {"quality": 90}),
     ("RGB", "JPEG", {"progressive": True}),
@@ -43,7 +46,7 @@ Request = tuple[str, bytes, dict[str, str]]  # path, body, headers
 
 
 def make_files() -> list[bytes]:
-    """One whole picture of each kind."""
+    """Returns an intact image of each format."""
     files = []
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -57,10 +60,10 @@ def make_files() -> list[bytes]:
 
 
 def damage(data: bytes, random: np.random.Generator) -> bytes:
-    """Changes, cuts out, puts in or repeats bytes in up to six places; one time in ten nothing."""
+    """Overwrites, deletes, inserts or repeats bytes in up to six places; one time in ten, in none."""
     damaged = bytearray(data)
     for _ in range(random.integers(0, 7) if random.random() < 0.9 else 0):
-        # headers decide more than pixels: half of the places are among the first 200 bytes
+        # headers affect decoding more than pixels do: half of the places are in the first 200 bytes
         at = int(random.integers(0, min(len(damaged), 200 if random.random() < 0.5 else len(damaged)) + 1))
         length = int(2 ** random.uniform(0, 6))
         match random.integers(5):
@@ -80,7 +83,7 @@ def damage(data: bytes, random: np.random.Generator) -> bytes:
 
 
 def make_request(files: list[bytes], random: np.random.Generator) -> Request:
-    """A picture that is damaged itself, or sent in a body that is."""
+    """Returns a request with a damaged image, or with an image in a damaged body."""
     data = files[random.integers(len(files))]
     form = b'--x\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n' + data + b"\r\n--x--\r\n"
     text = base64.b64encode(data).decode()
@@ -105,12 +108,12 @@ def make_request(files: list[bytes], random: np.random.Generator) -> Request:
 
 
 async def send(port: int, count: int, seed: int) -> tuple[Counter[int], float, list[Request]]:
-    """Sends `count` requests; returns the answers by status, the longest wait, and what made the server fail."""
+    """Sends `count` requests; returns the responses by status (0: none), the longest time, and the failed requests."""
     statuses: Counter[int] = Counter()
     longest, failed = 0.0, list[Request]()
     files = make_files()
 
-    async def ask(number: int) -> None:
+    async def run_client(number: int) -> None:
         nonlocal longest
         random = np.random.default_rng((seed, number))
         async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
@@ -126,26 +129,28 @@ async def send(port: int, count: int, seed: int) -> tuple[Counter[int], float, l
                 if status == 0 or status >= 500:
                     failed.append(request)
 
-    await asyncio.gather(*(ask(number) for number in range(_CLIENTS)))
+    await asyncio.gather(*(run_client(number) for number in range(_CLIENTS)))
     return statuses, longest, failed
 
 
 async def send_largest(port: int) -> None:
-    """Sends the largest pictures first: what the allocator keeps of them is not what the damaged ones take."""
+    """Sends the largest images, so that memory that the allocator retains for them does not count as growth later."""
     file = io.BytesIO()
     Image.new("1", (7000, 7000)).save(file, "PNG")
     async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
         for accept in ("application/json", "image/jpeg"):
             headers = {"accept": accept}
             posts = [client.post("/detect", content=file.getvalue(), headers=headers) for _ in range(_CLIENTS)]
-            assert {answer.status_code for answer in await asyncio.gather(*posts)} == {200}
+            assert {response.status_code for response in await asyncio.gather(*posts)} == {200}
 
 
 def main() -> None:
-    """Counts answers by status, and looks at the server's memory and log."""
+    """Sends the requests, prints the results and exits with their verdict."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--requests", type=int, default=120_000)
-    parser.add_argument("--seed", type=int, default=int(time.time()), help="of the damages; default: the time")
+    parser.add_argument("--requests", type=int, default=120_000, help="how many to send; default: %(default)s")
+    parser.add_argument(
+        "--seed", type=int, default=int(time.time()), help="of the random damage; default: the current time"
+    )
     options, arguments = parser.parse_known_args()
     print(f"seed {options.seed}", flush=True)
     with tempfile.TemporaryDirectory() as name, tempfile.TemporaryFile() as log:
@@ -161,21 +166,22 @@ def main() -> None:
         tracebacks = log.read().count(b"Traceback")
     growth = memory[-1] / memory[0] - 1
     print(
-        f"{statuses.total()} requests: answers {dict(sorted(statuses.items()))}; the longest took {longest:.2f} s;"
-        f" {int(after['centernet_requests_in_flight'])} stuck; {tracebacks} tracebacks in the log; MiB of memory after"
-        f" each tenth: {', '.join(f'{each:.0f}' for each in memory)}, {100 * growth:+.1f} % since the first"
+        f"{statuses.total()} requests: responses by status {dict(sorted(statuses.items()))}; slowest {longest:.2f} s;"
+        f" {int(after['centernet_requests_in_flight'])} still in flight; {tracebacks} tracebacks in the log;"
+        f" memory after each tenth: {', '.join(f'{each:.0f}' for each in memory)} MiB,"
+        f" {100 * growth:+.1f} % since the first"
     )
     for path, body, headers in failed[:5]:
-        print(f"FAILED: {path} {headers} {base64.b64encode(body).decode()}")
-    is_good = (
+        print(f"failed request: {path} {headers} {base64.b64encode(body).decode()}")
+    has_passed = (
         not failed
         and not tracebacks
         and not after["centernet_requests_in_flight"]
-        and growth < _MOST_GROWTH
-        and longest < _MOST_SECONDS
+        and growth < _MAX_GROWTH
+        and longest < _MAX_SECONDS
     )
-    print("good" if is_good else "NOT good")
-    raise SystemExit(not is_good)
+    print("PASSED" if has_passed else "FAILED")
+    raise SystemExit(not has_passed)
 
 
 if __name__ == "__main__":

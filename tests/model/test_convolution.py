@@ -8,7 +8,7 @@ Parts = tuple[nn.Conv2d, nn.BatchNorm2d, Tensor]
 
 
 def run(parts: Parts, fused: bool, autocast: bool) -> list[Tensor]:
-    """Output, then the gradients of input, weight, norm's weight and norm's bias."""
+    """Returns the output and the gradients of input, weight, norm's weight and norm's bias."""
     convolution, norm, x = parts
     x = x.clone().requires_grad_()
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
@@ -21,7 +21,7 @@ def run(parts: Parts, fused: bool, autocast: bool) -> list[Tensor]:
 @pytest.mark.parametrize(("kernel_size", "stride"), [(3, 1), (3, 2), (5, 1), (5, 2)])
 @pytest.mark.parametrize("depthwise", [True, False])
 @pytest.mark.parametrize("training", [True, False])
-def test_gradients_are_those_of_convolution_and_norm(
+def test_conv_bn_has_the_output_and_gradients_of_convolution_then_norm(
     kernel_size: int, stride: int, depthwise: bool, training: bool
 ) -> None:
     torch.manual_seed(0)

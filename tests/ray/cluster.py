@@ -1,4 +1,4 @@
-"""A small Ray of a test's own: `python -m tests.ray.cluster FOLDER` gives its address, and ends with its input."""
+"""Runs a small Ray cluster: `python -m tests.ray.cluster FOLDER` prints its address and runs until stdin closes."""
 
 import sys
 

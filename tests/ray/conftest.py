@@ -22,20 +22,19 @@ def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="package")
 def ray_environment() -> Iterator[Mapping[str, str]]:
-    """The environment in which commands find a Ray of four CPUs, which ends with these tests."""
+    """Environment variables for commands to reach a Ray cluster of four CPUs, which runs for these tests."""
     pytest.importorskip("ray")
     if not Path("/proc/self").exists():
-        pytest.skip("what Ray leaves behind is found below /proc")
+        pytest.skip("needs /proc to find the processes that Ray leaves running")
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("CENTERNET_", "RAY_"))}
     environment |= {
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
         "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_worker_niceness": "0",  # Ray's 15 would have its processes wait for whatever else this machine does
+        "RAY_worker_niceness": "0",  # with Ray's default of 15, any other load on the machine slows its processes down
     }
-    with tempfile.TemporaryDirectory(
-        prefix="ray-", ignore_cleanup_errors=True
-    ) as folder:  # its sockets need short paths
+    # not pytest's folder: sockets need short paths
+    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
         cluster, address = start_cluster(environment, folder)
         try:
             assert address, "Ray did not start"
@@ -46,7 +45,7 @@ def ray_environment() -> Iterator[Mapping[str, str]]:
 
 
 def start_cluster(environment: Mapping[str, str], folder: str, tries: int = 3) -> tuple[subprocess.Popen[str], str]:
-    """Returns the process that holds a cluster, and its address; empty where Ray did not start."""
+    """Starts a cluster; returns its process and its address, which is empty if Ray did not start."""
     command = [sys.executable, "-m", "tests.ray.cluster", folder]
     pipe = subprocess.PIPE
     cluster = subprocess.Popen(
@@ -58,11 +57,11 @@ def start_cluster(environment: Mapping[str, str], folder: str, tries: int = 3) -
         return cluster, address
     cluster.communicate()
     kill_session(cluster.pid)
-    return start_cluster(environment, folder, tries - 1)  # Ray gives itself 30 seconds, too few on a busy machine
+    return start_cluster(environment, folder, tries - 1)  # Ray's own limit of 30 seconds is too short on a busy machine
 
 
 def kill_session(session: int) -> None:
-    """Ends what is left of the processes that a test has started."""
+    """Kills the processes that remain in a session."""
     for pid in (int(each.name) for each in Path("/proc").iterdir() if each.name.isdecimal()):
         with contextlib.suppress(ProcessLookupError):
             if os.getsid(pid) == session:

@@ -1,4 +1,4 @@
-"""The command, run as a user runs it, on a Ray of its own."""
+"""The `bulk` command on a local Ray cluster."""
 
 import json
 import signal
@@ -16,7 +16,7 @@ from tests.ray.conftest import ROOT
 
 pytest.importorskip("ray")
 
-import pyarrow.parquet as pq  # beside Ray
+import pyarrow.parquet as pq  # installed with Ray
 
 SECONDS = 300
 BROKEN = encode(PHOTO, "JPEG")[:-400]
@@ -25,7 +25,7 @@ Start = Callable[..., subprocess.Popen[str]]
 
 @pytest.fixture
 def start(ray_environment: Mapping[str, str], model_path: Path) -> Iterator[Start]:
-    """Starts `python -m app COMMAND …`."""
+    """Returns a function that starts `python -m app COMMAND …`."""
     environment = ray_environment | {"CENTERNET_MODEL": str(model_path), "CENTERNET_PROVIDER": "cpu"}
     started: list[subprocess.Popen[str]] = []
 
@@ -56,7 +56,7 @@ def make_photos(folder: Path, count: int) -> None:
         (folder / "deep" / f"{number:03}.png").write_bytes(PHOTO_PNG)
 
 
-def test_two_actors_find_what_the_command_finds(start: Start, tmp_path: Path) -> None:
+def test_two_actors_give_the_results_of_the_detect_command(start: Start, tmp_path: Path) -> None:
     photos, found = tmp_path / "photos", tmp_path / "found"
     make_photos(photos, 40)
     (photos / "broken.jpg").write_bytes(BROKEN)
@@ -99,19 +99,19 @@ def flatten(detection: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in detection.items() if key != "box"} | detection["box"]
 
 
-def test_a_killed_run_goes_on_with_what_is_missing(start: Start, tmp_path: Path) -> None:
+def test_rerun_after_a_kill_computes_the_missing_photos(start: Start, tmp_path: Path) -> None:
     photos, found = tmp_path / "photos", tmp_path / "found"
     make_photos(photos, 400)
     options = ("--actors", "1", "--photos-per-file", "8")
     killed = start("bulk", photos, found, *options)
-    give_up = time.monotonic() + SECONDS
+    deadline = time.monotonic() + SECONDS
     while not any(found.glob("*.parquet")):
-        assert killed.poll() is None and time.monotonic() < give_up, "no file was written"
+        assert killed.poll() is None and time.monotonic() < deadline, "no file was written"
         time.sleep(0.01)
     killed.send_signal(signal.SIGKILL)
     killed.communicate()
     whole = next(found.glob("*.parquet")).read_bytes()
-    (found / "cut-short.parquet").write_bytes(whole[: len(whole) // 2])  # as a kill leaves what is being written
+    (found / "cut-short.parquet").write_bytes(whole[: len(whole) // 2])  # as a kill leaves a file that is being written
 
     status, _, errors = finish(start("bulk", photos, found, *options))
     assert status == 0, errors
@@ -133,7 +133,9 @@ def test_a_killed_run_goes_on_with_what_is_missing(start: Start, tmp_path: Path)
         (("photos", "found", "--labels", "cat"), "cat"),
     ],
 )
-def test_what_cannot_be_done_is_said(start: Start, tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:
+def test_invalid_arguments_are_explained(
+    start: Start, tmp_path: Path, arguments: tuple[str, ...], message: str
+) -> None:
     import pyarrow as pa
 
     make_photos(tmp_path / "photos", 1)

@@ -1,4 +1,4 @@
-"""What is done with each batch of photos, without Ray."""
+"""The steps that Ray runs for each batch of photos, without Ray."""
 
 from pathlib import Path
 
@@ -11,12 +11,12 @@ from tests.app.colours import RED, encode, paint, save_rectangular_model
 
 pytest.importorskip("ray")
 
-from pyarrow import fs  # beside Ray
+from pyarrow import fs  # installed with Ray
 
 from app.cluster.bulk_steps import FindObjects, ReadPhotos
 
 
-def test_photos_of_many_shapes_are_sorted_by_them_and_none_is_mixed_up(tmp_path: Path) -> None:
+def test_photos_are_sorted_by_shape_and_keep_their_own_results(tmp_path: Path) -> None:
     detector = Detector(save_rectangular_model(tmp_path / "rectangles.onnx"), "cpu", 1)
     sizes = {"a.png": (96, 64), "b.png": (64, 96), "c.png": (96, 96), "d.png": (192, 128), "e.png": (64, 96)}
     for at, (name, size) in enumerate(sizes.items()):

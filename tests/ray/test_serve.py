@@ -1,4 +1,4 @@
-"""The shipped configuration, started as a user starts it, with a model that knows two colours."""
+"""The shipped Ray Serve configuration, run by `serve run` with the model of colours."""
 
 import socket
 import subprocess
@@ -21,12 +21,12 @@ from model.detector import Detector
 from tests.app.colours import GREEN_FOUND, PHOTO_PNG, RED_FOUND, describe, save_model
 from tests.ray.conftest import ROOT
 
-SECONDS = 180  # longest that Ray may take for anything, on a busy machine
+SECONDS = 180  # limit for each wait on Ray, ample for a busy machine
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What is served."""
+    """The folder of the served models."""
     folder = tmp_path_factory.mktemp("models")
     save_model(folder / "colours.onnx")
     return folder
@@ -36,7 +36,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def client(
     ray_environment: Mapping[str, str], folder: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[httpx.Client]:
-    """A client of one replica, to which the load can add another."""
+    """A client of a deployment that scales from one replica to two."""
     config = yaml.safe_load((ROOT / "docker" / "ray" / "serve.yaml").read_text())
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -57,13 +57,13 @@ def client(
             wait_until_ready(client, process)
             yield client
         finally:
-            process.terminate()  # not SIGINT, which is not heeded where these tests were begun in the background
+            process.terminate()  # not SIGINT, which is ignored when the tests run in the background
 
 
 def wait_until_ready(client: httpx.Client, process: subprocess.Popen[bytes]) -> None:
-    give_up = time.monotonic() + SECONDS
-    while time.monotonic() < give_up:
-        assert process.poll() is None, "`serve run` has ended"
+    deadline = time.monotonic() + SECONDS
+    while time.monotonic() < deadline:
+        assert process.poll() is None, "`serve run` has exited"
         try:
             if client.get("/health/ready").status_code == 200:
                 return
@@ -73,39 +73,41 @@ def wait_until_ready(client: httpx.Client, process: subprocess.Popen[bytes]) -> 
     pytest.fail("no replica came up")
 
 
-def read(client: httpx.Client, name: str) -> list[Sample]:
+def read_samples(client: httpx.Client, name: str) -> list[Sample]:
     families = text_string_to_metric_families(client.get("/metrics").text)
     return [sample for family in families for sample in family.samples if sample.name == name]
 
 
-def test_the_load_adds_a_replica_and_the_metrics_are_those_of_all(client: httpx.Client) -> None:
-    assert len({sample.labels["replica"] for sample in read(client, "process_start_time_seconds")}) == 1
-    answers, give_up = 0, time.monotonic() + SECONDS
+def test_load_adds_a_replica_and_metrics_cover_all_replicas(client: httpx.Client) -> None:
+    assert len({sample.labels["replica"] for sample in read_samples(client, "process_start_time_seconds")}) == 1
+    responses, deadline = 0, time.monotonic() + SECONDS
     with ThreadPoolExecutor(16) as pool:
         busy: set[str] = set()
         while len(busy) < 2:
-            assert time.monotonic() < give_up, "one replica was all there was"
+            assert time.monotonic() < deadline, "no second replica was added"
             statuses = list(pool.map(lambda _: client.post("/detect", content=PHOTO_PNG).status_code, range(64)))
             assert set(statuses) == {200}
-            answers += len(statuses)
-            samples = [each for each in read(client, "centernet_requests_total") if each.labels["route"] == "/detect"]
+            responses += len(statuses)
+            samples = [
+                each for each in read_samples(client, "centernet_requests_total") if each.labels["route"] == "/detect"
+            ]
             busy = {each.labels["replica"] for each in samples}
-    assert sum(sample.value for sample in samples) == answers
-    assert sum(sample.value for sample in read(client, "centernet_batch_size_sum")) == answers
+    assert sum(sample.value for sample in samples) == responses
+    assert sum(sample.value for sample in read_samples(client, "centernet_batch_size_sum")) == responses
 
 
-def test_answers_are_those_of_the_server(client: httpx.Client, folder: Path) -> None:
-    own = create_app(Settings(model=folder, provider="cpu"), Detector(folder / "colours.onnx", "cpu", 1))
-    assert client.get("/openapi.json").json() == own.openapi()
-    answer = client.post("/detect", content=PHOTO_PNG)
-    assert answer.json()["detections"] == [RED_FOUND, GREEN_FOUND]
-    assert answer.headers.get_list("X-Request-ID") == [answer.headers["X-Request-ID"]]
-    refusal = client.post("/detect", content=b"no image", headers={"X-Request-ID": "mine"})
-    assert (refusal.status_code, refusal.headers["content-type"]) == (415, "application/problem+json")
-    assert refusal.json()["type"] == "/docs#unknown-format"
-    assert refusal.headers.get_list("X-Request-ID") == [refusal.json()["request_id"]] == ["mine"]
-    too_long = client.post("/detect", content=bytes(30_000_000))
-    assert (too_long.status_code, too_long.json()["type"]) == (413, "/docs#body-too-large")
+def test_responses_equal_those_of_the_server_without_ray(client: httpx.Client, folder: Path) -> None:
+    app = create_app(Settings(model=folder, provider="cpu"), Detector(folder / "colours.onnx", "cpu", 1))
+    assert client.get("/openapi.json").json() == app.openapi()
+    response = client.post("/detect", content=PHOTO_PNG)
+    assert response.json()["detections"] == [RED_FOUND, GREEN_FOUND]
+    assert response.headers.get_list("X-Request-ID") == [response.headers["X-Request-ID"]]
+    rejection = client.post("/detect", content=b"no image", headers={"X-Request-ID": "mine"})
+    assert (rejection.status_code, rejection.headers["content-type"]) == (415, "application/problem+json")
+    assert rejection.json()["type"] == "/docs#unknown-format"
+    assert rejection.headers.get_list("X-Request-ID") == [rejection.json()["request_id"]] == ["mine"]
+    too_large = client.post("/detect", content=bytes(30_000_000))
+    assert (too_large.status_code, too_large.json()["type"]) == (413, "/docs#body-too-large")
 
 
 def test_every_replica_loads_a_new_model(client: httpx.Client, folder: Path) -> None:
@@ -115,13 +117,15 @@ def test_every_replica_loads_a_new_model(client: httpx.Client, folder: Path) -> 
     (folder / "broken.onnx").unlink()
     assert {model["name"] for model in answer["models"]} == {"colours", "more"}
     assert [refusal["file"] for refusal in answer["refused"]] == ["broken.onnx"]
-    replicas = {sample.labels["replica"] for sample in read(client, "process_start_time_seconds")}
-    served = {(sample.labels["replica"], sample.labels["model"]) for sample in read(client, "centernet_model_info")}
+    replicas = {sample.labels["replica"] for sample in read_samples(client, "process_start_time_seconds")}
+    served = {
+        (sample.labels["replica"], sample.labels["model"]) for sample in read_samples(client, "centernet_model_info")
+    }
     assert served == {(replica, model) for replica in replicas for model in ("colours", "more")}
 
 
-def test_a_client_that_hangs_up_is_not_served_on(client: httpx.Client) -> None:
-    before = sum(sample.value for sample in read(client, "centernet_body_bytes"))
+def test_request_of_a_disconnected_client_is_dropped(client: httpx.Client) -> None:
+    before = sum(sample.value for sample in read_samples(client, "centernet_body_bytes"))
     with socket.create_connection((client.base_url.host, client.base_url.port)) as connection:
         connection.sendall(b"POST /detect HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nabc")
         wait_for(client, "centernet_body_bytes", before + 3)
@@ -129,6 +133,6 @@ def test_a_client_that_hangs_up_is_not_served_on(client: httpx.Client) -> None:
 
 
 def wait_for(client: httpx.Client, name: str, value: float) -> None:
-    give_up = time.monotonic() + SECONDS
-    while sum(sample.value for sample in read(client, name)) != value:
-        assert time.monotonic() < give_up, f"{name} did not become {value}"
+    deadline = time.monotonic() + SECONDS
+    while sum(sample.value for sample in read_samples(client, name)) != value:
+        assert time.monotonic() < deadline, f"{name} did not become {value}"

@@ -1,4 +1,4 @@
-"""Attacks a server of its own with slowhttptest, while a usual client asks it for boxes: `make slow-clients`."""
+"""Attacks a server with slowhttptest while a regular client sends it images: `make slow-clients`."""
 
 import contextlib
 import re
@@ -19,7 +19,7 @@ CONNECTIONS = 1000
 SECONDS = 30
 COMMON = ["-c", str(CONNECTIONS), "-r", "200", "-i", "10", "-l", str(SECONDS), "-p", "3"]
 ATTACKS: dict[str, tuple[str, Sequence[str]]] = {
-    "nobody": ("/", []),
+    "none": ("/", []),
     "slow heads (slowloris)": ("/", ["-H", "-x", "24"]),
     "slow bodies": ("/detect", ["-B", "-t", "POST", "-s", "8192", "-x", "10"]),
     "slow readers": ("/page/results.js", ["-X", "-w", "512", "-y", "1024", "-n", "5", "-z", "32", "-k", "10"]),
@@ -27,25 +27,25 @@ ATTACKS: dict[str, tuple[str, Sequence[str]]] = {
 
 
 def main() -> None:
-    """Prints what the usual client sees in each attack, and what the server says of it."""
+    """Prints, for each attack, the regular client's latency and the server's connections, rejections and memory."""
     if shutil.which("slowhttptest") is None:
         raise SystemExit("slowhttptest is not installed: on Debian, apt-get install slowhttptest")
     with serve() as (address, process), httpx.Client(base_url=address, timeout=60) as operator:
-        print("| slow clients | answers | not 200 | median ms | 95 % ms | longest ms | connections | refused | MB |")
+        print("| slow clients | responses | not 200 | p50 ms | p95 ms | max ms | most connections | refused | MB |")
         print("|---|---|---|---|---|---|---|---|---|")
         for name, (path, options) in ATTACKS.items():
-            before = ask_metrics(operator)
+            before = read_metrics(operator)
             attacker = (
                 subprocess.Popen(["slowhttptest", *COMMON, *options, "-u", address + path], stdout=subprocess.DEVNULL)
                 if options
                 else None
             )
-            seconds, failures, connections = ask(address, operator)
+            seconds, failures, connections = post_images(address, operator)
             if attacker:
                 attacker.terminate()
                 attacker.wait()
-            after = ask_metrics(operator)
-            refusals = {
+            after = read_metrics(operator)
+            rejections = {
                 reason: int(after[key] - before.get(key, 0))
                 for key in after
                 if (reason := "".join(re.findall(r'^centernet_rejections_total\{reason="(.*)"\}', key)))
@@ -55,7 +55,7 @@ def main() -> None:
             print(
                 f"| {name} | {len(seconds)} | {failures} | {statistics.median(milliseconds):.0f} "
                 f"| {milliseconds[int(len(milliseconds) * 0.95)]:.0f} | {milliseconds[-1]:.0f} | {connections:.0f} "
-                f"| {', '.join(f'{reason} {count}' for reason, count in refusals.items())} "
+                f"| {', '.join(f'{reason} {count}' for reason, count in rejections.items())} "
                 f"| {read_memory(process.pid):.0f} |",
                 flush=True,
             )
@@ -63,8 +63,8 @@ def main() -> None:
 
 @contextlib.contextmanager
 def serve() -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    """Starts a server; gives its address."""
-    # time-outs that show within an attack
+    """Runs a server; gives its address and its process."""
+    # shorter than an attack
     timeouts = ["--body-timeout-seconds", "20", "--answer-timeout-seconds", "20"]
     command = [sys.executable, "-m", "app", "--port", "0", "--log-level", "warning", *timeouts]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
@@ -79,8 +79,8 @@ def serve() -> Iterator[tuple[str, subprocess.Popen[str]]]:
         process.terminate()
 
 
-def ask(address: str, operator: httpx.Client) -> tuple[list[float], int, float]:
-    """Sends a picture on a new connection again and again; returns times, failures, and the most connections seen."""
+def post_images(address: str, operator: httpx.Client) -> tuple[list[float], int, float]:
+    """Posts an image again and again, each on a new connection; returns times, failures and the most connections."""
     rng = np.random.default_rng(0)
     file = BytesIO()
     Image.fromarray(rng.integers(0, 255, (60, 80, 3), np.uint8)).resize((640, 480)).save(file, "JPEG")
@@ -88,22 +88,23 @@ def ask(address: str, operator: httpx.Client) -> tuple[list[float], int, float]:
     end = time.perf_counter() + SECONDS
     while (started := time.perf_counter()) < end:
         try:
-            answer = httpx.post(f"{address}/detect", content=file.getvalue(), timeout=30)
-            failures += answer.status_code != 200
+            response = httpx.post(f"{address}/detect", content=file.getvalue(), timeout=30)
+            failures += response.status_code != 200
         except httpx.HTTPError:
             failures += 1
         seconds.append(time.perf_counter() - started)
-        connections = max(connections, ask_metrics(operator)["centernet_connections"])
+        connections = max(connections, read_metrics(operator)["centernet_connections"])
         time.sleep(0.1)
     return seconds, failures, connections
 
 
-def ask_metrics(operator: httpx.Client) -> dict[str, float]:
+def read_metrics(operator: httpx.Client) -> dict[str, float]:
     lines = operator.get("/metrics").text.splitlines()
     return {key: float(value) for key, value in (line.rsplit(" ", 1) for line in lines if not line.startswith("#"))}
 
 
 def read_memory(process: int) -> float:
+    """Returns the resident memory of a process in MB."""
     status = Path(f"/proc/{process}/status").read_text()
     return int(re.findall(r"VmRSS:\s+(\d+)", status)[0]) / 1000
 

@@ -1,4 +1,4 @@
-"""Detections to measure."""
+"""Data sets and detections for tests of metrics."""
 
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from training.datasets.dataset import Dataset, Object, make_photo
 
 
 def perfect(dataset: Dataset) -> list[Detections]:
+    """Returns every object as a detection, with a score of 0.9."""
     return [Detections(p.boxes_xyxy, np.full(len(p.labels), 0.9, np.float32), p.labels) for p in dataset.photos]
 
 

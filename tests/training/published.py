@@ -148,10 +148,10 @@ def mmdetection_resnet18(deformable: bool) -> Shapes:
     shapes = resnet(18, "backbone.")
     into = 512
     for step, width in enumerate((256, 128, 64)):
-        bent, up = f"neck.deconv_layers.{2 * step}", f"neck.deconv_layers.{2 * step + 1}"
-        shapes |= convolution(f"{bent}.conv", width, into, 3) | norm(f"{bent}.bn", width)
+        conv, up = f"neck.deconv_layers.{2 * step}", f"neck.deconv_layers.{2 * step + 1}"
+        shapes |= convolution(f"{conv}.conv", width, into, 3) | norm(f"{conv}.bn", width)
         if deformable:
-            shapes |= convolution(f"{bent}.conv.conv_offset", 27, into, 3, bias=True)
+            shapes |= convolution(f"{conv}.conv.conv_offset", 27, into, 3, bias=True)
         shapes |= {f"{up}.conv.weight": (width, width, 4, 4)} | norm(f"{up}.bn", width)
         into = width
     for head, out in (("heatmap", 80), ("wh", 2), ("offset", 2)):

@@ -33,7 +33,7 @@ def deform(weights: Weights, name: str, offset_name: str, x: Tensor) -> Tensor:
     return deform_conv(x, weight, offsets_and_mask[:, :18], bias, offsets_and_mask[:, 18:].sigmoid())
 
 
-def enlarge(weights: Weights, name: str, x: Tensor, factor: int = 2, groups: int = 1) -> Tensor:
+def upsample(weights: Weights, name: str, x: Tensor, factor: int = 2, groups: int = 1) -> Tensor:
     padding = (weights[f"{name}.weight"].shape[-1] - factor) // 2
     return F.conv_transpose2d(x, weights[f"{name}.weight"], None, factor, padding, groups=groups)
 
@@ -63,14 +63,14 @@ def authors_resdcn18(weights: Weights, x: Tensor) -> Tensor:
         name, up = f"deconv_layers.{6 * step}", f"deconv_layers.{6 * step + 3}"
         x = deform(weights, name, f"{name}.conv_offset_mask", x)
         x = F.relu(normalise(weights, f"deconv_layers.{6 * step + 1}", x))
-        x = F.relu(normalise(weights, f"deconv_layers.{6 * step + 4}", enlarge(weights, up, x)))
+        x = F.relu(normalise(weights, f"deconv_layers.{6 * step + 4}", upsample(weights, up, x)))
     return x
 
 
 def authors_res18(weights: Weights, x: Tensor) -> Tensor:
     x = resnet18(weights, "", x)
     for step in range(3):
-        x = enlarge(weights, f"deconv_layers.{3 * step}", x)
+        x = upsample(weights, f"deconv_layers.{3 * step}", x)
         x = F.relu(normalise(weights, f"deconv_layers.{3 * step + 1}", x))
     return x
 
@@ -78,13 +78,13 @@ def authors_res18(weights: Weights, x: Tensor) -> Tensor:
 def mmdetection_resnet18(weights: Weights, x: Tensor) -> Tensor:
     x = resnet18(weights, "backbone.", x)
     for step in range(3):
-        bent, up = f"neck.deconv_layers.{2 * step}", f"neck.deconv_layers.{2 * step + 1}"
-        if f"{bent}.conv.conv_offset.weight" in weights:
-            x = deform(weights, f"{bent}.conv", f"{bent}.conv.conv_offset", x)
+        conv, up = f"neck.deconv_layers.{2 * step}", f"neck.deconv_layers.{2 * step + 1}"
+        if f"{conv}.conv.conv_offset.weight" in weights:
+            x = deform(weights, f"{conv}.conv", f"{conv}.conv.conv_offset", x)
         else:
-            x = convolve(weights, f"{bent}.conv", x)
-        x = F.relu(normalise(weights, f"{bent}.bn", x))
-        x = F.relu(normalise(weights, f"{up}.bn", enlarge(weights, f"{up}.conv", x)))
+            x = convolve(weights, f"{conv}.conv", x)
+        x = F.relu(normalise(weights, f"{conv}.bn", x))
+        x = F.relu(normalise(weights, f"{up}.bn", upsample(weights, f"{up}.conv", x)))
     return x
 
 
@@ -92,14 +92,14 @@ def authors_aggregation(weights: Weights, maps: list[Tensor]) -> Tensor:
     """Aggregates DLA's feature maps at strides 4, 8, 16, 32 into the heads' input, level by level."""
 
     def step(name: str, index: int, layers: list[Tensor], at: int, factor: int) -> None:
-        def bend(part: str, x: Tensor) -> Tensor:
+        def dcn(part: str, x: Tensor) -> Tensor:
             key = f"{name}.{part}_{index}"
             x = deform(weights, f"{key}.conv", f"{key}.conv.conv_offset_mask", x)
             return F.relu(normalise(weights, f"{key}.actf.0", x))
 
-        x = bend("proj", layers[at])
-        x = enlarge(weights, f"{name}.up_{index}", x, factor, groups=x.shape[1])
-        layers[at] = bend("node", x + layers[at - 1])
+        x = dcn("proj", layers[at])
+        x = upsample(weights, f"{name}.up_{index}", x, factor, groups=x.shape[1])
+        layers[at] = dcn("node", x + layers[at - 1])
 
     layers = list(maps)
     step("dla_up.ida_0", 1, layers, 3, 2)

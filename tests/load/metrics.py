@@ -1,4 +1,4 @@
-"""What a server says of itself."""
+"""Reads a server's metrics."""
 
 from collections import Counter
 
@@ -6,7 +6,7 @@ from app.bench.local_server import read_samples
 
 
 def read_metrics(port: int) -> dict[str, float]:
-    """Sums of all series of a name; answers of /detect by status as `status:200`."""
+    """Returns each metric's sum over its series, and the requests of /detect by status, as `status:200`."""
     values: Counter[str] = Counter()
     for sample in read_samples(port):
         values[sample.name] += sample.value
