@@ -32,7 +32,7 @@ def check_refused(response: Response, words: str) -> None:
     assert words in response.text
 
 
-async def test_every_route_but_health_asks_for_the_key(serve: Serve) -> None:
+async def test_every_route_but_health_requires_a_key(serve: Serve) -> None:
     async with serve(api_keys="first, second") as client:
         paths = (await client.get("/openapi.json")).json()["paths"]
         assert set(paths) > OPEN | {"/detect", "/metrics", "/models/reload", "/v2/models/{model}/infer"}
@@ -45,7 +45,7 @@ async def test_every_route_but_health_asks_for_the_key(serve: Serve) -> None:
 
 
 @pytest.mark.parametrize("headers", [FIRST, SECOND, {"authorization": "bearer second"}])
-async def test_each_key_is_let_in(serve: Serve, headers: dict[str, str]) -> None:
+async def test_each_key_is_accepted(serve: Serve, headers: dict[str, str]) -> None:
     async with serve(api_keys="first,second") as client:
         assert (await client.post("/detect", content=PHOTO_PNG, headers=headers)).status_code == 200
         assert (await client.get("/metrics", headers=headers)).status_code == 200
@@ -61,7 +61,7 @@ async def test_each_key_is_let_in(serve: Serve, headers: dict[str, str]) -> None
         {"authorization": "Bearer " + hashlib.sha256(b"first").hexdigest()},
     ],
 )
-async def test_other_keys_are_refused(serve: Serve, headers: dict[str, str]) -> None:
+async def test_unknown_keys_are_refused(serve: Serve, headers: dict[str, str]) -> None:
     async with serve(api_keys="first,second") as client:
         encoded = {name: value.encode() for name, value in headers.items()}
         response = await client.post("/detect", content=PHOTO_PNG, headers=encoded, params={"limit": "0"})
@@ -71,13 +71,13 @@ async def test_other_keys_are_refused(serve: Serve, headers: dict[str, str]) -> 
         assert await client.sample("centernet_rejections_total", reason="unauthorized") == 1
 
 
-async def test_without_keys_everybody_is_let_in(serve: Serve) -> None:
+async def test_without_configured_keys_every_request_is_accepted(serve: Serve) -> None:
     async with serve() as client:
         assert (await client.post("/detect", content=PHOTO_PNG, headers=FIRST)).status_code == 200
         assert "securitySchemes" not in (await client.get("/openapi.json")).json()["components"]
 
 
-async def test_documentation_shows_where_the_key_goes(serve: Serve) -> None:
+async def test_openapi_declares_which_routes_require_a_key(serve: Serve) -> None:
     async with serve(api_keys="first") as client:
         assert (await client.get("/docs")).status_code == 200
         description = (await client.get("/openapi.json")).json()
@@ -87,14 +87,14 @@ async def test_documentation_shows_where_the_key_goes(serve: Serve) -> None:
                 assert bool(route.get("security")) == (path not in OPEN), path
 
 
-async def test_deepstack_clients_send_the_key_in_their_form(make_settings: Make, model_path: Path) -> None:
+async def test_deepstack_clients_send_the_key_as_a_form_field(make_settings: Make, model_path: Path) -> None:
     async with listen(make_settings(api_keys="first"), Detector(model_path, "cpu", 1)) as client:
         port = client.base_url.port
-        knows = DeepstackObject("127.0.0.1", port, api_key="first")
-        assert [each["label"] for each in await asyncio.to_thread(knows.detect, PHOTO_PNG)] == ["red", "green"]
-        guesses = DeepstackObject("127.0.0.1", port, api_key="second")
+        authorized = DeepstackObject("127.0.0.1", port, api_key="first")
+        assert [each["label"] for each in await asyncio.to_thread(authorized.detect, PHOTO_PNG)] == ["red", "green"]
+        unauthorized = DeepstackObject("127.0.0.1", port, api_key="second")
         with pytest.raises(DeepstackException, match="401"):
-            await asyncio.to_thread(guesses.detect, PHOTO_PNG)
+            await asyncio.to_thread(unauthorized.detect, PHOTO_PNG)
 
 
 @pytest.mark.parametrize("route", ["detection", "custom/colours", "custom/list"])
@@ -112,12 +112,12 @@ async def test_deepstack_routes_take_the_key_from_form_or_header(serve: Serve, r
         check_refused(await send({"x-api-key": "third"}, api_key="first"), "the key is not known")
 
 
-async def test_other_routes_take_no_key_from_a_form(serve: Serve) -> None:
+async def test_other_routes_ignore_a_key_in_a_form(serve: Serve) -> None:
     async with serve(api_keys="first") as client:
         check_refused(await client.post("/detect", files={"image": PHOTO_PNG}, data={"api_key": "first"}), "send a key")
 
 
-async def test_key_may_come_so_many_times_a_minute(serve: Serve) -> None:
+async def test_requests_per_key_are_rate_limited(serve: Serve) -> None:
     async with serve(api_keys="first,second", key_requests_per_minute=2) as client:
         for _ in range(2):
             assert (await client.post("/detect", content=PHOTO_PNG, headers=FIRST)).status_code == 200
@@ -130,7 +130,7 @@ async def test_key_may_come_so_many_times_a_minute(serve: Serve) -> None:
         assert (await client.post("/detect", content=PHOTO_PNG, headers=SECOND)).status_code == 200
 
 
-async def test_address_may_come_so_many_times_a_minute(make_settings: Make, model_path: Path) -> None:
+async def test_requests_per_address_are_rate_limited(make_settings: Make, model_path: Path) -> None:
     app = create_app(make_settings(address_requests_per_minute=2), Detector(model_path, "cpu", 1))
 
     async def ask(address: str, path: str = "/models") -> int:
@@ -145,13 +145,13 @@ async def test_address_may_come_so_many_times_a_minute(make_settings: Make, mode
     assert [await ask("10.0.0.1", "/health/live") for _ in range(3)] == [200] * 3
 
 
-async def test_wrong_keys_count_for_their_address(serve: Serve) -> None:
+async def test_unauthorized_requests_count_towards_the_limit_of_their_address(serve: Serve) -> None:
     async with serve(api_keys="first", address_requests_per_minute=1) as client:
         check_refused(await client.get("/models"), "send a key")
         assert (await client.get("/models", headers=FIRST)).status_code == 429
 
 
-async def test_who_waited_is_let_in_again(anyio_backend: str) -> None:
+async def test_rate_limited_client_is_accepted_after_waiting(anyio_backend: str) -> None:
     limit = RateLimit(6000)
     async with asyncio.timeout(30):
         with pytest.raises(RateLimited):
@@ -164,16 +164,16 @@ async def test_who_waited_is_let_in_again(anyio_backend: str) -> None:
             await asyncio.sleep(0)
 
 
-async def test_clients_are_remembered_in_bounded_memory(anyio_backend: str) -> None:
+async def test_rate_limit_remembers_a_limited_number_of_clients(anyio_backend: str) -> None:
     limit = RateLimit(1)
     for client in range(20_001):
         await limit.count(client)
     with pytest.raises(RateLimited):
         await limit.count(20_000)
-    await limit.count(0)  # forgotten: nothing is kept of who came before ten thousand others
+    await limit.count(0)  # forgotten: only the 10,000 clients seen last are remembered
 
 
-async def test_pages_of_other_sites_are_let_in_where_they_are_named(serve: Serve) -> None:
+async def test_configured_cors_origins_are_allowed(serve: Serve) -> None:
     async with serve(cors_origins="https://one.example,https://two.example:8443", api_keys="first") as client:
         for origin, allowed in [("https://two.example:8443", True), ("https://two.example", False)]:
             preflight = await client.options(
@@ -192,18 +192,18 @@ async def test_pages_of_other_sites_are_let_in_where_they_are_named(serve: Serve
             assert refused.headers["access-control-expose-headers"] == "*"
 
 
-async def test_pages_of_other_sites_learn_of_failures(serve: Serve, model_path: Path) -> None:
+async def test_internal_errors_have_cors_headers(serve: Serve, model_path: Path) -> None:
     async with serve(CrashingDetector(model_path, "cpu", 1), cors_origins="*") as client:
         response = await client.post("/detect", content=PHOTO_PNG, headers={"origin": "https://any.example"})
         assert (response.status_code, response.headers["access-control-allow-origin"]) == (500, "*")
 
 
-async def test_pages_of_other_sites_are_not_let_in_by_default(client: Client) -> None:
+async def test_cors_is_disabled_by_default(client: Client) -> None:
     response = await client.get("/models", headers={"origin": "https://any.example"})
     assert "access-control-allow-origin" not in response.headers
 
 
-def test_keys_are_kept_as_hashes_alone(model_path: Path, tmp_path: Path) -> None:
+def test_keys_are_stored_only_as_hashes(model_path: Path, tmp_path: Path) -> None:
     (tmp_path / "keys").write_text("key-3\n  key-4  \n")
     settings = read_settings(["--api-keys=key-1,key-2", f"--api-keys-file={tmp_path}/keys", f"--model={model_path}"])
     known = settings.find_keys()
@@ -215,7 +215,7 @@ def test_keys_are_kept_as_hashes_alone(model_path: Path, tmp_path: Path) -> None
             check_key(key, known)
 
 
-async def test_admin_routes_may_have_a_port_of_their_own(make_settings: Make, model_path: Path) -> None:
+async def test_admin_routes_can_have_a_separate_port(make_settings: Make, model_path: Path) -> None:
     app = create_app(make_settings(metrics_port=0, api_keys="first"), Detector(model_path, "cpu", 1))
     async with app.router.lifespan_context(app):
         transports = httpx.ASGITransport(app), httpx.ASGITransport(app.state.admin)

@@ -31,7 +31,7 @@ def test_request_that_would_wait_too_long_is_refused() -> None:
         pass
 
 
-def test_arrivals_count_once_half_of_the_slots_are_taken() -> None:
+def test_arrivals_are_counted_from_when_half_of_the_slots_are_taken() -> None:
     admission = build()
     for _ in range(9):
         admission.announce()  # nothing is in flight
@@ -39,7 +39,7 @@ def test_arrivals_count_once_half_of_the_slots_are_taken() -> None:
         admission.announce()
 
 
-def test_each_arrival_counts_once() -> None:
+def test_each_arrival_is_counted_once() -> None:
     admission = build()
     with admission.admit(2), admission.expect() as first:
         with admission.expect(), pytest.raises(Overloaded), admission.expect():
@@ -51,7 +51,7 @@ def test_each_arrival_counts_once() -> None:
             admission.announce()
 
 
-def test_arrivals_count_for_the_wait() -> None:
+def test_arrivals_count_towards_the_expected_wait() -> None:
     admission = build(capacity=100)
     admission.record_service_time(1.0)  # 0.1 s by the moving average
     with admission.admit(50):

@@ -1,4 +1,4 @@
-"""The choice of an arrangement: from speeds given here, and with real sessions."""
+"""The choice of an arrangement, from given speeds and from measured ones."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -35,7 +35,7 @@ def choose(
     return found.instances, found.threads, found.max_batch
 
 
-def test_several_instances_if_that_is_faster(detector: Detector) -> None:
+def test_several_instances_are_chosen_if_they_are_faster(detector: Detector) -> None:
     assert choose(detector, lambda instances, _: 100 * instances) == (4, 1, 1)
     assert choose(detector, lambda instances, _: 100 * min(instances, 2)) == (4, 1, 1)
     assert choose(detector, lambda instances, _: 100 if instances == 2 else 90) == (2, 2, 1)
@@ -48,9 +48,9 @@ def test_a_larger_batch_must_be_worth_its_latency(detector: Detector) -> None:
     assert choose(detector, lambda instances, _: 100 / instances, max_batch=6) == (1, 4, 6)
 
 
-def test_a_fast_model_gets_one_instance_more_than_cpus_and_batches(detector: Detector) -> None:
+def test_fast_model_gets_one_instance_more_than_cpus_and_larger_batches(detector: Detector) -> None:
     def quick(instances: int, _: int) -> float:
-        return 250 * min(instances, 4)  # 4 ms an image, on its thread
+        return 250 * min(instances, 4)  # 4 ms an image on one thread
 
     def quick_alone(instances: int, size: int) -> float:
         return quick(instances, size) * (1 if size == 1 else 0.9)
@@ -71,7 +71,7 @@ def test_a_gpu_gets_one_instance_and_larger_batches(detector: Detector) -> None:
     assert choose(detector, lambda _, size: 1000 * size) == (1, 4, 32)
 
 
-def test_no_batch_takes_longer_than_allowed(detector: Detector) -> None:
+def test_time_per_batch_is_limited(detector: Detector) -> None:
     detector.provider = "cuda"
     # 0.02 s and 0.01 s an image
     assert choose(detector, lambda _, size: size / (0.02 + 0.01 * size), max_batch_seconds=0.08) == (1, 4, 4)
@@ -80,18 +80,18 @@ def test_no_batch_takes_longer_than_allowed(detector: Detector) -> None:
 @pytest.mark.parametrize(
     ("alone", "tried"),
     [
-        ((0.01, 0.015), [(2, 1), (1, 1), (2, 2)]),  # far behind by single images: no batch makes up for that
-        ((0.003, 0.0105), [(2, 1), (1, 1), (2, 2), (1, 2)]),  # near, and gains a lot, but will never do what two do
+        ((0.01, 0.015), [(2, 1), (1, 1), (2, 2)]),  # much slower for single images: no batch size makes up for that
+        ((0.003, 0.0105), [(2, 1), (1, 1), (2, 2), (1, 2)]),  # nearly as fast, gains a lot, but not enough
     ],
 )
-def test_batches_that_cannot_win_are_not_tried(
+def test_batch_sizes_that_cannot_be_fastest_are_not_measured(
     detector: Detector, alone: tuple[float, float], tried: list[tuple[int, int]]
 ) -> None:
     measured = []
 
     def measure(_: Detector, canvases: Canvases, trial: Arrangement) -> float:
         measured.append((trial.instances, trial.max_batch))
-        batch_seconds, image_seconds = {2: (0.001, 0.02), 1: alone}[trial.instances]  # two instances: gains too little
+        batch_seconds, image_seconds = {2: (0.001, 0.02), 1: alone}[trial.instances]  # two instances gain too little
         return trial.instances * len(canvases) / (batch_seconds + image_seconds * len(canvases))
 
     found = choose_arrangement(detector, BLANK, Settings(threads=2), measure)
@@ -106,7 +106,7 @@ def test_sessions_of_other_arrangements_are_closed(detector: Detector) -> None:
         detector.infer([BLANK], 1)
 
 
-def test_an_arrangement_that_is_set_is_not_measured(detector: Detector) -> None:
+def test_configured_arrangement_is_not_measured(detector: Detector) -> None:
     def measure(*_: object) -> NoReturn:
         raise AssertionError
 
@@ -126,7 +126,7 @@ def test_batch_sizes_are_the_powers_of_two_and_the_largest() -> None:
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_a_session_with_fewer_threads_finds_the_same(model_path: Path, threads: int) -> None:
+def test_session_with_fewer_threads_gives_the_same_detections(model_path: Path, threads: int) -> None:
     detector = Detector(model_path, "cpu", 2)
     detector.add_session(threads)
     canvas = np.random.default_rng(0).integers(0, 256, (64, 96, 3), np.uint8)

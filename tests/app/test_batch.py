@@ -16,19 +16,19 @@ pytestmark = pytest.mark.anyio
 
 GREEN_PNG = encode(paint(48, 32, (GREEN, (0, 0, 24, 16))))
 GREEN_ALONE = GREEN_FOUND | {"box": box(0, 0, 24, 16)}
-CUT_SHORT = encode(PHOTO, "JPEG")[:-400]
+TRUNCATED = encode(PHOTO, "JPEG")[:-400]
 
 
-async def send(client: Client, *pictures: bytes, **query: Any) -> Response:
-    files = [(f"part{index}", (f"{index}.png", picture)) for index, picture in enumerate(pictures)]
+async def send(client: Client, *images: bytes, **query: Any) -> Response:
+    files = [(f"part{index}", (f"{index}.png", image)) for index, image in enumerate(images)]
     return await client.post("/detect/batch", files=files, params=query)
 
 
-def in_json(*pictures: bytes) -> dict[str, list[str]]:
-    return {"images": [base64.b64encode(picture).decode() for picture in pictures]}
+def to_json(*images: bytes) -> dict[str, list[str]]:
+    return {"images": [base64.b64encode(image).decode() for image in images]}
 
 
-async def test_results_come_in_order_each_as_detect_gives_it(client: Client) -> None:
+async def test_results_are_in_order_and_equal_those_of_detect(client: Client) -> None:
     response = await send(client, GREEN_PNG, PHOTO_PNG)
     assert response.status_code == 200
     results = response.json()["results"]
@@ -40,20 +40,20 @@ async def test_results_come_in_order_each_as_detect_gives_it(client: Client) -> 
     ]
 
 
-async def test_json_is_answered_as_a_form_is(client: Client) -> None:
-    response = await client.post("/detect/batch", json=in_json(PHOTO_PNG, GREEN_PNG), params={"threshold": 0})
+async def test_images_can_be_sent_as_base64_in_json(client: Client) -> None:
+    response = await client.post("/detect/batch", json=to_json(PHOTO_PNG, GREEN_PNG), params={"threshold": 0})
     found = [result["detections"] for result in response.json()["results"]]
     assert found == [[RED_FOUND, GREEN_FOUND, BLUE_FOUND], [GREEN_ALONE]]
 
 
-async def test_query_holds_for_each(client: Client) -> None:
+async def test_query_parameters_apply_to_every_image(client: Client) -> None:
     results = (await send(client, PHOTO_PNG, PHOTO_PNG, threshold=0, limit=1, labels="blue,green")).json()["results"]
     assert [result["detections"] for result in results] == [[GREEN_FOUND], [GREEN_FOUND]]
 
 
-async def test_broken_picture_does_not_spoil_the_rest(serve: Serve) -> None:
+async def test_invalid_images_do_not_fail_the_others(serve: Serve) -> None:
     async with serve(max_pixels=192 * 128) as client:
-        response = await send(client, CUT_SHORT, GREEN_PNG, b"hello", encode(paint(193, 128)), b"")
+        response = await send(client, TRUNCATED, GREEN_PNG, b"hello", encode(paint(193, 128)), b"")
         results = response.json()["results"]
         headers = {**response.headers, "content-type": "application/problem+json"}
         assert results[1]["detections"] == [GREEN_ALONE]
@@ -68,7 +68,7 @@ async def test_broken_picture_does_not_spoil_the_rest(serve: Serve) -> None:
         assert await client.sample("centernet_requests_total", route="/detect/batch", status="200") == 1
 
 
-async def test_batch_that_fails_is_told_of_each_of_its_pictures(serve: Serve, model_path: Path) -> None:
+async def test_failed_inference_fails_only_the_images_of_its_batch(serve: Serve, model_path: Path) -> None:
     white = encode(Image.new("RGB", (96, 64), "white"))
     async with serve(OutOfMemoryDetector(model_path, "cpu", 1), max_batch=1) as client:
         results = (await send(client, white, PHOTO_PNG)).json()["results"]
@@ -82,7 +82,7 @@ async def test_unexpected_error_fails_the_request(serve: Serve, model_path: Path
         assert await client.sample("centernet_requests_in_flight") == 0
 
 
-async def test_empty_and_garbled_requests(client: Client) -> None:
+async def test_empty_and_malformed_bodies_are_refused(client: Client) -> None:
     check_problem(await client.post("/detect/batch"), 400, "empty-body")
     check_problem(await client.post("/detect/batch", json={"images": []}), 400, "empty-body")
     for body in ({}, [], {"images": [1]}, {"images": ["?"]}, {"images": None}):
@@ -95,7 +95,7 @@ async def test_empty_and_garbled_requests(client: Client) -> None:
     )
 
 
-async def test_bounds(serve: Serve) -> None:
+async def test_numbers_of_images_and_bytes_are_limited(serve: Serve) -> None:
     size = len(encode(paint(48, 32)))
     async with serve(max_request_images=2, max_request_bytes=4000, max_image_bytes=size) as client:
         assert (await send(client, GREEN_PNG, GREEN_PNG)).status_code == 200
@@ -109,7 +109,7 @@ async def test_bounds(serve: Serve) -> None:
         )
 
 
-async def test_bodies_hold_no_place_while_they_arrive(serve: Serve) -> None:
+async def test_requests_take_no_queue_slot_while_their_bodies_arrive(serve: Serve) -> None:
     arrive = asyncio.Event()
 
     async def stream() -> AsyncIterator[bytes]:
@@ -128,7 +128,7 @@ async def test_bodies_hold_no_place_while_they_arrive(serve: Serve) -> None:
         assert await client.sample("centernet_body_bytes") == 0
 
 
-async def test_bodies_that_memory_has_no_room_for_are_refused(serve: Serve) -> None:
+async def test_stalled_upload_is_aborted_to_free_memory(serve: Serve) -> None:
     stay = asyncio.Event()
 
     async def stream() -> AsyncIterator[bytes]:
@@ -148,7 +148,7 @@ async def test_bodies_that_memory_has_no_room_for_are_refused(serve: Serve) -> N
         await client.until("centernet_body_bytes", 0)
 
 
-async def test_bodies_that_are_computed_are_not_given_up(serve: Serve, model_path: Path) -> None:
+async def test_bodies_of_requests_in_flight_are_not_aborted_to_free_memory(serve: Serve, model_path: Path) -> None:
     length, detector = len(PHOTO_PNG), HeldDetector(model_path)
     limits = {"max_image_bytes": length, "max_request_bytes": length, "max_held_bytes": length + 100}
     async with serve(detector, **limits) as client:
@@ -163,7 +163,7 @@ async def test_bodies_that_are_computed_are_not_given_up(serve: Serve, model_pat
         assert (await held).status_code == 200
 
 
-async def test_every_image_takes_a_place(serve: Serve, model_path: Path) -> None:
+async def test_every_image_takes_a_queue_slot(serve: Serve, model_path: Path) -> None:
     detector = HeldDetector(model_path)
     async with serve(detector, max_queue=4, max_batch=8) as client:
         await client.detect()

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.anyio
 
 
 class Doubling:
-    """Doubles numbers; waits while its gate is closed, raises for a negative one, and keeps every batch."""
+    """Doubles numbers and records every batch; blocks while its gate is cleared, and raises for a negative number."""
 
     def __init__(self) -> None:
         self.gate = threading.Event()
@@ -54,7 +54,7 @@ async def submit(batcher: Batcher[int, int], item: int, preparers: Executor | No
 
 
 async def hold(compute: Doubling, batcher: Batcher[int, int], items: Sequence[int]) -> list[asyncio.Task[Served[int]]]:
-    """Starts with the first item alone, and returns once it computes and all others are queued behind it."""
+    """Submits the items; returns once the first is being computed alone and all others are queued."""
     compute.gate.clear()
     compute.begun.clear()
     tasks = [asyncio.create_task(submit(batcher, items[0]))]
@@ -81,7 +81,7 @@ async def test_items_queued_during_a_run_form_the_next_batch_in_order() -> None:
     assert compute.batches == [[0], [1, 2, 3, 4], [5, 6, 7, 8], [9]]
 
 
-async def test_queue_seconds_cover_the_wait() -> None:
+async def test_queue_seconds_include_the_wait_for_the_running_batch() -> None:
     compute = Doubling()
     async with running(compute) as batcher:
         _, second = await hold(compute, batcher, [1, 2])
@@ -122,14 +122,14 @@ def negate(item: int) -> int:
     return -item
 
 
-async def test_prepared_items_queue_and_are_computed_together() -> None:
+async def test_prepared_items_share_a_batch() -> None:
     compute = Doubling()
     with ThreadPoolExecutor(1) as preparers:
         async with running(compute, prepare=negate) as batcher:
             (first,) = await hold(compute, batcher, [1])
             tasks = [asyncio.create_task(submit(batcher, item, preparers)) for item in (-2, -3)]
             await asyncio.sleep(0)
-            await asyncio.wrap_future(preparers.submit(int))  # behind them
+            await asyncio.wrap_future(preparers.submit(int))  # runs once both are prepared
             compute.gate.set()
             assert [(await task).result for task in (first, *tasks)] == [2, 4, 6]
     assert compute.batches == [[1], [2, 3]]
@@ -272,25 +272,25 @@ async def test_items_dropped_from_the_queue_are_reported() -> None:
     await runner
 
 
-async def test_batch_that_hangs_fails_alone() -> None:
+async def test_hung_batches_fail_until_the_model_recovers() -> None:
     compute = Doubling()
     batcher = Batcher[int, int](compute, 10, timeout_seconds=0.01)
     runner = asyncio.create_task(batcher.run(1, 1))
     compute.gate.clear()
-    for hangs in range(1, 4):
+    for failures in range(1, 4):
         with pytest.raises(InferenceFailed, match=r"longer than 0\.01 s"):
             await submit(batcher, 1)
-        assert (batcher.failing, batcher.hanging) == (hangs == 3, hangs == 3)
+        assert (batcher.failing, batcher.hanging) == (failures == 3, failures == 3)
     compute.gate.set()
-    await until(lambda: not batcher.hanging)  # the hung threads end when the model answers after all
+    await until(lambda: not batcher.hanging)  # the hung threads end once their batches are computed
     while batcher.failing:
-        with contextlib.suppress(InferenceFailed):  # a busy machine may take 10 ms for it
+        with contextlib.suppress(InferenceFailed):  # a busy machine may exceed the 10 ms again
             assert (await submit(batcher, 2)).result == 4
     batcher.close()
     await runner
 
 
-async def test_hung_batch_is_given_up_even_if_nothing_awaits_it() -> None:
+async def test_hung_batch_times_out_even_if_nothing_awaits_it() -> None:
     compute = Doubling()
     batcher = Batcher[int, int](compute, 10, timeout_seconds=0.05)
     runner = asyncio.create_task(batcher.run(1, 1))
@@ -302,7 +302,7 @@ async def test_hung_batch_is_given_up_even_if_nothing_awaits_it() -> None:
     compute.gate.set()
 
 
-async def test_failures_in_a_row_are_remembered_until_a_success() -> None:
+async def test_batcher_is_failing_from_three_failures_in_a_row_until_a_success() -> None:
     async with running(Doubling()) as batcher:
         for _ in range(3):
             assert not batcher.failing
@@ -339,9 +339,9 @@ async def test_retired_batcher_serves_admitted_items() -> None:
     assert batcher.admission.closed
 
 
-async def until_taken(batcher: Batcher[int, int], left: int) -> None:
-    """Waits until no more than `left` items are queued."""
-    await until(lambda: batcher.queued <= left)
+async def until_queue_shrinks_to(batcher: Batcher[int, int], length: int) -> None:
+    """Waits until no more than `length` items are queued."""
+    await until(lambda: batcher.queued <= length)
 
 
 async def test_batches_are_computed_concurrently() -> None:
@@ -350,7 +350,7 @@ async def test_batches_are_computed_concurrently() -> None:
         compute.gate.clear()
         tasks = [asyncio.create_task(submit(batcher, item)) for item in range(5)]
         await asyncio.sleep(0)
-        await until_taken(batcher, 2)
+        await until_queue_shrinks_to(batcher, 2)
         assert sorted(compute.batches) == [[0], [1], [2]]
         compute.gate.set()
         assert [served.result for served in await asyncio.gather(*tasks)] == [0, 2, 4, 6, 8]
@@ -363,7 +363,7 @@ async def test_a_short_queue_is_split_among_idle_threads() -> None:
     tasks = [asyncio.create_task(submit(batcher, item)) for item in range(4)]
     await asyncio.sleep(0)
     runner = asyncio.create_task(batcher.run(2, 4))
-    await until_taken(batcher, 0)
+    await until_queue_shrinks_to(batcher, 0)
     compute.gate.set()
     await asyncio.gather(*tasks)
     assert sorted(compute.batches) == [[0, 1], [2, 3]]
@@ -371,20 +371,20 @@ async def test_a_short_queue_is_split_among_idle_threads() -> None:
     await runner
 
 
-async def test_an_item_is_told_whether_it_is_alone() -> None:
+async def test_compute_is_told_whether_its_item_is_alone() -> None:
     compute = Doubling()
     async with running(compute, instances=2) as batcher:
         await submit(batcher, 1)
         tasks = await hold(compute, batcher, [2])
         tasks.append(asyncio.create_task(submit(batcher, 3)))
         await asyncio.sleep(0)
-        await until_taken(batcher, 0)
+        await until_queue_shrinks_to(batcher, 0)
         compute.gate.set()
         await asyncio.gather(*tasks)
     assert (compute.batches, compute.alone) == ([[1], [2], [3]], [True, True, False])
 
 
-async def test_an_exception_among_the_results_is_for_its_own_item() -> None:
+async def test_exception_among_the_results_fails_only_its_own_item() -> None:
     def compute(items: Sequence[int], is_alone: bool) -> list[int | Exception]:
         return [ValueError("odd") if item % 2 else item for item in items]
 
@@ -420,7 +420,7 @@ def find_tens(item: int) -> int:
     return item // 10
 
 
-async def test_items_of_one_key_are_a_batch_and_the_oldest_is_always_in_it() -> None:
+async def test_items_with_equal_keys_share_a_batch_that_starts_with_the_oldest() -> None:
     compute = Doubling()
     async with running(compute, max_batch=3, key=find_tens) as batcher:
         tasks = await hold(compute, batcher, [1, 11, 21, 12, 22, 13, 14, 31, 23])
@@ -430,7 +430,7 @@ async def test_items_of_one_key_are_a_batch_and_the_oldest_is_always_in_it() -> 
     assert compute.batches == [[1], [11, 12, 13], [21, 22, 23], [14], [31]]
 
 
-async def test_cancelled_items_between_those_of_other_keys_are_dropped() -> None:
+async def test_cancelled_items_with_different_keys_are_dropped() -> None:
     compute, drops = Doubling(), []
     async with running(compute, key=find_tens, on_drop=lambda: drops.append(1)) as batcher:
         tasks = await hold(compute, batcher, [1, 11, 21, 12, 22, 13])
@@ -442,7 +442,7 @@ async def test_cancelled_items_between_those_of_other_keys_are_dropped() -> None
     assert len(drops) == 2
 
 
-async def test_an_item_is_not_alone_while_others_of_another_key_wait() -> None:
+async def test_item_is_not_alone_while_an_item_with_another_key_is_queued() -> None:
     compute = Doubling()
     batcher = Batcher[int, int](compute, 10, key=find_tens)
     tasks = [asyncio.create_task(submit(batcher, item)) for item in (1, 11)]

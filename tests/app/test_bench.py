@@ -53,7 +53,7 @@ def test_operators_are_measured(model_path: Path, tmp_path: Path, capsys: pytest
     assert sum(float(row[3].strip().rstrip("%")) for row in rows) == pytest.approx(100, abs=0.2)
 
 
-def test_what_rectangles_save_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_rectangular_inputs_are_compared_with_square_ones(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "wide.png").write_bytes(encode(paint(96, 64)))
     (tmp_path / "square.png").write_bytes(encode(paint(64, 64)))
     model = save_rectangular_model(tmp_path / "rectangles.onnx")
@@ -66,19 +66,19 @@ def test_what_rectangles_save_is_measured(tmp_path: Path, capsys: pytest.Capture
 
 
 @pytest.mark.parametrize(
-    ("argument", "complaint"),
+    ("argument", "message"),
     [
         ("--photos=/nonexistent", "there is no photo in /nonexistent"),
         ("--model=/nonexistent.onnx", "there is no file /nonexistent.onnx"),
         ("--connections=many", "many"),
     ],
 )
-def test_what_cannot_be_measured_is_said(argument: str, complaint: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unusable_arguments_are_reported(argument: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert bench(argument) == 2
-    assert complaint in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
-def test_a_photo_that_is_none_is_said(model_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unreadable_photo_is_reported(model_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "broken.jpg").write_bytes(b"hello")
     assert bench(f"--photos={tmp_path}", f"--model={model_path}", "--instances=1", "--max-batch=1") == 2
     assert "one of the photos cannot be used" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""What a GPU's session does, by the same code on the CPU; tests/gpu has what needs a GPU."""
+"""The GPU's session, run on the CPU; the tests that need a GPU are in tests/gpu."""
 
 import ctypes
 import gc
@@ -44,17 +44,17 @@ def open_bound(path: Path, captures: bool = False, opened: list[BatchShape] | No
 
 
 @pytest.mark.parametrize("captures", [False, True])
-def test_batches_of_all_sizes_are_computed_as_by_a_plain_session(model_path: Path, captures: bool) -> None:
+def test_batches_of_all_sizes_equal_those_of_a_plain_session(model_path: Path, captures: bool) -> None:
     plain = ort.InferenceSession(model_path, providers=["CPUExecutionProvider"])
     bound = open_bound(model_path, captures)
     batches = [CANVASES[:1], CANVASES[1:2], CANVASES[:4], CANVASES[1:5], CANVASES[2:3]]
-    found = [bound.infer(NAMES, batch) for batch in batches]  # what is found stays so when the memory is used again
+    found = [bound.infer(NAMES, batch) for batch in batches]  # later batches must not overwrite earlier results
     for batch, outputs in zip(batches, found, strict=True):
         for output, expected in zip(outputs, plain.run(NAMES, {"images": np.stack(batch)}), strict=True):
             np.testing.assert_array_equal(output, expected)
 
 
-def test_each_shape_has_a_session_and_sizes_are_filled_up_to_powers_of_two(tmp_path: Path) -> None:
+def test_each_shape_has_a_session_and_batches_are_padded_to_powers_of_two(tmp_path: Path) -> None:
     opened: list[BatchShape] = []
     bound = open_bound(save_rectangular_model(tmp_path / "rectangles.onnx"), opened=opened)
     for size in (3, 1, 4, 2, 5):
@@ -64,7 +64,7 @@ def test_each_shape_has_a_session_and_sizes_are_filled_up_to_powers_of_two(tmp_p
 
 
 @pytest.mark.parametrize("name", ["default-fp32", "default"])
-def test_a_shipped_model_of_one_shape_computes_no_shape(name: str, tmp_path: Path) -> None:
+def test_shipped_model_with_a_fixed_shape_has_no_shape_operators(name: str, tmp_path: Path) -> None:
     path = find_shipped_model(name)
     kinds = []
     for shape in (None, (2, 320, 320, 3)):
@@ -74,11 +74,11 @@ def test_a_shipped_model_of_one_shape_computes_no_shape(name: str, tmp_path: Pat
             fix_shape(options, open_session(path), shape)
         ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         kinds.append({node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node})
-    # what a CPU computes of shapes would be copied to the GPU, and CUDA graphs refused
+    # shape operators run on the CPU: their results would be copied to the GPU, and CUDA graphs refused
     assert [kind & {"Shape", "Range", "Expand"} for kind in kinds] == [{"Shape", "Range", "Expand"}, set()]
 
 
-def test_what_a_model_is_on_a_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_detector_has_one_shape_on_a_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     path = save_rectangular_model(tmp_path / "rectangles.onnx")
     monkeypatch.setattr("model.detector.open_on_gpu", lambda *_: open_bound(path))
     on_cpu, on_gpu = Detector(path, "cpu"), Detector(path, "cuda")
@@ -98,7 +98,9 @@ def test_threads_do_not_share_memory(model_path: Path) -> None:
         assert list(threads.map(find, [0, 1])) == [{0.0}, {8.0}]
 
 
-def test_a_session_that_records_graphs_is_run_by_one_thread(model_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_session_with_cuda_graphs_runs_in_one_thread_of_its_own(
+    model_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     bound, seen = open_bound(model_path, captures=True), set()
 
     def run(*_: object) -> list[Any]:
@@ -112,7 +114,7 @@ def test_a_session_that_records_graphs_is_run_by_one_thread(model_path: Path, mo
 
 
 class Driver:
-    """Gives page-locked memory as CUDA's driver does, but out of the heap."""
+    """A stand-in for CUDA's driver that allocates on the heap instead of in page-locked memory."""
 
     def __init__(self, status: int = 0) -> None:
         self.status = status
@@ -130,7 +132,7 @@ class Driver:
         return 0
 
 
-def test_page_locked_memory_is_the_drivers_until_nobody_uses_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_page_locked_memory_is_freed_once_nothing_refers_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
     driver = Driver()
     monkeypatch.setattr(bound_session.ctypes, "CDLL", lambda name: {"libcuda.so.1": driver}[name])
     canvases = allocate_page_locked((2, HEIGHT, WIDTH, 3))
@@ -146,18 +148,18 @@ def test_page_locked_memory_is_the_drivers_until_nobody_uses_it(monkeypatch: pyt
     assert not driver.held
 
 
-def test_without_a_driver_or_its_memory_any_will_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    def find_none(_: str) -> None:
+def test_pageable_memory_is_used_if_page_locked_memory_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail_to_load(_: str) -> None:
         raise OSError
 
-    for find in (find_none, lambda _: Driver(status=2)):
-        monkeypatch.setattr(bound_session.ctypes, "CDLL", find)
+    for load in (fail_to_load, lambda _: Driver(status=2)):
+        monkeypatch.setattr(bound_session.ctypes, "CDLL", load)
         canvases = allocate_page_locked((2, 4, 6, 3))
         canvases[:] = 7
         assert (canvases.shape, canvases.dtype) == ((2, 4, 6, 3), np.uint8)
 
 
-def test_engines_of_tensorrt_are_kept_where_it_is_said(tmp_path: Path) -> None:
+def test_tensorrt_engines_are_cached_in_the_configured_folder(tmp_path: Path) -> None:
     name, options = choose_tensorrt(Gpu(engine_cache=tmp_path, half=True))
     assert name == "TensorrtExecutionProvider"
     assert options == {
@@ -171,7 +173,7 @@ def test_engines_of_tensorrt_are_kept_where_it_is_said(tmp_path: Path) -> None:
     assert choose_tensorrt(Gpu())[1] == {"trt_op_types_to_exclude": "Cast,Transpose", "trt_fp16_enable": "0"}
 
 
-def test_options_are_those_that_the_libraries_know(tmp_path: Path) -> None:
+def test_provider_options_exist_in_onnx_runtime(tmp_path: Path) -> None:
     everything = [choose_cuda(Gpu(cuda_graphs=True)), choose_tensorrt(Gpu(engine_cache=tmp_path))]
     for library, (_, options) in zip(("cuda", "tensorrt"), everything, strict=True):
         path = Path(ort.__file__).parent / "capi" / f"libonnxruntime_providers_{library}.so"
@@ -186,6 +188,6 @@ def test_options_are_those_that_the_libraries_know(tmp_path: Path) -> None:
     ("provider", "gpu"),
     [("cpu", Gpu(cuda_graphs=True)), ("tensorrt", Gpu(cuda_graphs=True)), ("cuda", Gpu(half=True))],
 )
-def test_what_the_provider_does_not_have_is_not_ignored(model_path: Path, provider: Provider, gpu: Gpu) -> None:
+def test_options_of_another_provider_are_refused(model_path: Path, provider: Provider, gpu: Gpu) -> None:
     with pytest.raises(ProviderUnavailable, match=f"provider is {provider}"):
         Detector(model_path, provider, 1, gpu)

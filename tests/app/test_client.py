@@ -50,42 +50,42 @@ def ask(request: pytest.FixtureRequest) -> Ask:
     return ask
 
 
-def list_found(answer: Answer) -> list[Any]:
+def list_detections(answer: Answer) -> list[Any]:
     assert isinstance(answer, Answer)
     return [each.model_dump(exclude_unset=True) for each in answer.detections]
 
 
-async def test_bytes_a_file_and_pixels_are_answered_alike(ask: Ask, url: str, tmp_path: Path) -> None:
+async def test_bytes_a_file_and_pixels_give_the_same_detections(ask: Ask, url: str, tmp_path: Path) -> None:
     path = tmp_path / "photo.png"
     path.write_bytes(PHOTO_PNG)
     for image in (PHOTO_PNG, path, PHOTO):
         answer = await ask(url, "detect", image)
-        assert list_found(answer) == [RED_FOUND, GREEN_FOUND]
+        assert list_detections(answer) == [RED_FOUND, GREEN_FOUND]
         assert (answer.model, answer.image.width, answer.image.height) == ("colours", 192, 128)
 
 
-async def test_wanted_detections_are_asked_for(ask: Ask, url: str) -> None:
-    assert list_found(await ask(url, "detect", PHOTO_PNG, threshold=0)) == [RED_FOUND, GREEN_FOUND, BLUE_FOUND]
-    assert list_found(await ask(url, "detect", PHOTO_PNG, threshold=0, limit=2)) == [RED_FOUND, GREEN_FOUND]
+async def test_query_parameters_are_sent(ask: Ask, url: str) -> None:
+    assert list_detections(await ask(url, "detect", PHOTO_PNG, threshold=0)) == [RED_FOUND, GREEN_FOUND, BLUE_FOUND]
+    assert list_detections(await ask(url, "detect", PHOTO_PNG, threshold=0, limit=2)) == [RED_FOUND, GREEN_FOUND]
     for labels in (["blue", "green"], "blue,green"):
-        assert list_found(await ask(url, "detect", PHOTO_PNG, threshold=0.1, labels=labels)) == [
+        assert list_detections(await ask(url, "detect", PHOTO_PNG, threshold=0.1, labels=labels)) == [
             GREEN_FOUND,
             BLUE_FOUND,
         ]
     nothing: dict[str, None] = {"threshold": None, "limit": None, "labels": None, "model": None}
-    assert list_found(await ask(url, "detect", PHOTO_PNG, **nothing)) == [RED_FOUND, GREEN_FOUND]
+    assert list_detections(await ask(url, "detect", PHOTO_PNG, **nothing)) == [RED_FOUND, GREEN_FOUND]
     with pytest.raises(Refused, match="there is no model 'other'; there is 'colours'"):
         await ask(url, "detect", PHOTO_PNG, model="other")
 
 
-async def test_batch_gives_answers_and_problems_in_order(ask: Ask, url: str) -> None:
+async def test_batch_returns_answers_and_problems_in_order(ask: Ask, url: str) -> None:
     first, second, third = await ask(url, "detect_batch", [PHOTO, b"hello", PHOTO_PNG], limit=1)
-    assert list_found(first) == list_found(third) == [RED_FOUND]
+    assert list_detections(first) == list_detections(third) == [RED_FOUND]
     assert isinstance(second, Problem)
     assert (second.status, second.type) == (415, "/docs#unknown-format")
 
 
-async def test_drawn_picture_is_the_image_with_its_boxes(ask: Ask, url: str) -> None:
+async def test_draw_returns_the_image_with_its_boxes(ask: Ask, url: str) -> None:
     found = Detections(np.array([[32, 16, 96, 64]], np.float32), np.array([0.9], np.float32), np.array([0]))
     png = Image.open(io.BytesIO(await ask(url, "draw", PHOTO, "png", labels="red")))
     assert (np.asarray(png) == draw_detections(PHOTO, found, list(SCORES))).all()
@@ -108,7 +108,7 @@ async def test_server_is_ready_once_it_is_warmed_up(ask: Ask, make_settings: Mak
                 await asyncio.sleep(0.005)
 
 
-async def test_refusal_carries_the_servers_problem(ask: Ask, url: str) -> None:
+async def test_refused_request_raises_the_servers_problem(ask: Ask, url: str) -> None:
     with pytest.raises(Refused, match="not an image of a known format: these bytes are no image") as caught:
         await ask(url, "detect", b"hello")
     assert (caught.value.reason, caught.value.problem.status) == ("unknown-format", 415)
@@ -116,7 +116,7 @@ async def test_refusal_carries_the_servers_problem(ask: Ask, url: str) -> None:
         await ask(url, "detect", PHOTO_PNG, labels=["pink"])
 
 
-async def test_busy_server_is_not_asked_for_ever(ask: Ask, make_settings: Make, model_path: Path) -> None:
+async def test_overload_is_raised_when_no_retries_are_left(ask: Ask, make_settings: Make, model_path: Path) -> None:
     detector = HeldDetector(model_path)
     async with listen(make_settings(max_queue=1), detector) as client:
         await client.detect()
@@ -130,8 +130,8 @@ async def test_busy_server_is_not_asked_for_ever(ask: Ask, make_settings: Make, 
         assert (await held).status_code == 200
 
 
-class Script:
-    """Answers as it is told, the last for ever, and keeps the requests: what stands between a client and a server."""
+class ScriptedServer:
+    """Returns the given responses in turn, and the last one repeatedly; records the requests."""
 
     def __init__(self, *responses: dict[str, Any]) -> None:
         self.responses = list(responses)
@@ -157,10 +157,10 @@ EMPTY = {
 }
 
 
-async def test_busy_server_is_asked_again(ask: Ask) -> None:
-    script = Script(busy(), busy(), {"status_code": 200, "json": EMPTY})
-    assert list_found(await ask("http://server", "detect", PHOTO_PNG, options=script.options(retries=2))) == []
-    assert [request.content for request in script.requests] == [PHOTO_PNG] * 3
+async def test_overloaded_server_is_retried(ask: Ask) -> None:
+    server = ScriptedServer(busy(), busy(), {"status_code": 200, "json": EMPTY})
+    assert list_detections(await ask("http://server", "detect", PHOTO_PNG, options=server.options(retries=2))) == []
+    assert [request.content for request in server.requests] == [PHOTO_PNG] * 3
 
 
 @pytest.mark.parametrize(
@@ -175,29 +175,31 @@ async def test_busy_server_is_asked_again(ask: Ask) -> None:
         (busy(status=429), 3),
     ],
 )
-async def test_nothing_else_is_asked_again(ask: Ask, response: dict[str, Any], requests: int) -> None:
-    script = Script(response)
+async def test_retries_require_a_retryable_status_and_a_short_retry_after(
+    ask: Ask, response: dict[str, Any], requests: int
+) -> None:
+    server = ScriptedServer(response)
     with pytest.raises(Refused) as caught:
-        await ask("http://server", "detect", PHOTO_PNG, options=script.options(retries=2))
-    assert len(script.requests) == requests
+        await ask("http://server", "detect", PHOTO_PNG, options=server.options(retries=2))
+    assert len(server.requests) == requests
     assert (caught.value.problem.status, caught.value.problem.detail) == (response["status_code"], "busy")
 
 
 async def test_api_key_is_sent_with_every_request(ask: Ask) -> None:
-    script = Script({"status_code": 200, "json": {"models": [], "refused": []}})
-    await ask("http://server", "models", options=script.options(api_key="secret"))
-    await ask("http://server", "models", options=script.options())
-    assert [request.headers.get("x-api-key") for request in script.requests] == ["secret", None]
+    server = ScriptedServer({"status_code": 200, "json": {"models": [], "refused": []}})
+    await ask("http://server", "models", options=server.options(api_key="secret"))
+    await ask("http://server", "models", options=server.options())
+    assert [request.headers.get("x-api-key") for request in server.requests] == ["secret", None]
 
 
-async def test_other_server_is_told_from_this_one(ask: Ask) -> None:
-    script = Script({"status_code": 200, "text": "<html>welcome</html>"})
+async def test_unexpected_response_is_reported_with_its_address(ask: Ask) -> None:
+    server = ScriptedServer({"status_code": 200, "text": "<html>welcome</html>"})
     for method, arguments in (("detect", [PHOTO_PNG]), ("models", [])):
         with pytest.raises(NoAnswer, match="the response of http://server/"):
-            await ask("http://server", method, *arguments, options=script.options())
+            await ask("http://server", method, *arguments, options=server.options())
 
 
-async def test_no_answer_names_the_address(ask: Ask) -> None:
+async def test_refused_connection_is_reported_with_its_address(ask: Ask) -> None:
     closed = await asyncio.start_server(lambda *_: None, "127.0.0.1", 0)
     port = closed.sockets[0].getsockname()[1]
     closed.close()
@@ -207,12 +209,12 @@ async def test_no_answer_names_the_address(ask: Ask) -> None:
 
 
 @pytest.mark.parametrize("url", ["127.0.0.1:8000", "localhost", "ftp://server", "http://", "http://server:port", ""])
-async def test_what_is_no_address_is_said_to_be_none(ask: Ask, url: str) -> None:
+async def test_invalid_address_is_reported(ask: Ask, url: str) -> None:
     with pytest.raises(NoAnswer, match="is not a valid address"):
         await ask(url, "ready")
 
 
-async def test_silent_server_is_not_waited_for(ask: Ask) -> None:
+async def test_silent_server_times_out(ask: Ask) -> None:
     async def keep_silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read()
         writer.close()
@@ -224,25 +226,25 @@ async def test_silent_server_is_not_waited_for(ask: Ask) -> None:
 
 
 @pytest.mark.parametrize("shape", [(4, 4), (4, 4, 4), (0, 4, 3)])
-async def test_array_that_is_no_picture_is_not_sent(ask: Ask, shape: tuple[int, ...]) -> None:
+async def test_array_that_is_not_an_image_is_not_sent(ask: Ask, shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="height, width, 3"):
         await ask("http://server", "detect", np.zeros(shape, np.uint8))
     with pytest.raises(ValueError, match="uint8"):
         await ask("http://server", "detect", np.zeros((4, 4, 3), np.float32))
 
 
-async def test_file_that_is_missing_is_not_sent(ask: Ask, tmp_path: Path) -> None:
+async def test_missing_file_raises_file_not_found_error(ask: Ask, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         await ask("http://server", "detect", tmp_path / "missing.jpg")
 
 
-def test_without_httpx_it_says_what_to_install() -> None:
+def test_import_without_httpx_names_the_extra_to_install() -> None:
     script = "import sys; sys.modules['httpx'] = None; import app.client"
     finished = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert "pip install 'centernet-service[client]'" in finished.stderr.splitlines()[-1]
 
 
-async def test_example_of_the_readme_works(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_readme_example_works(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     readme = (Path(__file__).parents[2] / "README.md").read_text()
     [example] = re.findall(r"^```python\n(.*?)^```", readme, re.MULTILINE | re.DOTALL)
     (tmp_path / "photo.jpg").write_bytes(encode(PHOTO, "JPEG", subsampling=0, quality=95))

@@ -25,7 +25,7 @@ Listen = Callable[..., contextlib.AbstractAsyncContextManager[Client]]
 
 
 class Wire:
-    """A connection that says just what it is told to."""
+    """A raw connection that sends exactly the given bytes."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader = reader
@@ -34,7 +34,7 @@ class Wire:
     def send(self, data: bytes) -> None:
         self.writer.write(data)
 
-    async def read_answer(self) -> tuple[int, dict[str, str], bytes]:
+    async def read_response(self) -> tuple[int, dict[str, str], bytes]:
         async with asyncio.timeout(30):
             head = (await self.reader.readuntil(b"\r\n\r\n")).decode()
             status, *lines = head.strip().split("\r\n")
@@ -42,9 +42,9 @@ class Wire:
             return int(status.split()[1]), headers, await self.reader.readexactly(int(headers["content-length"]))
 
     async def check_refused(self, status: int, reason: str) -> None:
-        answered, headers, body = await self.read_answer()
+        received, headers, body = await self.read_response()
         problem = json.loads(body)
-        assert (answered, problem["status"], problem["type"]) == (status, status, f"/docs#{reason}")
+        assert (received, problem["status"], problem["type"]) == (status, status, f"/docs#{reason}")
         assert headers["content-type"] == "application/problem+json"
         assert headers["connection"] == "close"
         assert headers["x-request-id"] == problem["request_id"] != ""
@@ -57,7 +57,7 @@ class Wire:
 
     async def check_alive(self) -> None:
         self.send(LIVE)
-        assert (await self.read_answer())[0] == 200
+        assert (await self.read_response())[0] == 200
 
 
 BODIES = [
@@ -81,7 +81,7 @@ async def connect(client: Client) -> AsyncIterator[Wire]:
 
 
 @pytest.mark.parametrize("head", [b"P", b"GET / HTTP/1.1\r\nHost:", b"\r\n", b"GET /health/live HTTP/1.1\r\nA: b\r\n"])
-async def test_slow_head_is_ended(served: Listen, head: bytes) -> None:
+async def test_slow_request_head_times_out(served: Listen, head: bytes) -> None:
     async with served(header_timeout_seconds=0.05) as client, connect(client) as wire:
         wire.send(head)
         await wire.check_refused(408, "slow-head")
@@ -89,7 +89,7 @@ async def test_slow_head_is_ended(served: Listen, head: bytes) -> None:
 
 
 @pytest.mark.parametrize("head", [b"GET", b"\r\n"])
-async def test_slow_head_after_an_answer_is_ended(served: Listen, head: bytes) -> None:
+async def test_slow_request_head_after_a_response_times_out(served: Listen, head: bytes) -> None:
     async with served(header_timeout_seconds=0.05) as client, connect(client) as wire:
         await wire.check_alive()
         wire.send(head)
@@ -105,29 +105,29 @@ async def test_silent_clients_are_disconnected(served: Listen) -> None:
         assert await client.sample("centernet_rejections_total") == 0
 
 
-async def test_response_may_take_longer_than_a_head(served: Listen, model_path: Path) -> None:
+async def test_header_timeout_does_not_apply_to_body_and_response(served: Listen, model_path: Path) -> None:
     async with served(header_timeout_seconds=0.001, body_timeout_seconds=0.1) as client, connect(client) as wire:
         wire.send(b"POST /detect HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n")
-        answered, _, body = await wire.read_answer()
-        assert (answered, json.loads(body)["type"]) == (408, "/docs#slow-body")
+        received, _, body = await wire.read_response()
+        assert (received, json.loads(body)["type"]) == (408, "/docs#slow-body")
 
 
-OFFER = b"POST /detect HTTP/1.1\r\nHost: x\r\nConnection: Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\n"
+UPGRADE = b"POST /detect HTTP/1.1\r\nHost: x\r\nConnection: Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\n"
 
 
 @pytest.mark.parametrize("body", BODIES)
-async def test_offer_to_upgrade_is_ignored(served: Listen, body: bytes) -> None:
+async def test_upgrade_header_is_ignored(served: Listen, body: bytes) -> None:
     async with served() as client, connect(client) as wire:
-        wire.send(OFFER + body)
-        assert (await wire.read_answer())[0] == 200
+        wire.send(UPGRADE + body)
+        assert (await wire.read_response())[0] == 200
         await wire.check_alive()
 
 
-async def test_offer_to_upgrade_in_two_parts_is_refused(served: Listen) -> None:
+async def test_upgrade_header_that_arrives_in_two_parts_is_refused(served: Listen) -> None:
     async with served() as client, connect(client) as wire:
-        wire.send(OFFER[:-10])
-        assert (await client.get("/health/live")).status_code == 200  # meanwhile it has been read
-        wire.send(OFFER[-10:] + BODIES[0])
+        wire.send(UPGRADE[:-10])
+        assert (await client.get("/health/live")).status_code == 200  # by now the first part has been read
+        wire.send(UPGRADE[-10:] + BODIES[0])
         await wire.check_refused(400, "invalid-request")
 
 
@@ -140,13 +140,13 @@ async def test_head_size_is_limited(served: Listen) -> None:
     async with served(max_header_bytes=1000) as client, connect(client) as wire:
         for _ in range(2):
             wire.send(pad(1000))
-            assert (await wire.read_answer())[0] == 200
+            assert (await wire.read_response())[0] == 200
         wire.send(pad(1001))
         await wire.check_refused(431, "head-too-large")
 
 
 @pytest.mark.parametrize("part", [b"/" + b"x" * 2000, b"/ HTTP/1.1\r\n" + b"a: b\r\n" * 400])
-async def test_endless_head_is_ended(served: Listen, part: bytes) -> None:
+async def test_head_over_the_limit_is_refused_before_it_ends(served: Listen, part: bytes) -> None:
     async with served(max_header_bytes=1000) as client, connect(client) as wire:
         wire.send(b"GET ")
         wire.send(part)
@@ -154,7 +154,7 @@ async def test_endless_head_is_ended(served: Listen, part: bytes) -> None:
 
 
 @pytest.mark.parametrize("trailer", [b"a: " + b"b" * 2000, b"a: b\r\n" * 400])
-async def test_endless_trailer_is_ended(served: Listen, trailer: bytes) -> None:
+async def test_trailer_over_the_limit_is_refused_before_it_ends(served: Listen, trailer: bytes) -> None:
     async with served(max_header_bytes=1000) as client, connect(client) as wire:
         wire.send(b"POST /detect HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n")
         await client.until("centernet_body_bytes", 1)
@@ -169,27 +169,27 @@ async def test_body_in_small_chunks_is_read(served: Listen) -> None:
         for byte in PHOTO_PNG:
             wire.send(b"1\r\n%c\r\n" % byte)
         wire.send(b"0\r\n\r\n")
-        assert (await wire.read_answer())[0] == 200
+        assert (await wire.read_response())[0] == 200
 
 
 @pytest.mark.parametrize("later", [b"", b"x", b"x" * 1000])
-async def test_wait_for_the_rest_of_a_body_is_bounded(served: Listen, later: bytes) -> None:
+async def test_wait_for_the_rest_of_a_refused_body_is_limited(served: Listen, later: bytes) -> None:
     async with served(header_timeout_seconds=0.05, max_image_bytes=1000) as client, connect(client) as wire:
         wire.send(b"POST /detect HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n")
-        assert (await wire.read_answer())[0] == 413
+        assert (await wire.read_response())[0] == 413
         wire.send(later)
         await wire.check_closed()
 
 
-async def test_rest_of_a_body_may_come_before_the_next_request(served: Listen) -> None:
+async def test_rest_of_a_refused_body_is_discarded_before_the_next_request(served: Listen) -> None:
     async with served(max_image_bytes=1000) as client, connect(client) as wire:
         wire.send(b"POST /detect HTTP/1.1\r\nHost: x\r\nContent-Length: 5000\r\n\r\n")
-        assert (await wire.read_answer())[0] == 413
+        assert (await wire.read_response())[0] == 413
         wire.send(b"x" * 5000)
         await wire.check_alive()
 
 
-async def test_slow_reader_is_cut_off(served: Listen) -> None:
+async def test_slow_reader_is_disconnected(served: Listen) -> None:
     async with served(answer_timeout_seconds=0.1) as client, connect(client) as wire:
         wire.writer.transport.pause_reading()  # type: ignore[attr-defined]
         wire.send(OPENAPI * 1000)  # more than a socket's buffers hold
@@ -198,7 +198,7 @@ async def test_slow_reader_is_cut_off(served: Listen) -> None:
         assert (await client.detect()).status_code == 200
 
 
-async def test_unread_answers_are_bounded(served: Listen) -> None:
+async def test_unread_responses_are_limited(served: Listen) -> None:
     limits = {"max_image_bytes": 1000, "max_request_bytes": 1000, "max_held_bytes": 1000}
     async with served(**limits) as client, connect(client) as wire:
         wire.writer.transport.pause_reading()  # type: ignore[attr-defined]
@@ -211,29 +211,29 @@ async def test_pipelined_requests_are_answered(served: Listen) -> None:
     async with served(max_header_bytes=100) as client, connect(client) as wire:
         wire.send(LIVE * 50)
         for _ in range(50):
-            assert (await wire.read_answer())[0] == 200
+            assert (await wire.read_response())[0] == 200
 
 
-async def test_garbage_is_refused(served: Listen) -> None:
+async def test_malformed_request_is_refused(served: Listen) -> None:
     async with served() as client, connect(client) as wire:
         wire.send(b"hello\r\n\r\n")
         await wire.check_refused(400, "invalid-request")
         assert await client.sample("centernet_requests_total", route="unmatched", method="other", status="400") == 1
 
 
-async def test_head_is_answered_as_get_without_a_body(served: Listen) -> None:
+async def test_head_request_is_answered_like_get_without_a_body(served: Listen) -> None:
     async with served() as client, connect(client) as wire:
         for path in ("/", "/models", "/health/ready", "/v2/health/live", "/metrics", "/detect"):
-            answers = [await getattr(client, method)(path) for method in ("get", "head")]
-            assert [each.status_code for each in answers] == [405 if path == "/detect" else 200] * 2
-            assert answers[0].content and not answers[1].content
+            responses = [await getattr(client, method)(path) for method in ("get", "head")]
+            assert [each.status_code for each in responses] == [405 if path == "/detect" else 200] * 2
+            assert responses[0].content and not responses[1].content
             wire.send(b"HEAD %b HTTP/1.1\r\nHost: x\r\n\r\n" % path.encode() + LIVE)
             head = await wire.reader.readuntil(b"\r\n\r\n")
             assert b"content-length: " in head
-            assert (await wire.read_answer())[0] == 200  # to the next request
+            assert (await wire.read_response())[0] == 200  # the response to the next request
 
 
-async def test_garbled_chunk_ends_its_request(served: Listen) -> None:
+async def test_malformed_chunk_is_refused(served: Listen) -> None:
     async with served() as client, connect(client) as wire:
         wire.send(b"POST /detect HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nhello\r\n")
         await wire.check_refused(400, "invalid-request")
@@ -241,8 +241,10 @@ async def test_garbled_chunk_ends_its_request(served: Listen) -> None:
 
 
 @contextlib.asynccontextmanager
-async def full(make_settings: Make, model_path: Path, **changes: float) -> AsyncIterator[tuple[Client, Wire]]:
-    """A server with a queue of one, which is full until the block ends; and a connection to it."""
+async def serve_full_queue(
+    make_settings: Make, model_path: Path, **changes: float
+) -> AsyncIterator[tuple[Client, Wire]]:
+    """Serves with a queue of one, kept full until the block ends; yields a client and a connection."""
     detector = HeldDetector(model_path)
     async with listen(make_settings(max_queue=1, **changes), detector) as client:
         await client.detect()
@@ -255,24 +257,24 @@ async def full(make_settings: Make, model_path: Path, **changes: float) -> Async
             assert (await held).status_code == 200
             if not wire.reader.at_eof():
                 wire.send(b"POST /detect HTTP/1.1\r\nHost: x\r\n" + BODIES[0])
-                assert (await wire.read_answer())[0] == 200
+                assert (await wire.read_response())[0] == 200
 
 
 @pytest.mark.parametrize("body", BODIES)
-async def test_full_queue_refuses(make_settings: Make, model_path: Path, body: bytes) -> None:
-    async with full(make_settings, model_path) as (client, wire):
+async def test_requests_are_shed_while_the_queue_is_full(make_settings: Make, model_path: Path, body: bytes) -> None:
+    async with serve_full_queue(make_settings, model_path) as (client, wire):
         for sent in (b"", b"X-Request-ID: mine\r\n"):
             wire.send(b"POST /detect HTTP/1.1\r\nHost: x\r\n" + sent + body)
-            status, headers, answer = await wire.read_answer()
+            status, headers, answer = await wire.read_response()
             problem = json.loads(answer)
             assert (status, problem["type"]) == (503, "/docs#overloaded")
             assert 1 <= int(headers["retry-after"]) <= 60
             assert headers["x-request-id"] == problem["request_id"] != ""
             assert not sent or problem["request_id"] == "mine"
         wire.send(b"POST /detect?model=other HTTP/1.1\r\nHost: x\r\n" + body)
-        assert (await wire.read_answer())[0] == 404
+        assert (await wire.read_response())[0] == 404
         wire.send(b"POST /detect?model=other&threshold=7 HTTP/1.1\r\nHost: x\r\n" + body)
-        assert (await wire.read_answer())[0] == 422
+        assert (await wire.read_response())[0] == 422
         await wire.check_alive()  # the bodies were discarded
         assert await client.sample("centernet_requests_total", route="/detect", status="503") == 2
         assert await client.sample("centernet_rejections_total", reason="overloaded") == 2
@@ -282,14 +284,14 @@ async def test_full_queue_refuses(make_settings: Make, model_path: Path, body: b
     ("head", "status"),
     [
         (b"", 503),  # shed before the parameters are validated
-        (b"Origin: https://else.where\r\n", 422),  # a browser's: the app answers, with CORS headers
+        (b"Origin: https://else.where\r\n", 422),  # from a browser: the app answers, with CORS headers
         (b"Connection: close\r\n", 422),
     ],
 )
 async def test_only_plain_requests_are_shed(make_settings: Make, model_path: Path, head: bytes, status: int) -> None:
-    async with full(make_settings, model_path) as (_, wire):
+    async with serve_full_queue(make_settings, model_path) as (_, wire):
         wire.send(b"POST /detect?threshold=7 HTTP/1.1\r\nHost: x\r\n" + head + BODIES[0])
-        assert (await wire.read_answer())[0] == status
+        assert (await wire.read_response())[0] == status
         if b"close" in head:
             await wire.check_closed()
 
@@ -298,26 +300,26 @@ async def test_shed_requests_are_answered_in_order(make_settings: Make, model_pa
     def post(number: int) -> bytes:
         return b"POST /detect HTTP/1.1\r\nHost: x\r\nX-Request-ID: %d\r\n%b" % (number, BODIES[0])
 
-    async with full(make_settings, model_path) as (_, wire):
+    async with serve_full_queue(make_settings, model_path) as (_, wire):
         wire.send(post(1) + post(2) + LIVE + post(3) + LIVE)
-        answers = [await wire.read_answer() for _ in range(5)]
-        assert [status for status, _, _ in answers] == [503, 503, 200, 503, 200]
-        assert [headers["x-request-id"] for status, headers, _ in answers if status == 503] == ["1", "2", "3"]
+        responses = [await wire.read_response() for _ in range(5)]
+        assert [status for status, _, _ in responses] == [503, 503, 200, 503, 200]
+        assert [headers["x-request-id"] for status, headers, _ in responses if status == 503] == ["1", "2", "3"]
         wire.send(post(4) + b"hello\r\n\r\n")
-        assert (await wire.read_answer())[1]["x-request-id"] == "4"
-        assert (await wire.read_answer())[0] == 400
+        assert (await wire.read_response())[1]["x-request-id"] == "4"
+        assert (await wire.read_response())[0] == 400
         await wire.check_closed()
 
 
-async def test_body_of_a_shed_request_may_come_in_parts(make_settings: Make, model_path: Path) -> None:
+async def test_body_of_a_shed_request_may_arrive_in_parts(make_settings: Make, model_path: Path) -> None:
     head = b"POST /detect HTTP/1.1\r\nHost: x\r\nContent-Length: 300000\r\n\r\n"
-    async with full(make_settings, model_path) as (_, wire):
+    async with serve_full_queue(make_settings, model_path) as (_, wire):
         for _ in range(2):
             wire.send(head)
-            assert (await wire.read_answer())[0] == 503
+            assert (await wire.read_response())[0] == 503
             wire.send(bytes(300000 - 1))
             wire.send(b"\0" + LIVE)
-            assert (await wire.read_answer())[0] == 200
+            assert (await wire.read_response())[0] == 200
 
 
 @pytest.mark.parametrize("has_room", [False, True])
@@ -336,29 +338,29 @@ async def test_paused_client_is_answered_at_shutdown(
             first.send(post)
             await client.until("centernet_requests_in_flight", 1)
             second.send(post)
-            assert (await second.read_answer())[0] == 503
+            assert (await second.read_response())[0] == 503
             second.send(post)  # it is paused
             if has_room:
                 detector.gate.set()
-                assert (await first.read_answer())[0] == 200
+                assert (await first.read_response())[0] == 200
 
-            async def take_answer() -> tuple[int, str]:
-                status, headers, _ = await second.read_answer()
+            async def read_and_release() -> tuple[int, str]:
+                status, headers, _ = await second.read_response()
                 detector.gate.set()
                 return status, headers["connection"]
 
-            answer = asyncio.create_task(take_answer())
+            answer = asyncio.create_task(read_and_release())
         assert await answer == (200 if has_room else 503, "close")
         await second.check_closed()
-        assert has_room or (await first.read_answer())[0] == 200
+        assert has_room or (await first.read_response())[0] == 200
 
 
 async def test_paused_clients_may_disconnect(make_settings: Make, model_path: Path) -> None:
-    async with full(make_settings, model_path) as (client, _):
+    async with serve_full_queue(make_settings, model_path) as (client, _):
         connections = await client.sample("centernet_connections")
         async with connect(client) as wire:
             wire.send(b"POST /detect HTTP/1.1\r\nHost: x\r\n" + BODIES[0])
-            assert (await wire.read_answer())[0] == 503
+            assert (await wire.read_response())[0] == 503
         await client.until("centernet_connections", connections)
 
 
@@ -370,7 +372,7 @@ async def test_request_refused_by_the_app_no_longer_counts_as_arriving(make_sett
         held = [asyncio.create_task(client.detect())]
         await client.until("centernet_requests_in_flight", 1)
         wire.send(b"POST /detect?threshold=7 HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n")
-        assert (await wire.read_answer())[0] == 422
+        assert (await wire.read_response())[0] == 422
         held.append(asyncio.create_task(client.detect()))
         await client.until("centernet_requests_in_flight", 2)
         detector.gate.set()
@@ -378,22 +380,22 @@ async def test_request_refused_by_the_app_no_longer_counts_as_arriving(make_sett
 
 
 async def test_slow_body_of_a_shed_request_ends_the_connection(make_settings: Make, model_path: Path) -> None:
-    async with full(make_settings, model_path, header_timeout_seconds=0.5) as (_, wire):
+    async with serve_full_queue(make_settings, model_path, header_timeout_seconds=0.5) as (_, wire):
         wire.send(b"POST /detect HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n")
-        assert (await wire.read_answer())[0] == 503
+        assert (await wire.read_response())[0] == 503
         await wire.check_closed()
 
 
 async def test_complete_body_of_a_shed_request_stops_the_timer(make_settings: Make, model_path: Path) -> None:
-    async with full(make_settings, model_path, header_timeout_seconds=1) as (_, wire):
+    async with serve_full_queue(make_settings, model_path, header_timeout_seconds=1) as (_, wire):
         wire.send(b"POST /detect HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n")
-        assert (await wire.read_answer())[0] == 503
+        assert (await wire.read_response())[0] == 503
         wire.send(bytes(10))
         await asyncio.sleep(1.5)
         await wire.check_alive()
 
 
-async def test_connection_limit(served: Listen) -> None:
+async def test_connections_over_the_limit_are_refused(served: Listen) -> None:
     async with served(max_connections=2) as client, contextlib.AsyncExitStack() as wires:
         first, second = [await wires.enter_async_context(connect(client)) for _ in range(2)]
         await first.check_alive()

@@ -32,27 +32,27 @@ def check_error(response: Response, status: int, words: str) -> None:
     assert (response.status_code, response.headers["content-type"]) == (status, "application/json")
 
 
-@pytest.mark.parametrize("speaks", [DeepstackObject, CodeProjectAIObject])
+@pytest.mark.parametrize("client_class", [DeepstackObject, CodeProjectAIObject])
 @pytest.mark.parametrize("custom_model", ["", "colours"])
-async def test_real_clients_are_served(
-    make_settings: Callable[..., Settings], model_path: Path, speaks: Any, custom_model: str
+async def test_client_libraries_are_served(
+    make_settings: Callable[..., Settings], model_path: Path, client_class: Any, custom_model: str
 ) -> None:
     async with listen(make_settings(), Detector(model_path, "cpu", 1)) as client:
         port = client.base_url.port
-        cautious = speaks("127.0.0.1", port, custom_model=custom_model)
-        assert await asyncio.to_thread(cautious.detect, PHOTO_PNG) == [RED, GREEN_BOX]
-        bold = speaks("127.0.0.1", port, min_confidence=0.1, custom_model=custom_model)
-        assert await asyncio.to_thread(bold.detect, PHOTO_PNG) == [RED, GREEN_BOX, BLUE]
+        default = client_class("127.0.0.1", port, custom_model=custom_model)
+        assert await asyncio.to_thread(default.detect, PHOTO_PNG) == [RED, GREEN_BOX]
+        permissive = client_class("127.0.0.1", port, min_confidence=0.1, custom_model=custom_model)
+        assert await asyncio.to_thread(permissive.detect, PHOTO_PNG) == [RED, GREEN_BOX, BLUE]
 
 
-async def test_real_client_hears_of_a_refusal(make_settings: Callable[..., Settings], model_path: Path) -> None:
+async def test_client_library_raises_on_refusal(make_settings: Callable[..., Settings], model_path: Path) -> None:
     async with listen(make_settings(), Detector(model_path, "cpu", 1)) as client:
-        speaks = DeepstackObject("127.0.0.1", client.base_url.port)
+        deepstack = DeepstackObject("127.0.0.1", client.base_url.port)
         with pytest.raises(DeepstackException, match="415"):
-            await asyncio.to_thread(speaks.detect, b"hello")
+            await asyncio.to_thread(deepstack.detect, b"hello")
 
 
-async def test_answer_is_exact(client: Client) -> None:
+async def test_response_is_exact(client: Client) -> None:
     response = await send(client, min_confidence="0.1", api_key="secret")
     answer = response.json()
     assert (response.status_code, response.headers["content-type"]) == (200, "application/json")
@@ -60,15 +60,15 @@ async def test_answer_is_exact(client: Client) -> None:
     assert answer == {"success": True, "code": 200, "count": 3, "predictions": [RED, GREEN_BOX, BLUE]}
 
 
-async def test_pixels_are_whole_and_inside(client: Client) -> None:
-    # ten input pixels to three of the photo: edges fall between them
+async def test_boxes_are_whole_pixels_inside_the_image(client: Client) -> None:
+    # ten input pixels cover three of the image, so that edges fall between pixels
     answer = (await send(client, encode(paint(29, 19, (GREEN, (10, 7, 29, 19)))))).json()
     [found] = answer["predictions"]
     assert all(isinstance(found[edge], int) for edge in ("x_min", "y_min", "x_max", "y_max"))
     assert (found["x_min"], found["y_min"], found["x_max"], found["y_max"]) == (10, 7, 29, 19)
 
 
-async def test_bare_part_is_read(client: Client) -> None:
+async def test_image_part_needs_no_filename_or_content_type(client: Client) -> None:
     head = b'--b\r\nContent-Disposition: form-data; name="min_confidence"\r\n\r\n0.7\r\n'
     for name in (b'name="image"', b'name="image"; filename="x.jpg"', b'name="file"; filename=""'):
         body = head + b"--b\r\nContent-Disposition: form-data; " + name + b"\r\n\r\n" + PHOTO_PNG + b"\r\n--b--\r\n"
@@ -77,20 +77,20 @@ async def test_bare_part_is_read(client: Client) -> None:
         assert response.json()["predictions"] == [RED]
 
 
-async def test_rows_are_capped(serve: Serve) -> None:
+async def test_number_of_predictions_is_limited(serve: Serve) -> None:
     async with serve(deepstack_limit=1) as client:
         assert (await send(client, min_confidence="0")).json()["predictions"] == [RED]
         assert (await send(client, route="detection?limit=2", min_confidence="0")).json()["count"] == 2
         check_error(await send(client, route="detection?limit=0"), 422, "limit")
 
 
-async def test_models_are_listed_and_known_by_name(client: Client) -> None:
+async def test_models_are_listed_and_unknown_names_refused(client: Client) -> None:
     response = await client.post("/v1/vision/custom/list")
     assert response.json() == {"success": True, "code": 200, "models": ["colours"]}
     check_error(await send(client, route="custom/other"), 404, "there is no model 'other'; there is 'colours'")
 
 
-async def test_refusals_have_the_shape_of_the_api(client: Client) -> None:
+async def test_errors_have_the_format_of_the_api(client: Client) -> None:
     check_error(await send(client, b"hello"), 415, "JPEG, PNG")
     check_error(await send(client, b""), 400, "empty")
     check_error(await client.post("/v1/vision/detection", files={"min_confidence": (None, "0.5")}), 400, "no images")

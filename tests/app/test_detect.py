@@ -25,7 +25,7 @@ from tests.app.detectors import HeldDetector, OutOfMemoryDetector
 pytestmark = pytest.mark.anyio
 
 
-async def test_answer_is_exact(client: Client) -> None:
+async def test_response_is_exact(client: Client) -> None:
     response = await client.detect()
     assert response.status_code == 200
     assert response.headers["content-type"] == "application/json"
@@ -40,7 +40,7 @@ async def test_answer_is_exact(client: Client) -> None:
     assert 0 < timings["decode"] + timings["queue"] + timings["inference"] <= timings["total"] + 0.002
 
 
-async def test_picture_without_objects_gives_an_empty_list(client: Client) -> None:
+async def test_image_without_objects_gives_an_empty_list(client: Client) -> None:
     assert (await client.detect(encode(paint(30, 20)))).json()["detections"] == []
 
 
@@ -58,7 +58,9 @@ async def test_picture_without_objects_gives_an_empty_list(client: Client) -> No
         ({"labels": "blue"}, []),
     ],
 )
-async def test_filters(client: Client, query: dict[str, Any], found: list[Any]) -> None:
+async def test_threshold_limit_and_labels_filter_the_detections(
+    client: Client, query: dict[str, Any], found: list[Any]
+) -> None:
     assert (await client.detect(**query)).json()["detections"] == found
 
 
@@ -68,18 +70,18 @@ async def test_defaults_come_from_the_settings(serve: Serve) -> None:
         assert (await client.detect(limit=3)).json()["detections"] == [RED_FOUND, GREEN_FOUND, BLUE_FOUND]
 
 
-async def test_a_model_knows_the_threshold_that_serves_it_best(serve: Serve, tmp_path: Path) -> None:
+async def test_default_threshold_comes_from_the_models_metadata(serve: Serve, tmp_path: Path) -> None:
     path = save_model(tmp_path / "own.onnx", describe(threshold=0.15).to_properties())
     async with serve(Detector(path, "cpu", 1)) as client:
         assert (await client.detect()).json()["detections"] == [RED_FOUND, GREEN_FOUND, BLUE_FOUND]
         assert (await client.get("/models")).json()["models"][0]["threshold"] == 0.15
         assert (await client.detect(threshold=0.7)).json()["detections"] == [RED_FOUND]
-    async with serve(Detector(path, "cpu", 1), threshold=0.7) as client:  # the operator knows better
+    async with serve(Detector(path, "cpu", 1), threshold=0.7) as client:  # the setting overrides the metadata
         assert (await client.detect()).json()["detections"] == [RED_FOUND]
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-async def test_boxes_are_those_of_the_upright_photo(client: Client, orientation: int) -> None:
+async def test_exif_orientation_is_applied(client: Client, orientation: int) -> None:
     turns = [
         None,
         Image.Transpose.FLIP_LEFT_RIGHT,
@@ -102,7 +104,7 @@ async def test_boxes_are_those_of_the_upright_photo(client: Client, orientation:
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF"])
-async def test_every_format_is_answered_alike(client: Client, kind: str) -> None:
+async def test_every_format_gives_the_same_detections(client: Client, kind: str) -> None:
     assert (await client.detect(encode(PHOTO, kind))).json()["detections"] == [RED_FOUND, GREEN_FOUND]
 
 
@@ -128,10 +130,10 @@ async def test_form_file_over_a_megabyte_is_read_whole(client: Client) -> None:
     assert response.json()["detections"] == [GREEN_FOUND | {"box": box(600, 400, 1200, 800)}]
 
 
-async def test_requests_that_wait_share_a_batch(serve: Serve, model_path: Path) -> None:
+async def test_requests_in_the_queue_share_a_batch(serve: Serve, model_path: Path) -> None:
     detector = HeldDetector(model_path)
     async with serve(detector, max_batch=3) as client:
-        await client.detect()  # answered once the warm-up is over
+        await client.detect()  # returns after the warm-up
         detector.batches.clear()
         detector.gate.clear()
         photos = [PHOTO_PNG] + [encode(paint(192, 128, (GREEN, (0, 0, 16 * n, 16 * n)))) for n in range(1, 6)]

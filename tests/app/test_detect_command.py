@@ -45,7 +45,7 @@ Run = Callable[..., tuple[int, list[dict[str, Any]], str]]
 
 GREEN_PNG = encode(paint(48, 32, (GREEN, (0, 0, 24, 16))))
 GREEN_ALONE = GREEN_FOUND | {"box": box(0, 0, 24, 16)}
-CUT_SHORT = encode(PHOTO, "JPEG")[:-400]
+TRUNCATED = encode(PHOTO, "JPEG")[:-400]
 
 
 @pytest.fixture(autouse=True)
@@ -59,12 +59,12 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model_path: Path) ->
 
 @pytest.fixture
 def detect(capsys: pytest.CaptureFixture[str]) -> Run:
-    """Runs the command; gives its status, its lines, and what it complains of."""
+    """Runs the command; returns its exit status, its lines of JSON and its standard error."""
 
     def call(*arguments: str | Path) -> tuple[int, list[dict[str, Any]], str]:
         status = run([str(each) for each in arguments])
-        said = capsys.readouterr()
-        return status, [json.loads(line) for line in said.out.splitlines()], said.err
+        captured = capsys.readouterr()
+        return status, [json.loads(line) for line in captured.out.splitlines()], captured.err
 
     return call
 
@@ -82,7 +82,7 @@ def put(path: str, data: bytes = PHOTO_PNG) -> Path:
     return file
 
 
-def film(path: str, frames: int, codec: str = "FFV1", width: int = 192, height: int = 128) -> Path:
+def write_video(path: str, frames: int, codec: str = "FFV1", width: int = 192, height: int = 128) -> Path:
     """Writes a video of 10 frames a second: frame n has a red square n * 2 pixels from the left, and noise."""
     file = Path(path)
     video = cv2.VideoWriter(str(file), cv2.CAP_FFMPEG, cv2.VideoWriter.fourcc(*codec), 10, (width, height))
@@ -96,7 +96,7 @@ def film(path: str, frames: int, codec: str = "FFV1", width: int = 192, height: 
     return file
 
 
-def watch(path: Path) -> tuple[float, list[NDArray[np.uint8]]]:
+def read_video(path: Path) -> tuple[float, list[NDArray[np.uint8]]]:
     """Returns a video's frames per second, and its frames in RGB."""
     video = cv2.VideoCapture(str(path))
     frames = []
@@ -109,9 +109,9 @@ def comparable(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{key: value for key, value in line.items() if key not in ("timings_ms", "request_id")} for line in lines]
 
 
-def test_each_photo_is_a_line_as_the_server_answers(detect: Run) -> None:
-    status, lines, complaints = detect(put("b.png"), put("a.png", GREEN_PNG))
-    assert (status, complaints) == (0, "")
+def test_each_image_is_a_line_like_the_servers_response(detect: Run) -> None:
+    status, lines, errors = detect(put("b.png"), put("a.png", GREEN_PNG))
+    assert (status, errors) == (0, "")
     assert set(lines[0].pop("timings_ms")) == {"decode", "queue", "inference", "total"}
     assert lines[0] == {
         "file": "b.png",
@@ -125,7 +125,7 @@ def test_each_photo_is_a_line_as_the_server_answers(detect: Run) -> None:
 def test_folders_are_searched_and_globs_are_expanded(detect: Run) -> None:
     for name in ("in/2.JPG", "in/1/a.png", "in/.hidden.png", "in/.cache/a.png", "in/1/notes.txt", "in/[1].png"):
         put(name)
-    film("in/1/film.avi", 1)
+    write_video("in/1/film.avi", 1)
     photos = ["in/1/a.png", "in/2.JPG", "in/[1].png"]
     for paths, files in {
         ("in",): photos,
@@ -140,7 +140,7 @@ def test_folders_are_searched_and_globs_are_expanded(detect: Run) -> None:
         assert (status, [line["file"] for line in lines]) == (0, files)
 
 
-def test_wanted_detections_are_found(detect: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threshold_limit_and_labels_filter_the_detections(detect: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     put("a.png")
     for arguments, found in {
         ("--threshold", "0"): [RED_FOUND, GREEN_FOUND, BLUE_FOUND],
@@ -152,8 +152,8 @@ def test_wanted_detections_are_found(detect: Run, monkeypatch: pytest.MonkeyPatc
     assert detect("a.png")[1][0]["detections"] == [RED_FOUND]
 
 
-def test_frames_have_their_place_in_the_video(detect: Run) -> None:
-    film("film.avi", 7)
+def test_frames_have_their_number_and_time(detect: Run) -> None:
+    write_video("film.avi", 7)
     _, every, _ = detect("film.avi")
     assert [(line["frame"], line["seconds"]) for line in every] == [(n, n / 10) for n in range(7)]
     assert [line["detections"][0]["box"] for line in every] == [box(2 * n, 32, 2 * n + 64, 96) for n in range(7)]
@@ -161,16 +161,16 @@ def test_frames_have_their_place_in_the_video(detect: Run) -> None:
     assert comparable(third) == comparable(every)[::3]
 
 
-def test_server_and_process_agree_exactly(detect: Run, url: str) -> None:
+def test_server_and_local_model_give_identical_lines(detect: Run, url: str) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (700, 900, 3), np.uint8)
     noise[100:300, 200:500] = RED
     put("in/1.jpg", encode(noise, "JPEG"))
     put("in/2.webp", encode(noise, "WEBP"))
-    put("in/3.jpg", CUT_SHORT)
+    put("in/3.jpg", TRUNCATED)
     put("in/4.gif", b"hello")
     put("in/5.png")
     put("in/6.png", encode(Image.new("1", (12_000, 12_000))))
-    film("film.avi", 20, width=481, height=323)
+    write_video("film.avi", 20, width=481, height=323)
     arguments = ["in", "film.avi", "--threshold", "0.1", "--limit", "2"]
     here, there = detect(*arguments), detect(*arguments, "--url", url)
     assert (here[0], there[0]) == (1, 1)
@@ -184,9 +184,9 @@ def test_server_and_process_agree_exactly(detect: Run, url: str) -> None:
         assert comparable([response.json()]) == comparable([line])
 
 
-def test_broken_pictures_do_not_stop_the_rest(detect: Run) -> None:
-    files = [put("cut.jpg", CUT_SHORT), put("empty.png", b""), put("no.mp4", b"hello"), put("a.png", GREEN_PNG)]
-    status, lines, complaints = detect(*files)
+def test_invalid_images_do_not_stop_the_run(detect: Run) -> None:
+    files = [put("cut.jpg", TRUNCATED), put("empty.png", b""), put("no.mp4", b"hello"), put("a.png", GREEN_PNG)]
+    status, lines, errors = detect(*files)
     assert status == 1
     assert [(line["file"], line.get("type"), line.get("status")) for line in lines] == [
         ("cut.jpg", "/docs#broken-image", 422),
@@ -196,7 +196,7 @@ def test_broken_pictures_do_not_stop_the_rest(detect: Run) -> None:
     ]
     assert [line.get("request_id") for line in lines] == ["", "", "", None]
     assert lines[3]["detections"] == [GREEN_ALONE]
-    assert [line.split(": ")[:3] for line in complaints.splitlines()] == [
+    assert [line.split(": ")[:3] for line in errors.splitlines()] == [
         ["centernet-detect", "cut.jpg", "The image is broken"],
         ["centernet-detect", "empty.png", "No image was sent"],
         ["centernet-detect", "no.mp4", "The file cannot be read"],
@@ -209,7 +209,7 @@ def test_file_over_the_limit_is_not_read(detect: Run, monkeypatch: pytest.Monkey
     assert (status, lines[0]["type"], lines[1]["detections"]) == (1, "/docs#body-too-large", [GREEN_ALONE])
 
 
-def test_photo_may_come_through_a_pipe(detect: Run) -> None:
+def test_image_can_be_read_from_a_pipe(detect: Run) -> None:
     os.mkfifo("pipe")
     writer = threading.Thread(target=Path("pipe").write_bytes, args=(PHOTO_PNG,))
     writer.start()
@@ -220,7 +220,7 @@ def test_photo_may_come_through_a_pipe(detect: Run) -> None:
 
 def test_csv_has_a_row_for_each_object(detect: Run) -> None:
     put("a, b.png")
-    film("film.avi", 3)
+    write_video("film.avi", 3)
     status, lines, _ = detect("a, b.png", "film.avi", put("broken.png", b"x"), "--every=2", "--csv", "found.csv")
     assert (status, lines) == (1, [])
     assert Path("found.csv").read_text().splitlines() == [
@@ -232,7 +232,7 @@ def test_csv_has_a_row_for_each_object(detect: Run) -> None:
     ]
 
 
-def test_all_outputs_together(detect: Run, capsys: pytest.CaptureFixture[str]) -> None:
+def test_all_outputs_can_be_written_together(detect: Run, capsys: pytest.CaptureFixture[str]) -> None:
     put("a.png")
     status = run(["a.png", "--jsonl", "lines.jsonl", "--csv", "-", "--annotated", "deep/er"])
     assert status == 0
@@ -241,7 +241,7 @@ def test_all_outputs_together(detect: Run, capsys: pytest.CaptureFixture[str]) -
     assert [path.name for path in Path("deep/er").iterdir()] == ["a.png"]
 
 
-def test_copies_are_drawn_as_the_server_draws(detect: Run, url: str) -> None:
+def test_annotated_copies_equal_the_servers_drawings(detect: Run, url: str) -> None:
     originals = {"in/a.png": PHOTO_PNG, "in/deep/b.webp": encode(PHOTO, "WEBP", lossless=True)}
     for name, data in originals.items():
         put(name, data)
@@ -259,13 +259,13 @@ def test_copies_are_drawn_as_the_server_draws(detect: Run, url: str) -> None:
 
 
 @pytest.mark.parametrize(("every", "frames", "per_second"), [(1, 7, 10), (3, 3, 10 / 3)])
-def test_copy_of_a_video_is_a_video(detect: Run, every: int, frames: int, per_second: float) -> None:
-    film("one.avi", 7)
-    film("two.mp4", 7, "mp4v")
+def test_annotated_copy_of_a_video_is_a_video(detect: Run, every: int, frames: int, per_second: float) -> None:
+    write_video("one.avi", 7)
+    write_video("two.mp4", 7, "mp4v")
     assert detect("one.avi", "two.mp4", "--annotated", "out", f"--every={every}") == (0, [], "")
     assert sorted(path.name for path in Path("out").iterdir()) == ["one.avi.mp4", "two.mp4"]
     for path in Path("out").iterdir():
-        speed, copy = watch(path)
+        speed, copy = read_video(path)
         assert (len(copy), speed) == (frames, pytest.approx(per_second, rel=0.01))
         for index, frame in enumerate(copy):
             left = 2 * every * index
@@ -275,7 +275,7 @@ def test_copy_of_a_video_is_a_video(detect: Run, every: int, frames: int, per_se
             assert tag[..., 0].max() > 180  # and the tag above it, in the label's own red, lies on grey
 
 
-def test_next_run_does_not_find_the_copies_of_the_last(detect: Run) -> None:
+def test_annotated_copies_are_not_inputs_of_the_next_run(detect: Run) -> None:
     put("in/a.png")
     for path in ("in", "in", "in/**/*.png"):
         assert detect(path, "--annotated", "in/out") == (0, [], "")
@@ -306,17 +306,19 @@ def test_next_run_does_not_find_the_copies_of_the_last(detect: Run) -> None:
         (["a.png", "--url", "localhost"], "localhost is not a valid address"),
     ],
 )
-def test_unusable_arguments_end_with_two_and_touch_nothing(detect: Run, arguments: list[str], words: str) -> None:
+def test_unusable_arguments_exit_with_status_2_and_change_no_files(
+    detect: Run, arguments: list[str], words: str
+) -> None:
     for name in ("a.png", "in/a.png", "notes"):
         put(name)
     Path("empty").mkdir()
     Path("linked").mkdir()
     Path("linked/a.png").hardlink_to("in/a.png")
     before = {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()}
-    status, lines, complaints = detect(*arguments)
+    status, lines, errors = detect(*arguments)
     assert (status, lines) == (2, [])
-    assert complaints.startswith("centernet-detect: ")
-    assert words in complaints
+    assert errors.startswith("centernet-detect: ")
+    assert words in errors
     assert {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()} == before
 
 
@@ -331,7 +333,7 @@ def test_unusable_arguments_end_with_two_and_touch_nothing(detect: Run, argument
         ["a.png", "--url", "http://127.0.0.1:1", "--threads", "2"],
     ],
 )
-def test_arguments_that_cannot_be_read(detect: Run, arguments: list[str]) -> None:
+def test_invalid_arguments_exit_with_status_2(detect: Run, arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         detect(*arguments)
     assert caught.value.code == 2
@@ -344,10 +346,12 @@ def test_arguments_that_cannot_be_read(detect: Run, arguments: list[str]) -> Non
         (["--model", "other"], "there is no model 'other'; there is 'colours'"),
     ],
 )
-def test_arguments_that_the_server_refuses(detect: Run, url: str, arguments: list[str], words: str) -> None:
-    status, lines, complaints = detect(put("a.png"), put("b.png"), "--url", url, *arguments)
+def test_arguments_refused_by_the_server_exit_with_status_2(
+    detect: Run, url: str, arguments: list[str], words: str
+) -> None:
+    status, lines, errors = detect(put("a.png"), put("b.png"), "--url", url, *arguments)
     assert (status, lines) == (2, [])
-    assert words in complaints
+    assert words in errors
 
 
 @pytest.mark.anyio
@@ -355,10 +359,10 @@ def test_arguments_that_the_server_refuses(detect: Run, url: str, arguments: lis
     ("detection", "words"),
     [(None, "no response from http://"), (RED_FOUND, "the server's model colours was replaced in the meantime")],
 )
-async def test_server_that_goes_away_or_changes_ends_the_run(
+async def test_run_ends_when_the_server_disconnects_or_its_model_changes(
     detect: Run, monkeypatch: pytest.MonkeyPatch, detection: dict[str, Any] | None, words: str
 ) -> None:
-    """It says that it has no model, and hangs up on a picture or finds something in it."""
+    """The server lists no models, and then closes an image's connection or responds with a detection."""
     answer = {
         "model": "colours",
         "image": {"width": 192, "height": 128},
@@ -379,13 +383,13 @@ async def test_server_that_goes_away_or_changes_ends_the_run(
     async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
         url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
         arguments = [put("a.png"), put("b.png"), "--url", url, "--annotated", "out", "--jsonl", "-"]
-        status, lines, complaints = await asyncio.to_thread(detect, *arguments)
+        status, lines, errors = await asyncio.to_thread(detect, *arguments)
     assert (status, lines) == (1, [])
-    assert words in complaints
+    assert words in errors
     assert all(b"x-api-key: secret\r\n" in head.lower() for head in heads)
 
 
-def test_no_more_than_allowed_is_read_ahead_and_order_is_kept() -> None:
+def test_map_in_order_limits_read_ahead_and_keeps_the_order() -> None:
     ended = [asyncio.Event() for _ in range(20)]
     given = 0
 
@@ -395,7 +399,7 @@ def test_no_more_than_allowed_is_read_ahead_and_order_is_kept() -> None:
             yield index
 
     async def work(index: int) -> int:
-        if index % 3 == 0:  # it ends after the next
+        if index % 3 == 0:  # finishes after the next
             await ended[index + 1].wait()
         ended[index].set()
         return index
@@ -407,8 +411,8 @@ def test_no_more_than_allowed_is_read_ahead_and_order_is_kept() -> None:
     assert given == 20
 
 
-class Tiring(HeldDetector):
-    """Stops when it has computed some pictures, until its gate is opened."""
+class StallingDetector(HeldDetector):
+    """Blocks after more than 20 images, until its gate is set."""
 
     def infer(self, canvases: Canvases, threads: int | None = None) -> list[Detections]:
         found = super().infer(canvases, threads)
@@ -418,18 +422,18 @@ class Tiring(HeldDetector):
 
 
 @pytest.fixture
-def heeded() -> Iterator[None]:
-    """Children heed SIGINT, also where this process was begun in the background and does not."""
+def default_sigint() -> Iterator[None]:
+    """Child processes handle SIGINT even if this process was started in the background and ignores it."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
 
 
-@pytest.mark.usefixtures("heeded")
+@pytest.mark.usefixtures("default_sigint")
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
-def test_stopped_run_leaves_whole_files(make_settings: Make, model_path: Path, stop: signal.Signals) -> None:
-    film("film.avi", 64)
-    detector = Tiring(model_path)
+def test_interrupted_run_leaves_complete_files(make_settings: Make, model_path: Path, stop: signal.Signals) -> None:
+    write_video("film.avi", 64)
+    detector = StallingDetector(model_path)
     with listen_in_thread(make_settings(), detector) as url:
         command = [sys.executable, "-m", "app", "detect", "film.avi", "--url", url]
         outputs = ["--jsonl", "-", "--csv", "found.csv", "--annotated", "out"]
@@ -440,15 +444,15 @@ def test_stopped_run_leaves_whole_files(make_settings: Make, model_path: Path, s
             assert process.stderr is not None
             first = [process.stdout.readline() for _ in range(5)]
             process.send_signal(stop)
-            rest, complaints = process.stdout.readlines(), process.stderr.read()
+            rest, errors = process.stdout.readlines(), process.stderr.read()
         detector.gate.set()
-    assert (process.returncode, complaints) == (128 + stop, "")
+    assert (process.returncode, errors) == (128 + stop, "")
     lines = [json.loads(line)["frame"] for line in first + rest]
     _, *rows = csv.reader(Path("found.csv").read_text().splitlines())
-    _, copied = watch(Path("out/film.avi.mp4"))
+    _, copied = read_video(Path("out/film.avi.mp4"))
     assert lines == list(range(len(lines)))
     assert [int(row[1]) for row in rows] == list(range(len(rows)))
-    # the signal may come when the last picture is written to the first of them alone
+    # the signal may arrive when the last frame has been written to some of the outputs only
     assert 5 <= len(lines) <= len(rows) <= len(copied) <= len(lines) + 1 < 64
 
 
@@ -456,8 +460,8 @@ def environment() -> dict[str, str]:
     return os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
 
 
-def test_reader_that_has_enough_is_no_error_to_speak_of() -> None:
-    film("film.avi", 400)  # more lines than a pipe holds
+def test_closed_output_pipe_ends_the_run_without_a_message() -> None:
+    write_video("film.avi", 400)  # more lines than a pipe holds
     command = [sys.executable, "-m", "app", "detect", "film.avi"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment()) as process:
         assert process.stdout is not None
@@ -469,8 +473,8 @@ def test_reader_that_has_enough_is_no_error_to_speak_of() -> None:
 
 
 @pytest.mark.parametrize("terminal", [True, False])
-def test_progress_is_shown_on_a_terminal_alone(terminal: bool) -> None:
-    film("film.avi", 5)
+def test_progress_is_shown_only_on_a_terminal(terminal: bool) -> None:
+    write_video("film.avi", 5)
     command = [sys.executable, "-m", "app", "detect", "film.avi", str(put("broken.png", b"x")), "--every=2"]
     reading, writing = pty.openpty() if terminal else os.pipe()
     if terminal:
@@ -485,7 +489,7 @@ def test_progress_is_shown_on_a_terminal_alone(terminal: bool) -> None:
     assert len(done.stdout.splitlines()) == 4
 
 
-def test_without_the_extra_it_works_in_process_and_says_what_url_needs() -> None:
+def test_only_url_needs_the_client_extra() -> None:
     put("a.png")
     script = (
         "import sys; sys.modules['httpx'] = sys.modules['tqdm'] = None\n"

@@ -36,7 +36,7 @@ def rectangular(tmp_path_factory: pytest.TempPathFactory) -> Detector:
     return Detector(save_rectangular_model(tmp_path_factory.mktemp("model") / "rectangles.onnx"), "cpu", 1)
 
 
-def test_boxes_are_in_the_photos_pixels(detector: Detector) -> None:
+def test_boxes_are_in_image_pixels(detector: Detector) -> None:
     (found,) = detector.detect([PHOTO_PNG])
     assert found.labels.tolist() == [0, 1, 2]
     assert found.scores == pytest.approx([0.9, 0.6, 0.2])
@@ -45,7 +45,7 @@ def test_boxes_are_in_the_photos_pixels(detector: Detector) -> None:
 
 @pytest.mark.parametrize("enlarged", [1, 2, 4, 8])
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
-def test_scale_of_the_photo_does_not_matter(detector: Detector, kind: str, enlarged: int) -> None:
+def test_boxes_scale_with_the_image(detector: Detector, kind: str, enlarged: int) -> None:
     photo = PHOTO.repeat(enlarged, axis=0).repeat(enlarged, axis=1)
     (found,) = detector.detect([encode(photo, kind, **({"subsampling": 0} if kind == "JPEG" else {}))])
     expected = np.array([[32, 16, 96, 64], [112, 80, 176, 112], [16, 96, 48, 112]]) * enlarged
@@ -53,13 +53,13 @@ def test_scale_of_the_photo_does_not_matter(detector: Detector, kind: str, enlar
 
 
 @pytest.mark.parametrize(("width", "height"), [(5 * WIDTH + 7, 5 * HEIGHT - 3), (2 * WIDTH, 9 * HEIGHT), (30, 20)])
-def test_pixels_and_a_file_of_them_give_the_same_canvas(detector: Detector, width: int, height: int) -> None:
+def test_pixels_and_an_encoded_file_give_the_same_canvas(detector: Detector, width: int, height: int) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
     assert (detector.prepare(noise).pixels == detector.prepare(encode(noise)).pixels).all()
 
 
 @pytest.mark.parametrize(("width", "height"), [(4 * HEIGHT, 4 * HEIGHT), (4 * WIDTH, WIDTH)])
-def test_padding_is_taken_off_again(detector: Detector, width: int, height: int) -> None:
+def test_padding_is_subtracted_from_the_boxes(detector: Detector, width: int, height: int) -> None:
     (found,) = detector.detect([encode(paint(width, height, (RED, (0, 0, width, height))))])
     assert found.boxes_xyxy[0].tolist() == [0, 0, width, height]
 
@@ -101,7 +101,7 @@ def test_model_without_usable_metadata_is_refused(tmp_path: Path, properties: di
         ({"size_step": 40}, ("rows", "columns"), r"\[64, 96, 3\], and multiples of 40"),
     ],
 )
-def test_shapes_that_graph_and_metadata_disagree_about_are_refused(
+def test_model_whose_shapes_contradict_its_metadata_is_refused(
     tmp_path: Path, facts: dict[str, int], size: tuple[int | str, int | str], message: str
 ) -> None:
     path = save_model(tmp_path / "other.onnx", describe(**facts).to_properties(), size=size)
@@ -113,7 +113,7 @@ def test_shapes_that_graph_and_metadata_disagree_about_are_refused(
     ("width", "height", "shape"),
     [(192, 144, (80, 96)), (192, 128, (64, 96)), (96, 192, (96, 64)), (96, 96, (96, 96)), (384, 216, (64, 96))],
 )
-def test_a_photo_is_computed_in_the_shape_nearest_to_it(
+def test_image_is_computed_in_its_nearest_shape(
     rectangular: Detector, width: int, height: int, shape: tuple[int, int]
 ) -> None:
     photo = paint(width, height, (RED, (0, 0, width, height)))
@@ -123,7 +123,7 @@ def test_a_photo_is_computed_in_the_shape_nearest_to_it(
     assert found.boxes_xyxy[0].tolist() == [0, 0, width, height]
 
 
-def test_photos_of_many_shapes_together_equal_each_alone(rectangular: Detector) -> None:
+def test_batch_of_several_shapes_equals_single_images(rectangular: Detector) -> None:
     boxes = [(RED, (10, 20, 40, 60)), (GREEN, (4, 4, 9, 30)), (BLUE, (0, 0, 50, 64))]
     sizes = [(96, 64), (64, 96), (96, 96), (96, 64), (80, 96), (64, 96)]
     photos = [encode(paint(*size, *boxes[: 1 + at % 3])) for at, size in enumerate(sizes)]
@@ -135,20 +135,20 @@ def test_photos_of_many_shapes_together_equal_each_alone(rectangular: Detector) 
     assert rectangular.infer([]) == []
 
 
-def test_model_of_one_batch_size_is_refused(tmp_path: Path) -> None:
+def test_model_with_a_fixed_batch_size_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidModel, match="batches of 2"):
         Detector(save_model(tmp_path / "fixed.onnx", batch=2), "cpu")
 
 
 @pytest.mark.parametrize("content", [b"", b"not a model"])
-def test_file_that_is_no_model_is_refused(tmp_path: Path, content: bytes) -> None:
+def test_file_that_is_not_a_model_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "junk.onnx"
     path.write_bytes(content)
     with pytest.raises(InvalidModel, match=r"junk\.onnx"):
         Detector(path, "cpu")
 
 
-def test_a_gpu_is_never_replaced_silently(model_path: Path) -> None:
+def test_unavailable_gpu_is_not_silently_replaced_by_the_cpu(model_path: Path) -> None:
     try:
         detector = Detector(model_path, "cuda")
     except ProviderUnavailable as error:
@@ -170,12 +170,12 @@ OURS = """accept access admission answers arrangement batcher body connections c
     served_model server service settings shortcut stages tracing"""
 THEIRS = """PIL aiolimiter annotated_doc annotated_types anyio click cv2 dotenv fastapi httptools numpy onnxruntime
     prometheus_client pydantic pydantic_core pydantic_settings python_multipart pythonjsonlogger sniffio starlette
-    typing_extensions typing_inspection uvicorn uvloop watchfiles yaml"""  # uvicorn takes dotenv and yaml along
+    typing_extensions typing_inspection uvicorn uvloop watchfiles yaml"""  # uvicorn imports dotenv and yaml
 SHARED = "bound_session canvas detector draw gpu image letterbox metadata session shapes skeleton"
 BY_FASTAPI = {"opentelemetry"}  # where it is installed
 
 
-def test_serving_imports_what_it_uses_and_no_more(model_path: Path) -> None:
+def test_serving_imports_only_the_listed_modules(model_path: Path) -> None:
     program = (
         "import sys, app.__main__\n"
         "from model.detector import Detector\n"
@@ -192,18 +192,18 @@ def test_serving_imports_what_it_uses_and_no_more(model_path: Path) -> None:
         assert {name for name in imported if name.partition(".")[0] == package} - {"app.__main__"} == expected
 
 
-def test_nothing_is_reported_or_left_in_the_home_directory(model_path: Path, tmp_path: Path) -> None:
+def test_onnx_runtime_telemetry_leaves_no_files_in_the_home_directory(model_path: Path, tmp_path: Path) -> None:
     program = f"from model.detector import Detector; Detector({str(model_path)!r}, 'cpu')"
     environment = {name: value for name, value in os.environ.items() if name not in ("ORT_DISABLE_TELEMETRY", "CI")}
     subprocess.run([sys.executable, "-c", program], env=environment | {"HOME": str(tmp_path)}, check=True)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_its_threads_sleep_soon_after_a_run(model_path: Path) -> None:
+def test_threads_do_not_spin_after_inference(model_path: Path) -> None:
     detector = Detector(model_path, "cpu", threads=4)
     canvas = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
     used = []
-    for _ in range(3):  # so that what else this process does at some time is not counted
+    for _ in range(3):  # the minimum excludes other work of this process
         detector.infer([canvas])
         before = time.process_time()
         time.sleep(0.2)

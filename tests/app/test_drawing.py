@@ -28,7 +28,7 @@ def find(*rows: tuple[tuple[float, float, float, float], float, int]) -> Detecti
     return Detections(np.array(boxes, np.float32), np.array(scores, np.float32), np.array(labels, np.int64))
 
 
-async def test_png_shows_each_box_where_json_has_it(client: Client) -> None:
+async def test_boxes_are_drawn_at_their_coordinates(client: Client) -> None:
     picture = await draw(client, "image/png")
     assert picture.shape == PHOTO.shape
     red, green = choose_colour(0), choose_colour(1)
@@ -39,7 +39,7 @@ async def test_png_shows_each_box_where_json_has_it(client: Client) -> None:
     assert tuple(picture[5, 5]) == GREY
 
 
-async def test_jpeg_is_the_upright_photo_at_its_full_size(client: Client) -> None:
+async def test_jpeg_is_upright_and_has_the_full_size(client: Client) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     stored = Image.fromarray(PHOTO).resize((1920, 1280)).transpose(Image.Transpose.ROTATE_90)
@@ -65,12 +65,12 @@ async def test_best_accepted_type_is_sent(client: Client, accept: str, media_typ
 
 
 @pytest.mark.parametrize("accept", ["text/html", "image/webp", "application/json;q=0", "image/png;q=high", "nonsense"])
-async def test_type_that_cannot_be_given_is_refused(client: Client, accept: str) -> None:
+async def test_unavailable_media_type_is_refused(client: Client, accept: str) -> None:
     response = await client.post("/detect", content=PHOTO_PNG, headers={"accept": accept})
     check_problem(response, 406, "not-acceptable", "application/json, image/jpeg, image/png")
 
 
-async def test_picture_too_long_for_a_jpeg_is_drawn_as_png(client: Client) -> None:
+async def test_image_too_wide_for_jpeg_can_be_drawn_as_png(client: Client) -> None:
     long = encode(Image.new("RGB", (65_501, 4)))
     refused = await client.post("/detect", content=long, headers={"accept": "image/jpeg"})
     assert refused.status_code == 413
@@ -78,12 +78,12 @@ async def test_picture_too_long_for_a_jpeg_is_drawn_as_png(client: Client) -> No
     assert (await draw(client, "image/png", long)).shape == (4, 65_501, 3)
 
 
-async def test_refusals_are_problems_whatever_is_accepted(client: Client) -> None:
+async def test_refusals_are_problem_documents_whatever_is_accepted(client: Client) -> None:
     response = await client.post("/detect", content=b"hello", headers={"accept": "image/png"})
     check_problem(response, 415, "unknown-format")
 
 
-def test_lines_and_letters_grow_with_the_photo() -> None:
+def test_lines_and_text_scale_with_the_image() -> None:
     for scale, line in ((1, 2), (8, 16)):
         photo = paint(800 * scale, 450 * scale)
         across = draw_detections(photo, find(((100 * scale, 200 * scale, 700 * scale, 400 * scale), 0.9, 0)), ["red"])
@@ -93,7 +93,7 @@ def test_lines_and_letters_grow_with_the_photo() -> None:
         assert 20 * scale <= tag.sum() <= 32 * scale
 
 
-def test_photo_is_left_as_it_was_and_nothing_is_drawn_for_nothing() -> None:
+def test_input_image_is_not_modified_and_no_detections_draw_nothing() -> None:
     photo = PHOTO.copy()
     draw_detections(photo, find(((0, 0, 50, 50), 0.9, 0)), ["red"])
     nothing = Detections(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64))
@@ -101,7 +101,7 @@ def test_photo_is_left_as_it_was_and_nothing_is_drawn_for_nothing() -> None:
     assert (photo == PHOTO).all()
 
 
-def test_tags_keep_off_each_other() -> None:
+def test_tags_do_not_overlap() -> None:
     photo = paint(640, 480)
     rows = [((100.0, 200.0, 400.0, 400.0), 0.9, 0), ((100.0, 200.0, 400.0, 400.0), 0.8, 1)]
     both = draw_detections(photo, find(*rows), ["red", "green"])
@@ -113,7 +113,7 @@ def test_tags_keep_off_each_other() -> None:
 
 
 @pytest.mark.parametrize("box", [(0, 0, 1, 1), (0, 0, 30, 20), (28, 18, 30, 20), (5, 5, 5, 5)])
-def test_tag_larger_than_its_photo_is_cut(box: tuple[float, float, float, float]) -> None:
+def test_tag_larger_than_the_image_is_clipped(box: tuple[float, float, float, float]) -> None:
     assert draw_detections(paint(30, 20), find((box, 0.5, 0)), ["a long label, öß"]).shape == (20, 30, 3)
 
 

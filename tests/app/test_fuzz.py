@@ -1,4 +1,4 @@
-"""Damaged pictures and made-up bodies: refused with a reason, never a failure of the server."""
+"""Corrupted images and random bodies are refused with a reason, and never cause a server error."""
 
 import json
 from collections.abc import Iterator
@@ -15,8 +15,8 @@ from model.detector import Detector
 from tests.app.colours import PHOTO_PNG, encode, paint
 from tests.app.listener import listen_in_thread
 
-_PICTURE = paint(40, 30, ((255, 0, 0), (4, 4, 20, 20)))
-_FILES = [encode(_PICTURE, kind) for kind in ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")]
+_IMAGE = paint(40, 30, ((255, 0, 0), (4, 4, 20, 20)))
+_FILES = [encode(_IMAGE, kind) for kind in ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")]
 _REFUSED = {400, 406, 408, 413, 415, 422}
 
 
@@ -32,8 +32,8 @@ def examples(count: int) -> Any:
 
 
 @st.composite
-def damaged_pictures(draw: st.DrawFn) -> bytes:
-    """An image file with bytes changed, cut out, put in or repeated."""
+def corrupted_images(draw: st.DrawFn) -> bytes:
+    """An image file with bytes changed, deleted, inserted or repeated."""
     data = bytearray(draw(st.sampled_from(_FILES)))
     for _ in range(draw(st.integers(1, 6))):
         at = draw(st.integers(0, len(data)))
@@ -59,14 +59,14 @@ def check(response: httpx.Response) -> None:
 
 
 @examples(300)
-@given(data=damaged_pictures())
-def test_damaged_pictures_are_read_or_refused(server: httpx.Client, data: bytes) -> None:
+@given(data=corrupted_images())
+def test_corrupted_images_are_read_or_refused(server: httpx.Client, data: bytes) -> None:
     check(server.post("/detect", content=data))
 
 
 @examples(100)
-@given(files=st.lists(damaged_pictures(), min_size=1, max_size=4))
-def test_each_damaged_picture_of_several_has_its_own_answer(server: httpx.Client, files: list[bytes]) -> None:
+@given(files=st.lists(corrupted_images(), min_size=1, max_size=4))
+def test_each_corrupted_image_of_a_batch_has_its_own_result(server: httpx.Client, files: list[bytes]) -> None:
     response = server.post("/detect/batch", files=[("images", ("x", data)) for data in [*files, PHOTO_PNG]])
     assert response.status_code == 200
     *_, whole = results = response.json()["results"]
@@ -86,7 +86,7 @@ def test_each_damaged_picture_of_several_has_its_own_answer(server: httpx.Client
     ),
     path=st.sampled_from(["/detect", "/detect/batch"]),
 )
-def test_made_up_bodies_are_refused(server: httpx.Client, body: bytes, content_type: str, path: str) -> None:
+def test_random_bodies_are_refused(server: httpx.Client, body: bytes, content_type: str, path: str) -> None:
     response = server.post(path, content=body, headers={"content-type": content_type})
     assert response.status_code in _REFUSED
     assert response.json()["detail"]
@@ -114,7 +114,9 @@ _VALUES = st.recursive(
     length=st.none() | st.integers(-5, 300) | st.text("0123456789abc-", max_size=5),
     tail=st.binary(max_size=60),
 )
-def test_made_up_tensors_are_refused(server: httpx.Client, tensor: dict[str, Any], length: Any, tail: bytes) -> None:
+def test_random_tensors_are_read_or_refused(
+    server: httpx.Client, tensor: dict[str, Any], length: Any, tail: bytes
+) -> None:
     body = json.dumps({"inputs": [tensor]}).encode()
     headers = {} if length is None else {"inference-header-content-length": str(length)}
     response = server.post("/v2/models/colours/infer", content=body + tail, headers=headers)
@@ -122,6 +124,6 @@ def test_made_up_tensors_are_refused(server: httpx.Client, tensor: dict[str, Any
     assert response.status_code == 200 or response.json()["error"]
 
 
-def test_the_undamaged_files_are_read(server: httpx.Client) -> None:
+def test_intact_images_are_read(server: httpx.Client) -> None:
     for data in _FILES:
         assert server.post("/detect", content=data).status_code == 200

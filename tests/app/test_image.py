@@ -23,8 +23,8 @@ TRANSPOSES = {
 }
 
 
-def store_turned(orientation: int, kind: str, **options: object) -> bytes:
-    """Stores `QUADRANTS` turned such that `orientation` turns it back."""
+def encode_with_orientation(orientation: int, kind: str, **options: object) -> bytes:
+    """Encodes `QUADRANTS`, transformed such that the EXIF `orientation` restores it."""
     image = Image.fromarray(QUADRANTS)
     if orientation in TRANSPOSES:
         image = image.transpose(TRANSPOSES[orientation])
@@ -48,8 +48,8 @@ def read(data: bytes) -> np.ndarray:
         ("TIFF", {"compression": "tiff_lzw"}, 0),
     ],
 )
-def test_photo_comes_upright(orientation: int, kind: str, options: dict[str, object], error: int) -> None:
-    data = store_turned(orientation, kind, **options)
+def test_exif_orientation_is_applied(orientation: int, kind: str, options: dict[str, object], error: int) -> None:
+    data = encode_with_orientation(orientation, kind, **options)
     header = read_header(data)
     assert (header.width, header.height) == (64, 32)
     difference = np.abs(decode(data, header).astype(int) - QUADRANTS)
@@ -57,7 +57,7 @@ def test_photo_comes_upright(orientation: int, kind: str, options: dict[str, obj
 
 
 @pytest.mark.parametrize("kind", ["PNG", "BMP", "GIF", "TIFF", "WEBP"])
-def test_formats_without_loss_are_exact(kind: str) -> None:
+def test_lossless_formats_are_exact(kind: str) -> None:
     assert (read(encode(QUADRANTS, kind, **({"lossless": True} if kind == "WEBP" else {}))) == QUADRANTS).all()
 
 
@@ -68,7 +68,7 @@ def test_other_pixel_types_become_rgb(mode: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
-def test_sixteen_bits_keep_their_brightness(kind: str) -> None:
+def test_sixteen_bit_images_keep_their_brightness(kind: str) -> None:
     grey = np.tile(np.arange(0, 65536, 1024, dtype=np.uint16), (32, 1))
     picture = read(encode(Image.fromarray(grey), kind))
     assert np.abs(picture.astype(int) - (grey / 257)[..., None]).max() <= 1
@@ -107,7 +107,7 @@ def test_floating_point_tiff_is_refused_rather_than_clipped() -> None:
         ((20, 10), (20, 10)),
     ],
 )
-def test_photo_is_shrunk_while_the_input_stays_covered(
+def test_image_is_shrunk_to_no_less_than_the_input_size(
     kind: str, photo: tuple[int, int], decoded: tuple[int, int]
 ) -> None:
     data = encode(paint(*photo), kind)
@@ -128,7 +128,7 @@ def test_jpeg_and_png_shrink_alike() -> None:
 
 @pytest.mark.parametrize("orientation", [1, 6])
 @pytest.mark.parametrize("size", [(1281, 961), (2561, 1921), (640, 427), (1280, 960)])
-def test_what_is_shrunk_stays_in_its_place(size: tuple[int, int], orientation: int) -> None:
+def test_shrinking_does_not_shift_the_content(size: tuple[int, int], orientation: int) -> None:
     edges = [round(0.93 * length) for length in size]
     photo = paint(*size, ((255, 255, 255), (edges[0], 0, *size)), ((255, 255, 255), (0, edges[1], *size)))
     exif = Image.Exif()
@@ -136,14 +136,14 @@ def test_what_is_shrunk_stays_in_its_place(size: tuple[int, int], orientation: i
     data = encode(photo, "JPEG", quality=95, exif=exif)
     header = read_header(data)
     shrunk = decode(data, header, *((240, 320) if orientation == 6 else (320, 240)))
-    upright = shrunk if orientation == 1 else np.rot90(shrunk)  # 6 is turned clockwise
+    upright = shrunk if orientation == 1 else np.rot90(shrunk)  # 6: to be rotated clockwise
     for axis, (length, edge) in enumerate(zip(size, edges, strict=True)):
         row = np.take(upright.mean(2), 2, axis=axis).astype(float)
         row = (row - row[:9].mean()) / (row[-3:].mean() - row[:9].mean())  # the share of each pixel that is white
         assert (1 - row).sum() / len(row) == pytest.approx(edge / length, abs=0.15 / len(row))
 
 
-def test_turned_photo_is_shrunk_by_its_upright_size() -> None:
+def test_rotated_image_is_shrunk_by_its_upright_size() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     data = encode(paint(8 * HEIGHT, 8 * WIDTH), "JPEG", exif=exif)
@@ -153,13 +153,13 @@ def test_turned_photo_is_shrunk_by_its_upright_size() -> None:
 
 
 @pytest.mark.parametrize("data", [b"hello", b"<svg xmlns='http://www.w3.org/2000/svg'/>", b"%PDF-1.7", b"\xff\xd8\xff"])
-def test_what_is_no_image_is_unknown(data: bytes) -> None:
+def test_data_that_is_not_an_image_is_refused(data: bytes) -> None:
     with pytest.raises(UnknownFormat):
         read_header(data)
 
 
 @pytest.mark.parametrize("kind", ["PPM", "AVIF"])
-def test_format_outside_the_list_is_unknown(kind: str) -> None:
+def test_unsupported_format_is_refused(kind: str) -> None:
     with pytest.raises(UnknownFormat):
         read_header(encode(QUADRANTS, kind))
 
@@ -173,20 +173,20 @@ def test_truncated_file_is_broken(kind: str, kept: float) -> None:
         read(data[: int(len(data) * kept)])
 
 
-def test_garbage_behind_the_image_is_ignored() -> None:
+def test_bytes_after_the_image_are_ignored() -> None:
     for kind in ("JPEG", "PNG"):
         data = encode(QUADRANTS, kind)
         assert (read(data + b"\0" * 5000) == read(data)).all()
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
-def test_garbled_exif_is_ignored() -> None:
+def test_corrupt_exif_is_ignored() -> None:
     data = encode(QUADRANTS, "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff")
     assert read_header(data).orientation == 1
 
 
-def test_tiles_are_counted_before_decoding() -> None:
-    def write(tile: int, kind: int = 4, offsets: int = 324) -> bytes:  # 4 is a number of four bytes
+def test_tile_sizes_are_checked_before_decoding() -> None:
+    def write(tile: int, kind: int = 4, offsets: int = 324) -> bytes:  # 4: an unsigned integer of four bytes
         sizes = [(256, 4, 64), (257, 4, 64), (258, 4, 8), (259, 4, 1), (262, 4, 1)]
         tiles = [(322, kind, tile), (323, kind, tile), (offsets, 4, 8), (325, 4, 4096)]
         entries = b"".join(struct.pack("<HHII", tag, kind, 1, value) for tag, kind, value in sizes + tiles)
@@ -196,7 +196,7 @@ def test_tiles_are_counted_before_decoding() -> None:
     with pytest.raises(TooManyPixels, match="8192 x 8192"):
         read_header(write(8192))
     with pytest.raises(BrokenImage, match="tiles have no size"):
-        read_header(write(0x42800000, kind=11, offsets=273))  # a float; strips beside it
+        read_header(write(0x42800000, kind=11, offsets=273))  # a float; strip offsets instead of tile offsets
 
 
 def test_pixels_are_counted_before_decoding() -> None:
@@ -207,7 +207,7 @@ def test_pixels_are_counted_before_decoding() -> None:
         read_header(bomb, 19_999_999)
 
 
-def test_bomb_beyond_pillows_own_limit_is_too_many_pixels() -> None:
+def test_decompression_bomb_beyond_pillows_limit_is_refused() -> None:
     header = bytearray(encode(Image.new("1", (8, 8)), "BMP"))
     header[18:26] = (30_000).to_bytes(4, "little") * 2
     with pytest.raises(TooManyPixels):
@@ -215,7 +215,7 @@ def test_bomb_beyond_pillows_own_limit_is_too_many_pixels() -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="asks Linux for the process's peak memory")
-def test_chunk_that_claims_gigabytes_does_not_get_them() -> None:
+def test_huge_chunk_length_does_not_allocate_memory() -> None:
     data = bytearray(encode(np.random.default_rng(0).integers(0, 256, (60, 90, 3), dtype=np.uint8), "PNG"))
     at = data.index(b"IDAT") - 4
     data[at : at + 4] = (0xF000_0000).to_bytes(4, "big")
@@ -231,8 +231,8 @@ def test_chunk_that_claims_gigabytes_does_not_get_them() -> None:
     assert int(finished.stdout) < 300_000  # kB
 
 
-def test_orientation_behind_a_pngs_pixels_is_seen() -> None:
-    data = store_turned(6, "PNG")
+def test_orientation_after_the_pixels_of_a_png_is_read() -> None:
+    data = encode_with_orientation(6, "PNG")
     at = data.index(b"eXIf") - 4
     length = 12 + int.from_bytes(data[at : at + 4], "big")
     end = data.index(b"IEND") - 4
@@ -253,12 +253,12 @@ def test_progressive_jpeg_is_read() -> None:
     assert np.abs(read(data).astype(int) - PHOTO).mean() < 5
 
 
-def test_scans_without_end_are_refused_before_decoding() -> None:
+def test_too_many_progressive_scans_are_refused_before_decoding() -> None:
     with pytest.raises(BrokenImage, match="more than the 64 scans allowed"):
         read_header(make_progressive(64))
 
 
-def test_only_the_images_own_scans_count() -> None:
+def test_scans_in_thumbnails_and_after_the_image_are_not_counted() -> None:
     thumbnail = b"\xff\xe1" + (2 + 200).to_bytes(2, "big") + b"\xff\xda" * 100
     data = make_progressive(0)
     data = data[:2] + thumbnail + data[2:] + b"\xff\xda" * 100

@@ -30,12 +30,12 @@ async def address(make_settings: Callable[..., Settings], model_path: Path) -> A
         yield f"{client.base_url.host}:{client.base_url.port}"
 
 
-async def ask(address: str, question: Callable[[triton.InferenceServerClient], Any]) -> Any:
-    """Asks with the real client, in the one thread that its event loop belongs to."""
+async def call_client(address: str, request: Callable[[triton.InferenceServerClient], Any]) -> Any:
+    """Calls `request` with Triton's client, in a single thread, since its event loop belongs to one."""
 
     def run() -> Any:
         with triton.InferenceServerClient(address) as client:
-            return question(client)
+            return request(client)
 
     return await asyncio.to_thread(run)
 
@@ -46,8 +46,8 @@ def put(name: str, values: np.ndarray, datatype: str, binary: bool = True) -> tr
     return tensor
 
 
-async def test_real_client_learns_what_is_served(address: str) -> None:
-    def question(client: triton.InferenceServerClient) -> Any:
+async def test_triton_client_reads_health_and_metadata(address: str) -> None:
+    def request(client: triton.InferenceServerClient) -> Any:
         return (
             [client.is_server_live(), client.is_server_ready(), client.is_model_ready("colours")],
             client.is_model_ready("other"),
@@ -55,8 +55,8 @@ async def test_real_client_learns_what_is_served(address: str) -> None:
             client.get_model_metadata("colours"),
         )
 
-    well, other, server, model = await ask(address, question)
-    assert well == [True, True, True]
+    healthy, other, server, model = await call_client(address, request)
+    assert healthy == [True, True, True]
     assert other is False
     assert server == {"name": "centernet-service", "version": __version__, "extensions": ["binary_tensor_data"]}
     assert model == {
@@ -76,9 +76,11 @@ async def test_real_client_learns_what_is_served(address: str) -> None:
     }
 
 
-async def test_real_client_sends_files(address: str) -> None:
+async def test_triton_client_sends_encoded_images(address: str) -> None:
     files = np.array([PHOTO_PNG, encode(SMALL)], object)
-    result = await ask(address, lambda client: client.infer("colours", [put("image", files, "BYTES")], request_id="7"))
+    result = await call_client(
+        address, lambda client: client.infer("colours", [put("image", files, "BYTES")], request_id="7")
+    )
     assert result.get_response()["id"] == "7"
     assert result.as_numpy("boxes").tolist() == [[RED_BOX, GREEN_BOX], [[0, 0, 24, 16], [0, 0, 0, 0]]]
     assert result.as_numpy("scores").tolist() == [[np.float32(0.9), np.float32(0.6)], [np.float32(0.6), 0]]
@@ -88,28 +90,30 @@ async def test_real_client_sends_files(address: str) -> None:
 
 @pytest.mark.parametrize("binary_input", [False, True])
 @pytest.mark.parametrize("binary_output", [False, True])
-async def test_real_client_sends_pixels(address: str, binary_input: bool, binary_output: bool) -> None:
+async def test_triton_client_sends_pixels(address: str, binary_input: bool, binary_output: bool) -> None:
     inputs = [put("pixels", PHOTO[None], "UINT8", binary_input)]
     outputs = [triton.InferRequestedOutput(name, binary_data=binary_output) for name in ("names", "boxes")]
     parameters = {"threshold": 0.1, "limit": 3}
-    result = await ask(address, lambda client: client.infer("colours", inputs, outputs=outputs, parameters=parameters))
+    result = await call_client(
+        address, lambda client: client.infer("colours", inputs, outputs=outputs, parameters=parameters)
+    )
     assert result.as_numpy("boxes").tolist() == [[RED_BOX, GREEN_BOX, BLUE_BOX]]
     names = [name.decode() if binary_output else name for name in result.as_numpy("names").ravel()]
     assert names == ["red", "green", "blue"]
     assert result.as_numpy("scores") is None
 
 
-async def test_real_client_reads_that_nothing_was_found(address: str) -> None:
+async def test_triton_client_reads_empty_outputs(address: str) -> None:
     inputs = [put("pixels", paint(30, 20)[None], "UINT8")]
-    result = await ask(address, lambda client: client.infer("colours", inputs))
+    result = await call_client(address, lambda client: client.infer("colours", inputs))
     assert result.as_numpy("boxes").shape == (1, 0, 4)
     assert result.as_numpy("names").shape == (1, 0)
 
 
-async def test_real_client_hears_of_a_refusal(address: str) -> None:
+async def test_triton_client_raises_on_refusal(address: str) -> None:
     inputs = [put("image", np.array([b"hello"], object), "BYTES")]
     with pytest.raises(InferenceServerException, match="not an image of a known format") as caught:
-        await ask(address, lambda client: client.infer("colours", inputs))
+        await call_client(address, lambda client: client.infer("colours", inputs))
     assert caught.value.status() == "415"
 
 
@@ -125,7 +129,7 @@ def check_error(response: Response, status: int, words: str) -> None:
     assert words in response.json()["error"]
 
 
-async def test_plain_json_is_answered_in_json(client: Client) -> None:
+async def test_json_request_has_a_json_response(client: Client) -> None:
     response = await send(client)
     assert response.headers["content-type"] == "application/json"
     answer = response.json()
@@ -139,7 +143,7 @@ async def test_plain_json_is_answered_in_json(client: Client) -> None:
     assert answer["outputs"][3] == {"name": "names", "datatype": "BYTES", "shape": [1, 2], "data": ["red", "green"]}
 
 
-async def test_one_picture_may_do_without_its_first_axis(client: Client) -> None:
+async def test_single_image_needs_no_batch_axis(client: Client) -> None:
     response = await send(client, name="pixels", shape=[32, 48, 3], datatype="UINT8", data=SMALL.tolist())
     assert response.json()["outputs"][0]["data"] == [0, 0, 24, 16]
 
@@ -163,11 +167,11 @@ async def test_one_picture_may_do_without_its_first_axis(client: Client) -> None
         ({"name": "pixels", "datatype": "UINT8", "shape": [1, 1, 1, 3], "data": []}, "0 to 255"),
     ],
 )
-async def test_tensor_that_the_model_does_not_take(client: Client, changes: dict[str, Any], words: str) -> None:
+async def test_unsuitable_tensors_are_refused(client: Client, changes: dict[str, Any], words: str) -> None:
     check_error(await send(client, **changes), 400, words)
 
 
-async def test_garbled_requests(client: Client) -> None:
+async def test_malformed_requests_are_refused(client: Client) -> None:
     route = "/v2/models/colours/infer"
     check_error(await client.post(route), 400, "Invalid JSON")
     check_error(await client.post(route, json={"inputs": []}), 400, "one input")
@@ -183,13 +187,13 @@ async def test_garbled_requests(client: Client) -> None:
         check_error(await client.post(route, content=head + tail, headers=headers), 400, "longer than the body")
 
 
-async def test_a_refusal_does_not_grow_with_the_request(client: Client) -> None:
+async def test_size_of_an_error_does_not_grow_with_the_request(client: Client) -> None:
     route, tensor = "/v2/models/colours/infer", {"name": "image", "shape": [1], "datatype": "BYTES", "data": ["AAAA"]}
     wanted = {"name": "boxes"}
     check_error(
         await client.post(route, json={"inputs": [tensor], "outputs": [wanted, wanted]}), 400, "requested twice"
     )
-    for garbled in (
+    for malformed in (
         {"inputs": [tensor | {"shape": [0] * 1000}]},
         {"inputs": [{}] * 1000},
         {"inputs": [tensor] * 1000},
@@ -197,18 +201,18 @@ async def test_a_refusal_does_not_grow_with_the_request(client: Client) -> None:
         {"inputs": [tensor], "outputs": [{}] * 1000},
         {"inputs": [tensor], "outputs": [{"name": "x" * 1000}]},
     ):
-        response = await client.post(route, json=garbled)
+        response = await client.post(route, json=malformed)
         assert response.status_code == 400
         assert len(response.content) < 300
 
 
-async def test_what_takes_long_to_read_is_refused_before(client: Client) -> None:
+async def test_oversized_requests_are_refused_before_they_are_read(client: Client) -> None:
     route = "/v2/models/colours/infer"
     tensor = {"name": "pixels", "datatype": "UINT8", "shape": [10**6, 1, 1, 3]}
     pixels = {"inputs": [tensor | {"parameters": {"binary_data_size": 3 * 10**6}}]}
     elements = {"inputs": [tensor | {"name": "image", "shape": [10**6], "datatype": "BYTES", "data": []}]}
-    for question in (pixels, elements):
-        head = json.dumps(question).encode()
+    for request in (pixels, elements):
+        head = json.dumps(request).encode()
         body, headers = head + bytes(3 * 10**6), {"inference-header-content-length": str(len(head))}
         check_error(await client.post(route, content=body, headers=headers), 413, "1000000 images")
     few = {"inputs": [tensor | {"name": "image", "shape": [1], "datatype": "BYTES"}]}
@@ -220,7 +224,7 @@ async def test_what_takes_long_to_read_is_refused_before(client: Client) -> None
     check_error(await client.post(route, content=lists), 400, "more than 1048576 values")
 
 
-async def test_refusals_have_the_shape_of_the_api(serve: Serve) -> None:
+async def test_errors_have_the_format_of_the_api(serve: Serve) -> None:
     async with serve(max_request_images=1, max_request_bytes=10_000, max_pixels=192 * 128) as client:
         check_error(await send(client, model="other"), 404, "there is no model 'other'; there is 'colours'")
         check_error(await send(client, shape=[2], data=["AAAA"] * 2), 413, "2 images")

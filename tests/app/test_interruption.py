@@ -1,4 +1,4 @@
-"""Cancel scopes, and other cancellations and errors of their task."""
+"""Cancel scopes, alone, nested, and with other cancellations and errors of their task."""
 
 import asyncio
 
@@ -9,36 +9,36 @@ from app.interruption import Interruption, cancelled_after, cancelled_by
 pytestmark = pytest.mark.anyio
 
 
-class Due(Exception):
+class TimedOut(Exception):
     """The block timed out."""
 
 
-class Gone(Exception):
-    """The client is gone."""
+class Disconnected(Exception):
+    """The client has disconnected."""
 
 
 async def test_block_is_cancelled_by_timer() -> None:
-    with pytest.raises(Due), cancelled_after(0.01, Due()):
+    with pytest.raises(TimedOut), cancelled_after(0.01, TimedOut()):
         await asyncio.sleep(30)
 
 
 async def test_block_is_cancelled_by_future() -> None:
     event = asyncio.get_running_loop().create_future()
     asyncio.get_running_loop().call_soon(event.set_result, None)
-    with pytest.raises(Gone), cancelled_by(event, Gone()):
+    with pytest.raises(Disconnected), cancelled_by(event, Disconnected()):
         await asyncio.sleep(30)
 
 
 async def test_block_is_cancelled_by_future_that_is_already_done() -> None:
     event = asyncio.get_running_loop().create_future()
     event.set_result(None)
-    with pytest.raises(Gone), cancelled_by(event, Gone()):
+    with pytest.raises(Disconnected), cancelled_by(event, Disconnected()):
         await asyncio.sleep(30)
 
 
 async def test_block_that_ends_in_time_is_not_cancelled() -> None:
     event = asyncio.get_running_loop().create_future()
-    with cancelled_after(0.01, Due()), cancelled_by(event, Gone()):
+    with cancelled_after(0.01, TimedOut()), cancelled_by(event, Disconnected()):
         await asyncio.sleep(0)
     event.set_result(None)
     await asyncio.sleep(0.05)
@@ -46,13 +46,13 @@ async def test_block_that_ends_in_time_is_not_cancelled() -> None:
 
 async def test_block_that_has_ended_cannot_be_cancelled() -> None:
     event = asyncio.get_running_loop().create_future()
-    with cancelled_by(event, Gone()):
+    with cancelled_by(event, Disconnected()):
         event.set_result(None)  # its callbacks are scheduled
     await asyncio.sleep(0.01)
 
 
 async def test_outer_error_wins_where_two_scopes_are_cancelled_at_once() -> None:
-    with pytest.raises(Due), Interruption(Due()) as outer, Interruption(Gone()) as inner:
+    with pytest.raises(TimedOut), Interruption(TimedOut()) as outer, Interruption(Disconnected()) as inner:
         asyncio.get_running_loop().call_soon(inner.end)
         asyncio.get_running_loop().call_soon(outer.end)
         await asyncio.sleep(30)
@@ -62,7 +62,7 @@ async def test_outer_error_wins_where_two_scopes_are_cancelled_at_once() -> None
 
 
 async def test_error_of_the_block_itself_is_raised() -> None:
-    with pytest.raises(ZeroDivisionError), Interruption(Due()) as block:
+    with pytest.raises(ZeroDivisionError), Interruption(TimedOut()) as block:
         asyncio.get_running_loop().call_soon(block.end)
         try:
             await asyncio.sleep(30)
@@ -72,7 +72,7 @@ async def test_error_of_the_block_itself_is_raised() -> None:
 
 async def test_cancellation_of_the_task_passes_through() -> None:
     async def work() -> None:
-        with cancelled_after(30, Due()):
+        with cancelled_after(30, TimedOut()):
             await asyncio.sleep(30)
 
     task = asyncio.create_task(work())

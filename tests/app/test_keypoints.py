@@ -1,4 +1,4 @@
-"""Joints, wherever they are shown: the answers, the tensors, the pictures, the page's facts."""
+"""Keypoints in responses, tensors, drawn images, model descriptions and the command's output."""
 
 import io
 import json
@@ -32,15 +32,15 @@ from tests.app.colours import (
 
 pytestmark = pytest.mark.anyio
 
-RED_JOINTS = [
+RED_KEYPOINTS = [
     {"name": "upper_left", "x": 32.0, "y": 16.0, "score": 0.9},
     {"name": "lower_right", "x": 96.0, "y": 64.0, "score": 0.9},
 ]
-GREEN_JOINTS = [
+GREEN_KEYPOINTS = [
     {"name": "upper_left", "x": 112.0, "y": 80.0, "score": 0.6},
     {"name": "lower_right", "x": 176.0, "y": 112.0, "score": 0.6},
 ]
-FOUND = [RED_FOUND | {"keypoints": RED_JOINTS}, GREEN_FOUND | {"keypoints": GREEN_JOINTS}]
+FOUND = [RED_FOUND | {"keypoints": RED_KEYPOINTS}, GREEN_FOUND | {"keypoints": GREEN_KEYPOINTS}]
 
 
 @pytest.fixture(scope="module")
@@ -54,61 +54,61 @@ async def client(serve: Serve, corners_path: Path) -> AsyncIterator[Client]:
         yield client
 
 
-def assert_alike(pixel: NDArray[np.uint8], colour: tuple[int, int, int]) -> None:
-    """But for what smoothing costs."""
+def assert_close(pixel: NDArray[np.uint8], colour: tuple[int, int, int]) -> None:
+    """Compares colours, with a tolerance for anti-aliasing."""
     np.testing.assert_allclose(pixel.astype(int), colour, atol=20)
 
 
-async def test_answers_name_the_joints_of_each_object(client: Client) -> None:
+async def test_responses_have_the_named_keypoints_of_each_object(client: Client) -> None:
     assert (await client.detect()).json()["detections"] == FOUND
     batch = await client.post("/detect/batch", files=[("a", PHOTO_PNG), ("b", PHOTO_PNG)])
     assert [result["detections"] for result in batch.json()["results"]] == [FOUND, FOUND]
 
 
-async def test_joints_lie_in_the_photos_pixels_whatever_its_shape(client: Client) -> None:
+async def test_keypoints_are_in_image_pixels_whatever_the_aspect_ratio(client: Client) -> None:
     tall = encode(paint(100, 400, ((255, 0, 0), (20, 100, 60, 300))))
     [found] = (await client.detect(tall)).json()["detections"]
     for joint, (x, y) in zip(found["keypoints"], [(20, 100), (60, 300)], strict=True):
-        assert (joint["x"], joint["y"]) == pytest.approx((x, y), abs=7)  # a cell of the input is 6.25 pixels of it
+        assert (joint["x"], joint["y"]) == pytest.approx((x, y), abs=7)  # an input pixel covers 6.25 image pixels
 
 
-async def test_models_tell_what_joints_they_find(client: Client) -> None:
+async def test_models_describe_their_skeleton(client: Client) -> None:
     [model] = (await client.get("/models")).json()["models"]
     assert model["skeleton"] == {"joints": ["upper_left", "lower_right"], "edges": [[0, 1]]}
     assert model["keypoint_ap"] == 7.5
 
 
-async def test_tensors_hold_the_joints_too(client: Client) -> None:
+async def test_tensors_include_the_keypoints(client: Client) -> None:
     description = (await client.get("/v2/models/colours")).json()
     assert {"name": "keypoints", "datatype": "FP32", "shape": [-1, -1, 2, 3]} in description["outputs"]
     image = {"name": "pixels", "shape": [1, *PHOTO.shape], "datatype": "UINT8", "data": PHOTO.ravel().tolist()}
     answer = (await client.post("/v2/models/colours/infer", json={"inputs": [image]})).json()
     [keypoints] = [output for output in answer["outputs"] if output["name"] == "keypoints"]
     assert keypoints["shape"] == [1, 2, 2, 3]
-    expected = [[joint[key] for key in ("x", "y", "score")] for joint in RED_JOINTS + GREEN_JOINTS]
+    expected = [[joint[key] for key in ("x", "y", "score")] for joint in RED_KEYPOINTS + GREEN_KEYPOINTS]
     np.testing.assert_allclose(np.reshape(keypoints["data"], (-1, 3)), expected, rtol=1e-6)
 
 
-async def test_drawn_pictures_show_joints_and_the_lines_between_them(client: Client) -> None:
+async def test_drawn_images_show_keypoints_and_the_lines_between_them(client: Client) -> None:
     response = await client.post("/detect", content=PHOTO_PNG, headers={"accept": "image/png"})
     picture = np.asarray(Image.open(io.BytesIO(response.content)))
-    assert_alike(picture[40, 64], choose_colour(0))  # the middle of the diagonal
-    assert_alike(picture[96, 144], choose_colour(1))
+    assert_close(picture[40, 64], choose_colour(0))  # the middle of the diagonal
+    assert_close(picture[96, 144], choose_colour(1))
     assert tuple(picture[5, 5]) == GREY
 
 
-def test_joints_that_are_unsure_are_not_drawn() -> None:
+def test_keypoints_with_low_scores_are_not_drawn() -> None:
     photo = np.full((100, 100, 3), GREY, np.uint8)
     joints = np.array([[[20, 50, 0.9], [80, 50, 0.1], [50, 80, 0.9]]], np.float32)
     found = Detections(np.array([[10, 10, 90, 90]], np.float32), np.array([0.9], np.float32), np.array([0]), joints)
     picture = draw_detections(photo, found, ["red"], Skeleton(("a", "b", "c"), ((0, 1), (0, 2))))
     assert tuple(picture[50, 80]) == GREY
     assert tuple(picture[50, 50]) == GREY  # nor the line to it
-    assert_alike(picture[50, 20], choose_colour(0))
-    assert_alike(picture[65, 35], choose_colour(0))
+    assert_close(picture[50, 20], choose_colour(0))
+    assert_close(picture[65, 35], choose_colour(0))
 
 
-def test_the_command_writes_and_draws_joints(corners_path: Path, tmp_path: Path, capsys: Any) -> None:
+def test_command_writes_and_draws_keypoints(corners_path: Path, tmp_path: Path, capsys: Any) -> None:
     photo = tmp_path / "photo.png"
     photo.write_bytes(PHOTO_PNG)
     with pytest.raises(SystemExit) as end:
@@ -118,10 +118,10 @@ def test_the_command_writes_and_draws_joints(corners_path: Path, tmp_path: Path,
     assert end.value.code == 0
     assert json.loads(capsys.readouterr().out)["detections"] == FOUND
     drawn = np.asarray(Image.open(tmp_path / "drawn/photo.png"))
-    assert_alike(drawn[40, 64], choose_colour(0))
+    assert_close(drawn[40, 64], choose_colour(0))
 
 
-def test_a_graph_whose_joints_are_not_those_of_its_metadata_is_refused(tmp_path: Path) -> None:
+def test_model_whose_keypoints_contradict_its_metadata_is_refused(tmp_path: Path) -> None:
     three = describe(skeleton=Skeleton(("a", "b", "c"))).to_properties()
     with pytest.raises(InvalidModel, match="not 3 times the 3 joints that its metadata names"):
         Detector(save_model(tmp_path / "three.onnx", three, with_corners=True), "cpu")

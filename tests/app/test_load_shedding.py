@@ -8,9 +8,9 @@ from app.connections.request_head import read_plain_head
 
 
 class PausedClient:
-    def __init__(self, shedder: LoadShedder, asks_again: bool = False) -> None:
+    def __init__(self, shedder: LoadShedder, is_refused_again: bool = False) -> None:
         self.shedder = shedder
-        self.asks_again = asks_again
+        self.is_refused_again = is_refused_again
         self.low_water_mark = 1
         self.events: list[str] = []
         self.was_read = asyncio.Event()
@@ -24,7 +24,7 @@ class PausedClient:
     def read_available(self) -> None:
         self.events.append("read")
         self.was_read.set()
-        if self.asks_again:
+        if self.is_refused_again:
             self.shedder.pause(self, 1000)
 
     def start_keep_alive(self) -> None:
@@ -38,11 +38,11 @@ async def test_paused_clients_are_read_together() -> None:
     shedder.pause_with_others(early)  # none is paused
     assert early.low_water_mark == 1
     shedder.pause(late, 0)
-    shedder.pause(again, 1000)  # is read with the first
+    shedder.pause(again, 1000)  # read together with the first
     shedder.pause_with_others(answered)
     assert min(client.low_water_mark for client in (late, again, answered)) > 1
     async with asyncio.timeout(30):
-        await answered.was_read.wait()  # the last
+        await answered.was_read.wait()  # the last to be read
     assert (early.events, late.events, answered.events) == ([], ["read", "keep alive"], ["read", "keep alive"])
     assert (late.low_water_mark, answered.low_water_mark) == (1, 1)
     assert again.events == ["read"]
@@ -50,7 +50,7 @@ async def test_paused_clients_are_read_together() -> None:
 
 
 @pytest.mark.anyio
-async def test_equal_heads_in_one_turn_of_the_event_loop_are_announced_once() -> None:
+async def test_equal_heads_in_one_iteration_of_the_event_loop_are_announced_once() -> None:
     asked = []
 
     def announce(query: bytes, headers: object) -> None:

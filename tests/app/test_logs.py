@@ -16,7 +16,7 @@ pytestmark = pytest.mark.anyio
 
 @pytest.fixture(autouse=True)
 def bare_logging(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Logging as in a process that has just begun."""
+    """Logging as in a new process."""
     root, uvicorn = logging.getLogger(), logging.getLogger("uvicorn.error")
     levels = root.level, uvicorn.level
     monkeypatch.setattr(root, "handlers", [])
@@ -26,7 +26,7 @@ def bare_logging(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     uvicorn.setLevel(levels[1])
 
 
-async def test_id_is_made_or_taken(client: Client) -> None:
+async def test_request_id_is_generated_or_taken_from_the_request(client: Client) -> None:
     made = [(await client.detect()).headers["x-request-id"] for _ in range(2)]
     assert len(set(made)) == 2
     assert all(re.fullmatch("[0-9a-f]{32}", each) for each in made)
@@ -36,12 +36,12 @@ async def test_id_is_made_or_taken(client: Client) -> None:
 
 
 @pytest.mark.parametrize("sent", [b"", b"a b", b"a\tb", b"\xc3\xa4", b"x" * 129])
-async def test_unusable_id_is_replaced(client: Client, sent: bytes) -> None:
+async def test_invalid_request_id_is_replaced(client: Client, sent: bytes) -> None:
     response = await client.get("/health/live", headers={b"x-request-id": sent})
     assert re.fullmatch("[0-9a-f]{32}", response.headers["x-request-id"])
 
 
-async def test_problems_name_the_request(client: Client) -> None:
+async def test_problems_have_the_request_id(client: Client) -> None:
     headers = {"x-request-id": "mine"}
     assert (await client.post("/detect", content=b"hello", headers=headers)).json()["request_id"] == "mine"
     files = [("images", ("a", PHOTO_PNG)), ("images", ("b", b"hello"))]
@@ -51,8 +51,8 @@ async def test_problems_name_the_request(client: Client) -> None:
     assert shaped.headers["x-request-id"] == "mine"
 
 
-async def test_plain_lines_name_the_request(client: Client, capsys: pytest.CaptureFixture[str]) -> None:
-    await client.detect()  # the model is warm, and says no more
+async def test_plain_log_lines_have_the_request_id(client: Client, capsys: pytest.CaptureFixture[str]) -> None:
+    await client.detect()  # the warm-up, which is logged, is over
     set_up_logging("info", "plain")
     await client.post("/detect?limit=1", content=b"hello", headers={"x-request-id": "mine"})
     await client.get("/made%0aup", headers={"x-request-id": "another"})
@@ -63,8 +63,8 @@ async def test_plain_lines_name_the_request(client: Client, capsys: pytest.Captu
     assert other.endswith(" INFO app [-] about nobody's request")
 
 
-async def test_client_cannot_write_lines_of_its_own(client: Client, capsys: pytest.CaptureFixture[str]) -> None:
-    await client.detect()  # the model is warm, and says no more
+async def test_clients_cannot_inject_log_lines(client: Client, capsys: pytest.CaptureFixture[str]) -> None:
+    await client.detect()  # the warm-up, which is logged, is over
     set_up_logging("info", "plain")
     await client.detect(labels="a\n2026-01-01 ERROR app [-] forged\x1b[2J")
     model = "/v2/models/colours/infer"
@@ -75,7 +75,7 @@ async def test_client_cannot_write_lines_of_its_own(client: Client, capsys: pyte
     assert set(lines) & set("\r\x1b\x7f") == set()
 
 
-async def test_failure_is_logged_with_its_request(
+async def test_failure_is_logged_with_its_request_id(
     serve: Serve, model_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     set_up_logging("info", "json")
@@ -94,7 +94,7 @@ async def test_failure_is_logged_with_its_request(
 
 
 @pytest.mark.parametrize("log_format", ["plain", "json"])
-async def test_keys_are_not_logged(serve: Serve, capsys: pytest.CaptureFixture[str], log_format: str) -> None:
+async def test_api_keys_are_not_logged(serve: Serve, capsys: pytest.CaptureFixture[str], log_format: str) -> None:
     set_up_logging("debug", log_format)  # type: ignore[arg-type]
     async with serve(api_keys="right-key") as client:
         for key in ("right-key", "wrong-key"):

@@ -15,7 +15,7 @@ from tests.app.client import Serve
         ("memory/memory.limit_in_bytes", "9223372036854771712\n", None),
     ],
 )
-def test_limit_is_the_containers(tmp_path: Path, file: str, text: str, limit: int | None) -> None:
+def test_limit_is_read_from_the_cgroup(tmp_path: Path, file: str, text: str, limit: int | None) -> None:
     (tmp_path / file).parent.mkdir(exist_ok=True)
     (tmp_path / file).write_text(text)
     assert read_memory_limit(tmp_path) == limit
@@ -26,7 +26,7 @@ def test_without_cgroups_there_is_no_limit(tmp_path: Path) -> None:
 
 
 @pytest.mark.anyio
-async def test_limit_is_shown_where_there_is_one(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_limit_is_a_metric_if_there_is_one(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("app.metrics.read_memory_limit", lambda: 2**29)
     async with serve() as client:
         assert await client.sample("centernet_memory_limit_bytes") == 2**29

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.anyio
 
 
 def put(folder: Path, file: str, name: str, **facts: Any) -> None:
-    """Writes a model as it should be done: beside its place, then moved there at once."""
+    """Writes a model beside its place, and moves it there atomically, as operators should."""
     new = save_model(folder / f"{file}.new", describe(name=name, **facts).to_properties())
     new.replace(folder / file)
 
@@ -60,7 +60,7 @@ async def names(client: Client) -> list[str]:
     return [model["name"] for model in (await client.get("/models")).json()["models"]]
 
 
-async def test_a_request_names_its_model(client: Client) -> None:
+async def test_requests_select_a_model_by_name(client: Client) -> None:
     assert await names(client) == ["first", "second"]
     assert (await client.detect()).json()["model"] == "first"
     assert (await client.detect(model="second")).json()["model"] == "second"
@@ -74,7 +74,7 @@ async def test_a_request_names_its_model(client: Client) -> None:
     assert await client.sample("centernet_batch_size_count", model="second") == 2
 
 
-async def test_reload_adds_replaces_and_removes(client: Client, folder: Path) -> None:
+async def test_reload_adds_replaces_and_removes_models(client: Client, folder: Path) -> None:
     put(folder, "a.onnx", "better")
     (folder / "b.onnx").unlink()
     put(folder, "c.onnx", "third")
@@ -89,7 +89,7 @@ async def test_reload_adds_replaces_and_removes(client: Client, folder: Path) ->
     assert (await client.get("/health/ready")).status_code == 200
 
 
-async def test_bad_file_is_refused_while_the_old_model_serves(client: Client, folder: Path) -> None:
+async def test_invalid_file_is_refused_and_the_old_model_keeps_serving(client: Client, folder: Path) -> None:
     (folder / "a.onnx").write_bytes(b"half a file")
     refused = (await client.post("/models/reload")).json()["refused"]
     assert await client.sample("centernet_models_refused") == 1
@@ -102,7 +102,9 @@ async def test_bad_file_is_refused_while_the_old_model_serves(client: Client, fo
     assert (await client.get("/models/first")).json()["dataset"] == "repaired"
 
 
-async def test_two_files_of_one_name_are_refused(client: Client, folder: Path, settings: Settings) -> None:
+async def test_second_file_with_the_same_model_name_is_refused(
+    client: Client, folder: Path, settings: Settings
+) -> None:
     shutil.copy(folder / "a.onnx", folder / "copy.onnx")
     refused = (await client.post("/models/reload")).json()["refused"]
     assert [each["file"] for each in refused] == ["copy.onnx"]
@@ -119,24 +121,24 @@ async def test_renamed_file_keeps_serving(client: Client, folder: Path) -> None:
     assert await client.sample("centernet_model_info", model="first") == 1
 
 
-async def test_the_last_model_is_kept(client: Client, folder: Path) -> None:
+async def test_server_keeps_serving_if_all_model_files_are_removed(client: Client, folder: Path) -> None:
     (folder / "a.onnx").unlink()
     (folder / "b.onnx").unlink()
     await client.post("/models/reload")
     assert (await client.detect()).status_code == 200
 
 
-async def test_replacement_under_load_drops_nothing(client: Client, folder: Path) -> None:
+async def test_replacing_a_model_under_load_drops_no_requests(client: Client, folder: Path) -> None:
     stop = False
 
-    async def ask() -> list[tuple[int, str]]:
+    async def send_requests() -> list[tuple[int, str]]:
         answers = []
         while not stop:
             response = await client.detect()
             answers.append((response.status_code, response.json()["model"]))
         return answers
 
-    clients = [asyncio.create_task(ask()) for _ in range(8)]
+    clients = [asyncio.create_task(send_requests()) for _ in range(8)]
     for generation in range(5):
         put(folder, "a.onnx", f"generation-{generation}")
         await client.post("/models/reload")
@@ -164,7 +166,7 @@ async def test_a_removed_model_finishes_its_requests(folder: Path, settings: Set
         assert (await request).json()["model"] == "first"
 
 
-async def test_sighup_reloads(client: Client, folder: Path) -> None:
+async def test_sighup_reloads_the_models(client: Client, folder: Path) -> None:
     put(folder, "a.onnx", "signalled")
     os.kill(os.getpid(), signal.SIGHUP)
     async with asyncio.timeout(30):
@@ -172,20 +174,20 @@ async def test_sighup_reloads(client: Client, folder: Path) -> None:
             await asyncio.sleep(0.005)
 
 
-async def test_watched_folder_reloads(folder: Path) -> None:
+async def test_changes_in_a_watched_folder_reload_the_models(folder: Path) -> None:
     settings = Settings(model=(folder,), provider="cpu", threads=1, decode_threads=1, watch=True)
     app = create_app(settings, *load(settings))
     transport = httpx.ASGITransport(app)
     async with app.router.lifespan_context(app), Client(transport=transport, base_url="http://server") as client:
         async with asyncio.timeout(60):
             generation = 0
-            while "first" in await names(client):  # the first change may come before the watch has begun
+            while "first" in await names(client):  # the first change may precede the watch
                 put(folder, "a.onnx", f"watched-{(generation := generation + 1)}")
                 await asyncio.sleep(0.1)
 
 
-class Brittle(Detector):
-    """Fails while `broken`."""
+class FlakyDetector(Detector):
+    """Raises while `broken`."""
 
     broken = False
 
@@ -196,7 +198,7 @@ class Brittle(Detector):
 
 
 async def test_readiness_follows_repeated_failures_and_recovery(folder: Path, settings: Settings) -> None:
-    detector = Brittle(folder / "a.onnx", "cpu", 1)
+    detector = FlakyDetector(folder / "a.onnx", "cpu", 1)
     app = create_app(settings, detector)
     transport = httpx.ASGITransport(app)
     async with app.router.lifespan_context(app), Client(transport=transport, base_url="http://server") as client:
@@ -214,7 +216,7 @@ async def test_readiness_follows_repeated_failures_and_recovery(folder: Path, se
         assert (await client.detect()).status_code == 200
 
 
-async def test_deadline_ends_a_request_before_it_is_computed(folder: Path, settings: Settings) -> None:
+async def test_request_past_its_deadline_is_not_computed(folder: Path, settings: Settings) -> None:
     held = HeldDetector(folder / "a.onnx")
     app = create_app(settings, held)
     transport = httpx.ASGITransport(app)
@@ -237,7 +239,7 @@ async def test_deadline_ends_a_request_before_it_is_computed(folder: Path, setti
         assert await client.sample("centernet_rejections_total", reason="deadline-exceeded") == 2
 
 
-async def test_hanging_model_is_reported_dead(folder: Path) -> None:
+async def test_liveness_fails_when_the_model_hangs(folder: Path) -> None:
     settings = Settings(model=(folder,), provider="cpu", threads=1, decode_threads=1, inference_timeout_seconds=0.01)
     held = HeldDetector(folder / "a.onnx")
     app = create_app(settings, held)
@@ -251,7 +253,7 @@ async def test_hanging_model_is_reported_dead(folder: Path) -> None:
         held.gate.set()
 
 
-async def test_model_that_hangs_does_not_keep_the_server_from_stopping(folder: Path) -> None:
+async def test_hung_model_does_not_block_shutdown(folder: Path) -> None:
     settings = Settings(model=(folder,), provider="cpu", threads=1, decode_threads=1, stop_timeout_seconds=0.05)
     held = HeldDetector(folder / "a.onnx")
     app = create_app(settings, held)
@@ -264,7 +266,7 @@ async def test_model_that_hangs_does_not_keep_the_server_from_stopping(folder: P
     held.gate.set()
 
 
-async def test_the_first_model_stays_the_first_while_others_are_loaded(client: Client, folder: Path) -> None:
+async def test_order_of_the_models_is_kept_during_a_reload(client: Client, folder: Path) -> None:
     for generation in range(3):
         put(folder, "a.onnx", "first", dataset=f"generation-{generation}")
         put(folder, "b.onnx", "second", dataset=f"generation-{generation}")
@@ -275,7 +277,7 @@ async def test_the_first_model_stays_the_first_while_others_are_loaded(client: C
         assert await client.sample("centernet_model_info", model="first") == 1
 
 
-def test_a_gpu_is_prepared_for_each_size_of_batch(folder: Path, settings: Settings) -> None:
+def test_warm_up_on_a_gpu_runs_every_batch_size(folder: Path, settings: Settings) -> None:
     assert (batch_sizes(8), batch_sizes(6)) == ([1, 2, 4, 8], [1, 2, 4, 6])
     detector = HeldDetector(folder / "a.onnx")
     detector.provider = "cuda"
@@ -302,7 +304,7 @@ def test_a_worker_that_prepares_images_groups_them_by_shape(rectangular: HeldDet
     assert metrics.registry.get_sample_value("centernet_batch_size_sum", {"model": "colours"}) == 3
 
 
-async def test_photos_of_one_shape_are_a_batch(rectangular: HeldDetector) -> None:
+async def test_images_of_one_shape_share_a_batch(rectangular: HeldDetector) -> None:
     settings = Settings(model=(rectangular.path,), provider="cpu", threads=2, instances=1, max_batch=4)
     app = create_app(settings, rectangular)
     wide, high = encode(paint(96, 64)), encode(paint(64, 96))

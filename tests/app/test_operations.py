@@ -15,7 +15,7 @@ from tests.app.detectors import HeldDetector
 pytestmark = pytest.mark.anyio
 
 
-async def test_server_lives_before_it_is_ready(serve: Serve, model_path: Path) -> None:
+async def test_server_is_live_before_it_is_ready(serve: Serve, model_path: Path) -> None:
     detector = HeldDetector(model_path)
     detector.gate.clear()
     async with serve(detector) as client:
@@ -31,20 +31,20 @@ async def test_server_lives_before_it_is_ready(serve: Serve, model_path: Path) -
         assert await client.sample("centernet_model_ready", model="colours") == 1
 
 
-class Dead(Detector):
+class FailingDetector(Detector):
     def infer(self, canvases: Canvases) -> list[Detections]:
         raise RuntimeError("no memory")
 
 
-async def test_model_that_cannot_be_warmed_up_ends_the_service(serve: Serve, model_path: Path) -> None:
-    async with serve(Dead(model_path, "cpu", 1)) as client:
+async def test_liveness_fails_if_the_warm_up_fails(serve: Serve, model_path: Path) -> None:
+    async with serve(FailingDetector(model_path, "cpu", 1)) as client:
         await client.until_status("/health/live", 503)
         assert (await client.get("/health/ready")).status_code == 503
         assert (await client.detect()).status_code == 503
 
 
 async def test_models_are_described(client: Client) -> None:
-    await client.detect()  # it is warm then
+    await client.detect()  # returns after the warm-up
     assert (await client.get("/models")).json() == {
         "models": [
             {
@@ -72,7 +72,7 @@ async def test_models_are_described(client: Client) -> None:
     }
 
 
-async def test_requests_are_counted(client: Client) -> None:
+async def test_metrics_count_requests_and_detections(client: Client) -> None:
     for _ in range(3):
         await client.detect()
     await client.detect(b"hello")
@@ -102,7 +102,7 @@ async def test_requests_are_counted(client: Client) -> None:
 
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed (Debian's prometheus)")
-async def test_promtool_finds_no_fault_with_the_metrics(client: Client) -> None:
+async def test_metrics_pass_promtool(client: Client) -> None:
     await client.detect()
     await client.detect(b"hello")
     exposed = (await client.get("/metrics")).content
@@ -111,14 +111,14 @@ async def test_promtool_finds_no_fault_with_the_metrics(client: Client) -> None:
     assert (checked.returncode, checked.stdout, checked.stderr) == (0, b"", b"")
 
 
-async def test_apps_count_apart(serve: Serve) -> None:
+async def test_apps_have_separate_metrics(serve: Serve) -> None:
     async with serve() as one, serve() as other:
         await one.detect()
         assert await one.sample("centernet_batch_size_count") == 1
         assert await other.sample("centernet_batch_size_count") == 0
 
 
-async def test_documentation_shows_bodies_and_refusals(client: Client) -> None:
+async def test_openapi_documents_bodies_and_refusals(client: Client) -> None:
     assert (await client.get("/docs")).status_code == 200
     document = (await client.get("/openapi.json")).json()
     assert document["info"]["version"] == __version__
@@ -132,7 +132,7 @@ async def test_documentation_shows_bodies_and_refusals(client: Client) -> None:
     assert (limit["minimum"], limit["default"]) == (1, 100)
 
 
-async def test_documentation_shows_what_each_route_sends(client: Client) -> None:
+async def test_openapi_documents_the_responses_of_each_route(client: Client) -> None:
     paths = (await client.get("/openapi.json")).json()["paths"]
     picture = paths["/detect"]["post"]["responses"]["200"]["content"]
     assert set(picture) == {"application/json", "image/jpeg", "image/png"}
@@ -146,7 +146,7 @@ async def test_documentation_shows_what_each_route_sends(client: Client) -> None
         assert set(content["examples"][reason]["value"]) == shown
 
 
-async def test_many_clients_at_once_all_get_their_own(client: Client) -> None:
+async def test_concurrent_requests_are_all_answered(client: Client) -> None:
     responses = await asyncio.gather(*(client.detect(PHOTO_PNG) for _ in range(40)))
     assert {response.status_code for response in responses} == {200}
     assert await client.sample("centernet_batch_size_sum") == 40

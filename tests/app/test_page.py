@@ -1,4 +1,4 @@
-"""The demo page: what is sent of it, and what a person sees in a real Chromium."""
+"""The demo page: its files, and what a user sees in Chromium."""
 
 import base64
 import functools
@@ -44,7 +44,7 @@ from tests.app.listener import listen
 
 RED_ROW, GREEN_ROW, BLUE_ROW = ["red", "90.0 %"], ["green", "60.0 %"], ["blue", "20.0 %"]
 ONLY_RED = encode(paint(2 * WIDTH, 2 * HEIGHT, (RED, (32, 16, 96, 64))))
-INSECURE_HOST = "page.test"  # this machine, by a name that Chromium does not trust as it does 127.0.0.1
+INSECURE_HOST = "page.test"  # this machine, by a name that Chromium does not trust, unlike 127.0.0.1
 FLAGS = [
     "--headless",
     "--no-sandbox",
@@ -61,12 +61,12 @@ FLAGS = [
 
 
 @pytest.mark.anyio
-async def test_files_are_sent_as_what_they_are(client: Client) -> None:
+async def test_files_have_media_types_and_security_headers(client: Client) -> None:
     index = await client.get("/")
     assert index.headers["content-type"] == "text/html; charset=utf-8"
     links = re.findall(r'(?:href|src)="([^"]+)"', index.text)
     assert {"page/main.js", "page/style.css", "page/icon.svg", "docs", "models"} == set(links)
-    for link in links:  # relative ones alone: the page may lie below a proxy's path
+    for link in links:  # all relative, since a proxy may serve the page below a path
         assert (await client.get(f"/{link}")).status_code == 200
     for name, media_type in [
         ("main.js", "text/javascript; charset=utf-8"),
@@ -85,7 +85,7 @@ async def test_files_are_sent_as_what_they_are(client: Client) -> None:
 
 
 @pytest.mark.anyio
-async def test_a_file_that_the_browser_has_is_not_sent_again(client: Client) -> None:
+async def test_unchanged_file_is_answered_with_304(client: Client) -> None:
     first = await client.get("/")
     assert first.headers["cache-control"] == "no-cache"
     for known in (first.headers["etag"], f'"other", W/{first.headers["etag"]}'):
@@ -95,7 +95,7 @@ async def test_a_file_that_the_browser_has_is_not_sent_again(client: Client) -> 
 
 
 class Page:
-    """The page as a browser shows it, and the server behind it."""
+    """The page in a browser, and the server behind it."""
 
     def __init__(self, driver: webdriver.Chrome, client: Client, portal: BlockingPortal) -> None:
         self.driver = driver
@@ -129,7 +129,7 @@ class Page:
         return json.loads(self.find("#json").text)["detections"]
 
     def colour_at(self, x: float, y: float) -> list[int]:
-        """Returns what is drawn, red, green, blue and opacity, over a point of `PHOTO`."""
+        """Returns the overlay's colour, as RGBA, at a point of `PHOTO`."""
         script = """
             const [x, y, width, height] = arguments;
             const overlay = document.getElementById("overlay");
@@ -163,14 +163,14 @@ def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrom
     if chromium is None or chromedriver is None:
         pytest.skip("needs chromium and chromedriver (Debian: apt-get install chromium chromium-driver)")
     folder = tmp_path_factory.mktemp("chromium")
-    film = folder / "camera.y4m"  # what the camera sees
+    video = folder / "camera.y4m"  # the fake camera's
     frame = cv2.cvtColor(PHOTO, cv2.COLOR_RGB2YUV_I420).tobytes()
-    film.write_bytes(b"YUV4MPEG2 W%d H%d F10:1 Ip A1:1 C420\nFRAME\n" % (2 * WIDTH, 2 * HEIGHT) + frame)
+    video.write_bytes(b"YUV4MPEG2 W%d H%d F10:1 Ip A1:1 C420\nFRAME\n" % (2 * WIDTH, 2 * HEIGHT) + frame)
     options = webdriver.ChromeOptions()
     options.binary_location = chromium
     for flag in FLAGS:
         options.add_argument(flag)
-    options.add_argument(f"--use-file-for-fake-video-capture={film}")
+    options.add_argument(f"--use-file-for-fake-video-capture={video}")
     options.add_argument(f"--user-data-dir={folder / 'profile'}")
     options.add_argument(f"--host-resolver-rules=MAP {INSECURE_HOST} 127.0.0.1, MAP * ~NOTFOUND, EXCLUDE 127.0.0.1")
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
@@ -186,7 +186,7 @@ def detector(model_path: Path) -> HeldDetector:
 
 @pytest.fixture
 def page(driver: webdriver.Chrome, make_settings: Callable[..., Settings], detector: Detector) -> Iterator[Page]:
-    """The page, open; afterwards, whatever the test did, it asked this machine alone and raised no error."""
+    """The open page; checks after the test that it sent requests to this machine only and raised no errors."""
     with (
         start_blocking_portal() as portal,
         portal.wrap_async_context_manager(listen(make_settings(max_image_bytes=100_000), detector)) as client,
@@ -198,11 +198,11 @@ def page(driver: webdriver.Chrome, make_settings: Callable[..., Settings], detec
         yield page
         driver.get("about:blank")
     events = [json.loads(entry["message"])["message"] for entry in driver.get_log("performance")]
-    asked = [each["params"]["request"]["url"] for each in events if each["method"] == "Network.requestWillBeSent"]
-    hosts = {url.hostname for url in map(urlsplit, asked) if url.scheme in ("http", "https", "ws", "wss")}
+    requested = [each["params"]["request"]["url"] for each in events if each["method"] == "Network.requestWillBeSent"]
+    hosts = {url.hostname for url in map(urlsplit, requested) if url.scheme in ("http", "https", "ws", "wss")}
     assert hosts - {INSECURE_HOST} == {"127.0.0.1"}
     severe = [entry for entry in driver.get_log("browser") if entry["level"] == "SEVERE"]
-    assert [entry for entry in severe if entry["source"] != "network"] == []  # refusals are there too
+    assert [entry for entry in severe if entry["source"] != "network"] == []  # network entries include refusals
 
 
 @pytest.fixture
@@ -212,7 +212,7 @@ def photo(tmp_path: Path) -> Path:
     return path
 
 
-def test_boxes_lie_over_the_picture_in_their_classes_colours(page: Page, photo: Path) -> None:
+def test_boxes_are_drawn_over_the_image_in_their_classes_colours(page: Page, photo: Path) -> None:
     page.choose(photo)
     page.until(lambda: page.rows() == [RED_ROW, GREEN_ROW])
     assert page.colour_at(32, 40) == page.colour_at(64, 64) == [*choose_colour(0), 255]
@@ -223,14 +223,14 @@ def test_boxes_lie_over_the_picture_in_their_classes_colours(page: Page, photo: 
         assert re.fullmatch(r"\d+\.\d ms", page.find(f"[data-stage={stage}]").text)
 
 
-class TestWithJoints:
-    """The same page over a model that knows the corners of what it finds."""
+class TestWithKeypoints:
+    """The page with a model whose keypoints are two corners of each box."""
 
     @pytest.fixture
     def detector(self, tmp_path: Path) -> HeldDetector:
         return HeldDetector(save_model(tmp_path / "corners.onnx", with_corners=True))
 
-    def test_joints_and_the_lines_between_them_lie_over_the_picture(self, page: Page, photo: Path) -> None:
+    def test_keypoints_and_the_lines_between_them_are_drawn_over_the_image(self, page: Page, photo: Path) -> None:
         assert "3 classes · 2 joints" in page.find("#model").text
         page.choose(photo)
         page.until(lambda: page.rows() == [RED_ROW, GREEN_ROW])
@@ -240,12 +240,12 @@ class TestWithJoints:
         assert [joint["name"] for joint in page.detections()[0]["keypoints"]] == ["upper_left", "lower_right"]
 
 
-def test_colours_are_those_of_drawn_pictures(page: Page) -> None:
+def test_colours_equal_those_of_drawn_images(page: Page) -> None:
     script = "return import('./page/overlay.js').then(({chooseColour}) => [...Array(100).keys()].map(chooseColour))"
     assert page.run(script) == [list(choose_colour(index)) for index in range(100)]
 
 
-def test_slider_acts_without_asking_again(page: Page, photo: Path) -> None:
+def test_threshold_slider_filters_without_a_new_request(page: Page, photo: Path) -> None:
     page.choose(photo)
     page.until(lambda: page.rows() == [RED_ROW, GREEN_ROW])
     slider = page.find("#threshold")
@@ -258,7 +258,7 @@ def test_slider_acts_without_asking_again(page: Page, photo: Path) -> None:
     assert page.count_requests() == 1
 
 
-def test_classes_act_without_asking_again(page: Page, photo: Path) -> None:
+def test_class_buttons_filter_without_a_new_request(page: Page, photo: Path) -> None:
     page.choose(photo)
     page.until(lambda: page.rows() == [RED_ROW, GREEN_ROW])
     page.find("[data-label=green]").click()
@@ -273,7 +273,7 @@ def test_classes_act_without_asking_again(page: Page, photo: Path) -> None:
     assert page.count_requests() == 1
 
 
-def test_command_gives_what_is_shown(page: Page, photo: Path) -> None:
+def test_curl_command_returns_the_detections_shown(page: Page, photo: Path) -> None:
     page.choose(photo)
     page.until(lambda: page.rows() == [RED_ROW, GREEN_ROW])
     page.find("#threshold").send_keys(Keys.HOME)
@@ -284,7 +284,7 @@ def test_command_gives_what_is_shown(page: Page, photo: Path) -> None:
     assert httpx.post(url, content=PHOTO_PNG).json()["detections"] == page.detections() == [RED_FOUND, BLUE_FOUND]
 
 
-def test_command_is_copied(page: Page) -> None:
+def test_curl_command_is_copied(page: Page) -> None:
     page.find("[data-copy=curl]").click()
     assert page.find("[data-copy=curl]").text == "Copied"
     assert page.read_clipboard() == page.find("#curl").text
@@ -293,7 +293,7 @@ def test_command_is_copied(page: Page) -> None:
 @pytest.mark.parametrize(
     "event", ["new DragEvent('drop', {dataTransfer: data, ", "new ClipboardEvent('paste', {clipboardData: data, "]
 )
-def test_picture_is_dropped_or_pasted(page: Page, event: str) -> None:
+def test_image_can_be_dropped_or_pasted(page: Page, event: str) -> None:
     script = f"""
         const data = new DataTransfer();
         const bytes = Uint8Array.from(atob(arguments[0]), (each) => each.charCodeAt(0));
@@ -304,7 +304,7 @@ def test_picture_is_dropped_or_pasted(page: Page, event: str) -> None:
     page.until(lambda: page.rows() == [RED_ROW, GREEN_ROW])
 
 
-def test_text_that_is_pasted_is_answered(page: Page) -> None:
+def test_paste_without_an_image_shows_a_message(page: Page) -> None:
     page.run("document.dispatchEvent(new ClipboardEvent('paste', {clipboardData: new DataTransfer()}))")
     assert "no picture" in page.find("#message").text
 
@@ -330,7 +330,7 @@ def test_refusal_is_shown(page: Page, photo: Path, data: bytes, title: str, deta
     assert page.rows() == []
     assert page.find("#json").text == page.find("[data-stage=total]").text == ""
     assert page.colour_at(32, 40)[3] == 0
-    is_shown = data.startswith(PHOTO_PNG[:8])  # as far as it goes
+    is_shown = data.startswith(PHOTO_PNG[:8])  # a truncated image is shown as far as it decodes
     page.until(lambda: page.find("#photo").is_displayed() == is_shown)
     photo.write_bytes(PHOTO_PNG)
     page.choose(photo)
@@ -338,18 +338,18 @@ def test_refusal_is_shown(page: Page, photo: Path, data: bytes, title: str, deta
     assert not page.find("#message").is_displayed()
 
 
-def test_server_out_of_reach_is_said(page: Page, photo: Path) -> None:
-    away = {"offline": True, "latency": 0, "downloadThroughput": -1, "uploadThroughput": -1}
+def test_unreachable_server_is_reported(page: Page, photo: Path) -> None:
+    offline = {"offline": True, "latency": 0, "downloadThroughput": -1, "uploadThroughput": -1}
     page.driver.execute_cdp_cmd("Network.enable", {})
-    page.driver.execute_cdp_cmd("Network.emulateNetworkConditions", away)
+    page.driver.execute_cdp_cmd("Network.emulateNetworkConditions", offline)
     page.choose(photo)
     page.until(lambda: page.find("#message-title").text == "The server cannot be reached")
-    page.driver.execute_cdp_cmd("Network.emulateNetworkConditions", away | {"offline": False})
+    page.driver.execute_cdp_cmd("Network.emulateNetworkConditions", offline | {"offline": False})
     page.choose(photo)
     page.until(lambda: page.rows() == [RED_ROW, GREEN_ROW])
 
 
-def test_the_last_picture_chosen_is_the_one_shown(page: Page, photo: Path, detector: HeldDetector) -> None:
+def test_latest_image_chosen_is_the_one_shown(page: Page, photo: Path, detector: HeldDetector) -> None:
     detector.gate.clear()
     page.choose(photo)
     page.wait_for("centernet_requests_in_flight", 1)
@@ -361,7 +361,7 @@ def test_the_last_picture_chosen_is_the_one_shown(page: Page, photo: Path, detec
     assert not page.find("#message").is_displayed()
 
 
-def test_photo_is_shown_upright(page: Page, tmp_path: Path) -> None:
+def test_image_is_shown_upright(page: Page, tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     path = tmp_path / "turned.jpg"
@@ -376,7 +376,7 @@ def test_photo_is_shown_upright(page: Page, tmp_path: Path) -> None:
     assert page.colour_at(112, 100) == [*choose_colour(1), 255]
 
 
-def test_picture_that_the_browser_cannot_show_has_its_answer(page: Page, tmp_path: Path) -> None:
+def test_detections_are_shown_for_an_image_that_the_browser_cannot_display(page: Page, tmp_path: Path) -> None:
     path = tmp_path / "photo.tiff"
     path.write_bytes(encode(PHOTO, "TIFF"))
     page.choose(path)
@@ -387,12 +387,12 @@ def test_picture_that_the_browser_cannot_show_has_its_answer(page: Page, tmp_pat
     assert page.colour_at(32, 40) == [*choose_colour(0), 255]
 
 
-def test_picture_of_the_camera(page: Page) -> None:
+def test_camera_detects_live_and_takes_an_image(page: Page) -> None:
     page.driver.execute_cdp_cmd("Browser.grantPermissions", {"permissions": ["videoCapture"], "origin": page.address})
     page.find("#camera").click()
     page.until(lambda: page.find("#take").is_displayed())
     page.find("#live").click()
-    page.until(lambda: page.count_requests() > 2)  # goes on by itself
+    page.until(lambda: page.count_requests() > 2)  # sends requests continuously
     page.until(lambda: page.rows() == [RED_ROW, GREEN_ROW])
     assert page.find("#video").is_displayed()
     page.find("#live").click()
@@ -405,7 +405,7 @@ def test_picture_of_the_camera(page: Page) -> None:
     assert "@camera.jpg" in page.find("#curl").text
 
 
-def test_camera_that_is_not_allowed(page: Page) -> None:
+def test_denied_camera_permission_shows_a_message(page: Page) -> None:
     refused = {"permission": {"name": "camera"}, "setting": "denied", "origin": page.address}
     page.driver.execute_cdp_cmd("Browser.setPermission", refused)
     page.find("#camera").click()
@@ -413,7 +413,7 @@ def test_camera_that_is_not_allowed(page: Page) -> None:
     assert page.find("#camera").is_displayed()
 
 
-def test_camera_where_browsers_give_none(page: Page, photo: Path) -> None:
+def test_camera_needs_https(page: Page, photo: Path) -> None:
     page.open(page.address.replace("127.0.0.1", INSECURE_HOST))
     page.find("#camera").click()
     page.until(lambda: "HTTPS" in page.find("#message").text)
@@ -425,7 +425,7 @@ def test_camera_where_browsers_give_none(page: Page, photo: Path) -> None:
     assert page.read_clipboard() == json_shown
 
 
-def test_keyboard_reaches_everything(page: Page, photo: Path) -> None:
+def test_all_controls_are_reachable_by_keyboard(page: Page, photo: Path) -> None:
     page.choose(photo)
     page.until(lambda: page.rows() == [RED_ROW, GREEN_ROW])
     script = """
@@ -444,26 +444,26 @@ def test_keyboard_reaches_everything(page: Page, photo: Path) -> None:
     assert reached == ["a", "a", "file", "camera", "threshold", *buttons, "li", "curl", "curl", "json", "json"]
 
 
-def test_row_brings_out_its_box(page: Page, photo: Path) -> None:
+def test_selected_row_highlights_its_box(page: Page, photo: Path) -> None:
     page.choose(photo)
     page.until(lambda: page.rows() == [RED_ROW, GREEN_ROW])
-    lit = "return [...document.querySelectorAll('#objects li')].map(row => row.ariaSelected)"
+    read_selected = "return [...document.querySelectorAll('#objects li')].map(row => row.ariaSelected)"
     first, second = page.driver.find_elements(By.CSS_SELECTOR, "#objects li")
     first.send_keys(Keys.ARROW_DOWN)
-    assert page.run(lit) == ["false", "true"]
+    assert page.run(read_selected) == ["false", "true"]
     assert (page.colour_at(32, 40)[3] < 255, page.colour_at(112, 100)[3]) == (True, 255)
     second.send_keys(Keys.HOME)
-    assert page.run(lit) == ["true", "false"]
-    page.find("#threshold").send_keys(Keys.ARROW_LEFT)  # the keyboard has left the list
-    assert page.run(lit) == ["false", "false"]
+    assert page.run(read_selected) == ["true", "false"]
+    page.find("#threshold").send_keys(Keys.ARROW_LEFT)  # the focus has left the list
+    assert page.run(read_selected) == ["false", "false"]
     ActionChains(page.driver).move_to_element(second).perform()
-    assert page.run(lit) == ["false", "true"]
+    assert page.run(read_selected) == ["false", "true"]
     ActionChains(page.driver).move_to_element_with_offset(page.find("#overlay"), 40, 0).perform()  # between the boxes
-    assert page.run(lit) == ["false", "false"]
+    assert page.run(read_selected) == ["false", "false"]
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_phone(page: Page, photo: Path, scheme: str) -> None:
+def test_page_fits_a_phone(page: Page, photo: Path, scheme: str) -> None:
     size = {"width": 375, "height": 740, "deviceScaleFactor": 2, "mobile": True}
     page.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
     preference = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}

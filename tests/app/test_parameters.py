@@ -24,7 +24,9 @@ def read(query: bytes, header: str | None) -> Parameters:
         (b"model=%ff", None, "\ufffd", 30.0),
     ],
 )
-def test_what_a_request_asks_for(query: bytes, header: str | None, model: str | None, seconds: float) -> None:
+def test_parameters_are_read_from_query_and_header(
+    query: bytes, header: str | None, model: str | None, seconds: float
+) -> None:
     parameters = read(query, header)
     assert (parameters.model, parameters.timeout, parameters.limit) == (model, seconds, 7)
 
@@ -33,7 +35,7 @@ def test_what_a_request_asks_for(query: bytes, header: str | None, model: str | 
     ("query", "header"),
     [(b"timeout=soon", None), (b"timeout=nan", None), (b"timeout=-1", None), (b"\xff=&;%", "inf"), (b"limit=0", None)],
 )
-def test_nonsense_is_refused_again_and_again(query: bytes, header: str | None) -> None:
+def test_invalid_parameters_are_refused_every_time(query: bytes, header: str | None) -> None:
     for _ in range(2):
         with pytest.raises(RequestValidationError):
             read(query, header)

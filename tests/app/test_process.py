@@ -1,4 +1,4 @@
-"""A real server on a real socket: what only shows there."""
+"""Behaviour that needs a real socket or process."""
 
 import asyncio
 import base64
@@ -30,7 +30,7 @@ _BATCH = json.dumps({"images": [base64.b64encode(PHOTO_PNG).decode()] * 3}).enco
     [("/detect", "image/png", PHOTO_PNG, 1), ("/detect/batch", "application/json", _BATCH, 3)],
     ids=["one", "batch"],
 )
-async def test_client_that_hangs_up_is_not_computed(
+async def test_request_of_a_disconnected_client_is_not_computed(
     make_settings: Make, model_path: Path, route: str, content_type: str, body: bytes, images: int
 ) -> None:
     detector = HeldDetector(model_path)
@@ -58,7 +58,7 @@ async def test_client_that_hangs_up_is_not_computed(
         assert detector.batches == [1, 1]
 
 
-async def test_client_that_hangs_up_half_way_frees_its_bytes(make_settings: Make, model_path: Path) -> None:
+async def test_body_is_freed_when_its_client_disconnects(make_settings: Make, model_path: Path) -> None:
     async with listen(make_settings(), Detector(model_path, "cpu", 1)) as client:
         _, writer = await asyncio.open_connection(client.base_url.host, client.base_url.port)
         writer.write(b"POST /detect HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nabc")
@@ -68,7 +68,7 @@ async def test_client_that_hangs_up_half_way_frees_its_bytes(make_settings: Make
         assert await client.sample("centernet_rejections_total", reason="client-gone") == 1
 
 
-async def test_too_long_a_body_is_refused_before_it_is_sent(make_settings: Make, model_path: Path) -> None:
+async def test_body_over_the_limit_is_refused_before_it_is_sent(make_settings: Make, model_path: Path) -> None:
     async with listen(make_settings(max_image_bytes=1000), Detector(model_path, "cpu", 1)) as client:
         reader, writer = await asyncio.open_connection(client.base_url.host, client.base_url.port)
         writer.write(b"POST /detect HTTP/1.1\r\nHost: x\r\nContent-Length: 10000000000\r\n\r\n")
@@ -79,7 +79,7 @@ async def test_too_long_a_body_is_refused_before_it_is_sent(make_settings: Make,
         assert (await client.detect()).status_code == 200
 
 
-def test_command_serves_until_it_is_told_to_stop(model_path: Path) -> None:
+def test_command_serves_until_sigterm(model_path: Path) -> None:
     options = ["--port=0", "--metrics-port=0", f"--model={model_path}", "--provider=cpu", "--threads=1"]
     command = [sys.executable, "-m", "app", *options]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as server:

@@ -14,18 +14,18 @@ from tests.app.detectors import CrashingDetector, HeldDetector
 pytestmark = pytest.mark.anyio
 
 
-async def test_empty_body(client: Client) -> None:
+async def test_empty_body_is_refused(client: Client) -> None:
     check_problem(await client.post("/detect"), 400, "empty-body")
     check_problem(await client.post("/detect", files={"image": ("empty", b"")}), 400, "empty-body")
 
 
-async def test_form_without_file(client: Client) -> None:
+async def test_form_without_a_file_is_refused(client: Client) -> None:
     headers = {"content-type": "multipart/form-data; boundary=b"}
     body = b'--b\r\nContent-Disposition: form-data; name="image"\r\n\r\nhello\r\n--b--\r\n'
     check_problem(await client.post("/detect", content=body, headers=headers), 400, "invalid-form", "no files")
 
 
-async def test_form_with_two_files(client: Client) -> None:
+async def test_form_with_two_files_is_refused(client: Client) -> None:
     files = {"a": ("a", PHOTO_PNG), "b": ("b", PHOTO_PNG)}
     check_problem(await client.post("/detect", files=files), 400, "invalid-form", "2 files")
 
@@ -43,13 +43,13 @@ async def test_form_with_two_files(client: Client) -> None:
         ),
     ],
 )
-async def test_garbled_form(client: Client, content_type: str, body: bytes) -> None:
+async def test_malformed_form_is_refused(client: Client, content_type: str, body: bytes) -> None:
     response = await client.post("/detect", content=body, headers={"content-type": content_type})
     check_problem(response, 400, "invalid-form")
 
 
 @pytest.mark.parametrize("path", ["/detect", "/detect/batch"])
-async def test_compressed_body(client: Client, path: str) -> None:
+async def test_compressed_body_is_refused(client: Client, path: str) -> None:
     headers = {"content-encoding": "gzip", "content-type": "application/json"}
     response = await client.post(path, content=gzip.compress(PHOTO_PNG), headers=headers)
     check_problem(response, 415, "unknown-encoding", "without Content-Encoding")
@@ -57,7 +57,7 @@ async def test_compressed_body(client: Client, path: str) -> None:
     assert (await client.detect(headers={"content-encoding": "identity"})).status_code == 200
 
 
-async def test_body_over_the_limit(serve: Serve) -> None:
+async def test_body_over_the_limit_is_refused(serve: Serve) -> None:
     async def stream() -> AsyncIterator[bytes]:
         for _ in range(3):
             yield b"x" * 500
@@ -69,7 +69,7 @@ async def test_body_over_the_limit(serve: Serve) -> None:
         check_problem(await client.detect(b"x" * 1000), 415, "unknown-format")
 
 
-async def test_body_that_does_not_arrive(serve: Serve) -> None:
+async def test_stalled_body_times_out(serve: Serve) -> None:
     async def stall() -> AsyncIterator[bytes]:
         yield b"x"
         await asyncio.Event().wait()
@@ -78,25 +78,25 @@ async def test_body_that_does_not_arrive(serve: Serve) -> None:
         check_problem(await client.post("/detect", content=stall()), 408, "slow-body", "0.01 s")
 
 
-async def test_too_many_pixels(serve: Serve) -> None:
+async def test_image_with_too_many_pixels_is_refused(serve: Serve) -> None:
     async with serve(max_pixels=192 * 128) as client:
         assert (await client.detect(PHOTO_PNG)).status_code == 200
         check_problem(await client.detect(encode(paint(193, 128))), 413, "too-many-pixels", "193 x 128")
         check_problem(await client.detect(encode(Image.new("1", (12_000, 12_000)))), 413, "too-many-pixels")
 
 
-async def test_unknown_format(client: Client) -> None:
+async def test_unknown_format_is_refused(client: Client) -> None:
     check_problem(await client.detect(b"hello"), 415, "unknown-format", "JPEG, PNG")
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
-async def test_truncated_image(client: Client, kind: str) -> None:
+async def test_truncated_image_is_refused(client: Client, kind: str) -> None:
     data = encode(PHOTO, kind)
     check_problem(await client.detect(data[: len(data) * 3 // 4]), 422, "broken-image")
 
 
 @pytest.mark.parametrize("form", [False, True])
-async def test_unknown_label(client: Client, form: bool) -> None:
+async def test_unknown_label_is_refused(client: Client, form: bool) -> None:
     body: dict[str, Any] = {"files": {"i": ("i", PHOTO_PNG)}} if form else {"content": PHOTO_PNG}
     response = await client.post("/detect", params={"labels": "red,pink"}, **body)
     check_problem(response, 422, "unknown-label", "unknown: 'pink'; the model knows: red, green, blue")
@@ -115,7 +115,7 @@ async def test_unknown_label(client: Client, form: bool) -> None:
         {"limit": 1.5},
     ],
 )
-async def test_parameter_out_of_range(client: Client, query: dict[str, Any]) -> None:
+async def test_invalid_parameter_is_refused(client: Client, query: dict[str, Any]) -> None:
     check_problem(await client.detect(**query), 422, "invalid-parameter", next(iter(query)))
 
 
@@ -136,7 +136,7 @@ async def test_full_queue_is_refused(serve: Serve, model_path: Path) -> None:
         assert (await client.detect()).status_code == 200
 
 
-async def test_unknown_path_and_method(client: Client) -> None:
+async def test_unknown_path_and_method_are_refused(client: Client) -> None:
     for response, status, title in [
         (await client.get("/nothing"), 404, "Not Found"),
         (await client.get("/detect"), 405, "Method Not Allowed"),
@@ -148,7 +148,7 @@ async def test_unknown_path_and_method(client: Client) -> None:
     assert response.headers["allow"] == "POST"
 
 
-async def test_unexpected_error_keeps_its_secrets(serve: Serve, model_path: Path) -> None:
+async def test_unexpected_error_does_not_reveal_its_message(serve: Serve, model_path: Path) -> None:
     async with serve(CrashingDetector(model_path, "cpu", 1)) as client:
         response = await client.detect()
         check_problem(response, 500, "internal-error")

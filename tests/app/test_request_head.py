@@ -10,7 +10,7 @@ def test_plain_head_is_read() -> None:
     head = read_plain_head(sent, 6, len(sent))
     assert head and (head.path, head.query, head.size, head.body_size) == ("/detect", b"limit=5", len(HEAD), 12)
     assert head.headers == ((b"host", b"x"), (b"content-length", b"12"), (b"connection", b"Keep-Alive"))
-    assert read_plain_head(sent, 6, 6 + len(HEAD) - 1) is None  # it has not all come, or is longer than allowed
+    assert read_plain_head(sent, 6, 6 + len(HEAD) - 1) is None  # incomplete, or longer than allowed
 
 
 def test_body_without_length_is_empty() -> None:
@@ -18,7 +18,7 @@ def test_body_without_length_is_empty() -> None:
     assert head and (head.body_size, head.query, head.headers) == (0, b"", ())
 
 
-def test_first_request_id_counts() -> None:
+def test_first_of_two_request_ids_is_used() -> None:
     head = read_plain_head(HEAD[:-2] + b"X-Request-ID: one\r\nx-request-id: two\r\n\r\n", 0, 1000)
     assert head and head.request_id == "one"
 
@@ -32,8 +32,8 @@ def test_first_request_id_counts() -> None:
         b"Origin: https://else.where",
         b"Connection: close",
         b"Connection: keep-alive, upgrade",
-        b"Content-Length: 12",  # once more
-        b"Connection: keep-alive",  # once more
+        b"Content-Length: 12",  # repeated
+        b"Connection: keep-alive",  # repeated
         b" folded",
         b"Transfer-Encoding : chunked",
         b"no colon",
@@ -46,7 +46,7 @@ def test_other_heads_are_left_to_the_parser(line: bytes) -> None:
 
 
 @pytest.mark.parametrize("length", [b"-1", b"+1", b"1_0", b"0x1", b"", b"1 2", b"1" * 19])
-def test_odd_lengths_are_left_to_the_parser(length: bytes) -> None:
+def test_unusual_lengths_are_left_to_the_parser(length: bytes) -> None:
     assert read_plain_head(b"POST / HTTP/1.1\r\nContent-Length: %b\r\n\r\n" % length, 0, 1000) is None
 
 
@@ -55,7 +55,7 @@ def test_other_request_lines_are_left_to_the_parser(line: bytes) -> None:
     assert read_plain_head(line + b"\r\nHost: x\r\n\r\n", 0, 1000) is None
 
 
-def test_upgrade_in_a_body_is_left_alone() -> None:
+def test_upgrade_outside_the_header_names_is_not_masked() -> None:
     for data in (b"POST / HTTP/1.1\r\nHost: x\r\n\r\n\r\nUpgrade: x", b"GET / HTTP/1.1\r\nA: b\r\n Upgrade: c\r\n"):
         part = bytearray(data)
         mask_upgrade(memoryview(part))

@@ -23,7 +23,7 @@ def test_defaults(model_path: Path) -> None:
     assert settings.decode_threads >= 1
 
 
-def test_flags_go_before_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_flags_override_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CENTERNET_MAX_BATCH", "3")
     monkeypatch.setenv("CENTERNET_PORT", "")
     assert read_settings([]).max_batch == 3
@@ -88,14 +88,14 @@ def test_each_setting_is_a_flag_and_a_variable(name: str, monkeypatch: pytest.Mo
         ("api-keys-file", "/dev/null"),
     ],
 )
-def test_setting_out_of_range_is_named(flag: str, value: str) -> None:
+def test_invalid_setting_is_named_in_the_error(flag: str, value: str) -> None:
     with pytest.raises(InvalidSettings) as caught:
         read_settings([f"--{flag}", value])
     assert str(caught.value).startswith(f"{flag.replace('-', '_')}: ")
     assert "\n" not in str(caught.value)
 
 
-def test_what_is_shipped_is_known_by_name(model_path: Path) -> None:
+def test_shipped_models_are_selected_by_name(model_path: Path) -> None:
     settings = read_settings([f"--model={model_path},default-fp32"])
     assert settings.model == (model_path, find_shipped_model("default-fp32"))
     assert settings.find_models()[1].exists()
@@ -110,7 +110,7 @@ def test_what_is_shipped_is_known_by_name(model_path: Path) -> None:
         (["--unknown", "1"], "--unknown"),
     ],
 )
-def test_unusable_start_ends_with_two_and_no_traceback(arguments: list[str], words: str) -> None:
+def test_failed_start_exits_with_status_2_and_no_traceback(arguments: list[str], words: str) -> None:
     finished = subprocess.run([sys.executable, "-m", "app", *arguments], capture_output=True, text=True)
     assert finished.returncode == 2
     assert words in finished.stderr

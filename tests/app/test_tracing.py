@@ -21,7 +21,7 @@ _TRACE_ID, _PARENT_ID = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 
 @contextlib.contextmanager
 def collecting(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[ExportTraceServiceRequest]]:
-    """Listens where OpenTelemetry's variables say that spans go."""
+    """Runs a collector, which OpenTelemetry's environment variables name; yields the requests received."""
     received: list[ExportTraceServiceRequest] = []
 
     class Collector(http.server.BaseHTTPRequestHandler):
@@ -44,8 +44,8 @@ def collecting(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[ExportTraceServ
 
 
 def list_spans(received: list[ExportTraceServiceRequest]) -> list[Span]:
-    of_resources = [of_resource for each in received for of_resource in each.resource_spans]
-    return [span for of_resource in of_resources for scope in of_resource.scope_spans for span in scope.spans]
+    resources = [resource for each in received for resource in each.resource_spans]
+    return [span for resource in resources for scope in resource.scope_spans for span in scope.spans]
 
 
 def attributes(span: Span) -> dict[str, object]:
@@ -86,7 +86,7 @@ async def test_each_request_and_stage_has_a_span(serve: Serve, monkeypatch: pyte
         assert span.end_time_unix_nano <= request.end_time_unix_nano
 
 
-async def test_pictures_of_a_batch_have_their_own_stages(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_images_of_a_batch_have_their_own_stage_spans(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     with collecting(monkeypatch) as received:
         async with serve(traces=True) as client:
             files = [("images", (f"{number}.png", PHOTO_PNG)) for number in range(3)]
