@@ -91,7 +91,7 @@ class Metrics:
 
 
 class CountRequests:
-    """ASGI middleware that counts and times responses; Starlette's base class would hide client disconnects."""
+    """ASGI middleware that counts and times responses; `BaseHTTPMiddleware` would hide client disconnects."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app = app
