@@ -52,7 +52,7 @@ test-serving: .venv-test-serving/ready
 	! .venv-test-serving/bin/python -c "import torch" 2>/dev/null
 	.venv-test-serving/bin/python -m pytest tests/app $(ARGS)
 
-# bench: the cost of each stage of a detection, the limit without HTTP, and the server's throughput
+# bench: the cost of each part of a detection, the limit without HTTP, and the server's throughput
 bench: .venv-serve/ready
 	.venv-serve/bin/python -m app bench $(ARGS)
 
@@ -64,7 +64,7 @@ check-gpu: .venv-gpu/ready
 soak: .venv/ready
 	.venv/bin/python -m tests.load.soak $(ARGS)
 
-# fuzz: 120,000 damaged pictures and bodies for a real server
+# fuzz: 120,000 damaged images and bodies for a real server
 # (the variables make glibc return freed memory, so that growth means a leak)
 fuzz: .venv/ready
 	MALLOC_ARENA_MAX=1 MALLOC_MMAP_THRESHOLD_=1048576 .venv/bin/python -m tests.load.fuzz $(ARGS)

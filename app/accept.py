@@ -18,7 +18,7 @@ def choose_media_type(accept: str, offered: tuple[str, ...]) -> str:
     qualities = {media_type: _find_quality(media_type, ranges) for media_type in offered}
     best = max(offered, key=lambda media_type: qualities[media_type])
     if qualities[best] <= 0:
-        raise NotAcceptable(f"nothing here is {accept}; there is {', '.join(offered)}")
+        raise NotAcceptable(f"none of {accept} is available; there is {', '.join(offered)}")
     return best
 
 

@@ -12,7 +12,7 @@ class Overloaded(Exception):
     """The queue is full or the wait too long; `retry_after_seconds` is when the client should try again."""
 
     def __init__(self, wait_seconds: float) -> None:
-        self.wait_seconds = wait_seconds  # estimated, until the queue is empty
+        self.wait_seconds = wait_seconds  # estimated, until everything ahead is computed
         self.retry_after_seconds = min(60, max(1, math.ceil(wait_seconds)))
         super().__init__(f"the server is busy; try again in {self.retry_after_seconds} s")
 

@@ -14,9 +14,9 @@ from app.settings import Settings
 from model.canvas import Canvases
 from model.detector import Detector
 
-_MIN_GAIN = 1.05  # least that a larger batch must gain in images/s, as it costs latency and memory
+_MIN_GAIN = 1.05  # least factor in images/s that a larger batch must gain: it costs latency and memory
 _MAX_BATCH = {"cpu": 8, "cuda": 32, "tensorrt": 32}  # largest that is tried: no CPU has been seen to gain beyond
-_MAX_GAIN = {"cpu": 1.3, "cuda": 32.0, "tensorrt": 32.0}  # most that batches gain in images/s, as a factor
+_MAX_GAIN = {"cpu": 1.3, "cuda": 32.0, "tensorrt": 32.0}  # most that batches gain over single images, a factor
 _TRIAL_SECONDS = 0.05
 _QUICK_SECONDS = 0.005  # per image: below it, Python's overhead per image is much of the total
 _TIE = 0.95  # above this ratio of images/s, a trial cannot tell two arrangements apart
@@ -79,7 +79,7 @@ def choose_arrangement(
 def _reduce_python_overhead(
     best: Arrangement, detector: Detector, blank: NDArray[np.uint8], settings: Settings, measure: Measure
 ) -> Arrangement:
-    """Gives a fast model larger batches, unless they are slower, and one instance more than there are CPUs.
+    """Gives a fast model larger batches, if they are not slower, and one instance more than CPUs, unless these are set.
 
     A batch costs the event loop less than its images one by one, and threads that wait for the GIL leave CPUs idle.
     """

@@ -71,7 +71,7 @@ class Batcher(Generic[Item, Result]):
     `compute` also gets whether its item is the only one in the batcher, and returns a result or an exception for each
     item, which `admit`'s function then returns or raises. If `compute` raises, or takes longer than `timeout_seconds`,
     its whole batch fails, and no other. `on_drop` is called for each item that was cancelled in the queue. `prepare`
-    runs in the caller's threads before an item is queued, without another turn of the event loop in between.
+    runs in the caller's executor before an item is queued, without another turn of the event loop in between.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class Batcher(Generic[Item, Result]):
         self._on_drop = on_drop
         self._key = key
         self._prepare = prepare
-        # guards the queue and the batches: workers take from it directly, so that none waits for a busy event loop
+        # guards the queue and the batches; workers take from the queue directly, and need no turn of the event loop
         self._changed = threading.Condition()
         self._queue: collections.deque[_Entry[Item, Result]] = collections.deque()
         self._computing: dict[threading.Thread, _Batch[Item, Result]] = {}

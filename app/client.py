@@ -47,9 +47,10 @@ class Wanted(TypedDict, total=False):
 class Client:
     """A client of the server at `url`: `with Client("http://127.0.0.1:8000") as client: client.detect(image)`.
 
-    `timeout_seconds` limits each network operation. A request that the server rejects with `Retry-After` is sent again,
-    up to `retries` times. Every method raises `NoAnswer`, and `Refused` with the server's problem; methods that take
-    images also raise `OSError` for a file that cannot be read and `ValueError` for an array that is not an image.
+    `timeout_seconds` limits each network operation. A request that the server rejects with a `Retry-After` of at most
+    60 s is sent again, up to `retries` times. Every method raises `NoAnswer`, and `Refused` with the server's problem;
+    methods that take images also raise `OSError` for a file that cannot be read and `ValueError` for an array that is
+    not an image.
     """
 
     def __init__(

@@ -18,7 +18,7 @@ class DeadlineExceeded(Exception):
 
 def answered_within(seconds: float) -> contextlib.AbstractContextManager[None]:
     """Cancels its block after `seconds` and raises `DeadlineExceeded`; its queued items are not computed."""
-    return cancelled_after(seconds, DeadlineExceeded(f"the answer was not there within {seconds:g} s"))
+    return cancelled_after(seconds, DeadlineExceeded(f"the response was not ready within {seconds:g} s"))
 
 
 def build_timeout_reader(default_seconds: float) -> Callable[..., Coroutine[None, None, float]]:
@@ -28,12 +28,22 @@ def build_timeout_reader(default_seconds: float) -> Callable[..., Coroutine[None
         in_query: Annotated[
             float | None,
             Query(
-                alias="timeout", gt=0, le=LONGEST_SECONDS, allow_inf_nan=False, description="most seconds to answer in"
+                alias="timeout",
+                gt=0,
+                le=LONGEST_SECONDS,
+                allow_inf_nan=False,
+                description="maximum time for the response, in seconds",
             ),
         ] = None,
         in_header: Annotated[
             float | None,
-            Header(alias=TIMEOUT_HEADER, gt=0, le=LONGEST_SECONDS, allow_inf_nan=False, description="as `timeout`"),
+            Header(
+                alias=TIMEOUT_HEADER,
+                gt=0,
+                le=LONGEST_SECONDS,
+                allow_inf_nan=False,
+                description="the same as `timeout`",
+            ),
         ] = None,
     ) -> float:
         return in_query or in_header or default_seconds

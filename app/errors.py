@@ -71,7 +71,7 @@ PROBLEM_KINDS: Mapping[type[Exception], ProblemKind] = {
     RequestValidationError: ProblemKind(422, "invalid-parameter", "A parameter is out of range"),
     RateLimited: ProblemKind(429, "rate-limited", "Too many requests in too short a time"),
     HeadTooLarge: ProblemKind(431, "head-too-large", "The request's headers have too many bytes"),
-    ClientDisconnect: ProblemKind(499, "client-gone", "The client hung up"),
+    ClientDisconnect: ProblemKind(499, "client-gone", "The client disconnected"),
     SlowReader: ProblemKind(499, "slow-reader", "The client took too long to read the response"),
     InferenceFailed: ProblemKind(500, "inference-failed", "The model failed"),
     Exception: ProblemKind(500, "internal-error", "The server failed"),

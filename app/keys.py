@@ -25,9 +25,8 @@ def check_key(key: str | None, known: Sequence[Digest]) -> Digest:
     if not key:
         raise Unauthorized("send a key, as `Authorization: Bearer KEY` or `X-API-Key: KEY`")
     digest = hashlib.sha256(key.encode()).digest()
-    matches = [
-        hmac.compare_digest(digest, each) for each in known
-    ]  # all are compared, whichever matches: constant time
+    # all are compared, whichever matches: constant time
+    matches = [hmac.compare_digest(digest, each) for each in known]
     if not any(matches):
         raise Unauthorized("the key is not known")
     return digest

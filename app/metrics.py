@@ -51,7 +51,7 @@ class Metrics:
         )
         self.in_flight = prometheus.Gauge(
             "centernet_requests_in_flight",
-            "Images being decoded, queued or inferred.",
+            "Images being decoded, queued or computed.",
             ["model"],
             registry=registry,
         )
@@ -60,7 +60,10 @@ class Metrics:
             "centernet_body_bytes", "Bytes of request bodies in memory.", registry=registry
         )
         self.abandoned = prometheus.Counter(
-            "centernet_abandoned", "Images dropped because their request ended.", ["model"], registry=registry
+            "centernet_abandoned",
+            "Images dropped from the queue because their request ended.",
+            ["model"],
+            registry=registry,
         )
         self.detections = prometheus.Counter(
             "centernet_detections", "Objects detected and returned.", ["model", "label"], registry=registry
@@ -70,7 +73,7 @@ class Metrics:
         )
         self.ready = prometheus.Gauge(
             "centernet_model_ready",
-            "1 if the model serves requests, 0 while it warms up or after it has failed.",
+            "1 if the model can compute, 0 while it warms up and after repeated failures.",
             ["model"],
             registry=registry,
         )
@@ -88,7 +91,7 @@ class Metrics:
 
 
 class CountRequests:
-    """ASGI middleware that counts and times responses; Starlette's base class would hide client disconnects."""
+    """ASGI middleware that counts and times responses; `BaseHTTPMiddleware` would hide client disconnects."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app = app

@@ -140,7 +140,7 @@ class Models:
 
 
 def open_detector(path: Path, settings: Settings) -> Detector:
-    """Opens a model with the settings' provider and threads; raises what `Detector` raises."""
+    """Opens a model with the settings' provider, threads and GPU options; raises what `Detector` raises."""
     return Detector(path, settings.provider, settings.threads, settings.gpu)
 
 

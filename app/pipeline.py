@@ -14,7 +14,7 @@ from app.admission import Arrival, Stopped
 from app.batcher import InferenceFailed, Served
 from app.deadline import answered_within
 from app.disconnect import cancelled_on_disconnect
-from app.served_model import Computed, Picture, Prepared, ServedModel
+from app.served_model import Computed, Image, Prepared, ServedModel
 from app.service import Service
 from app.settings import Settings
 from model.detector import Detections, move_to_photo
@@ -22,7 +22,7 @@ from model.image import InvalidImage
 from model.letterbox import Letterbox
 from model.metadata import Metadata
 
-Submit = Callable[[Picture | Prepared, Executor | None], Awaitable[Served[Computed]]]
+Submit = Callable[[Image | Prepared, Executor | None], Awaitable[Served[Computed]]]
 
 # errors that concern one image of a request and leave the others unaffected
 IMAGE_ERRORS = (InvalidImage, InferenceFailed, Stopped)
@@ -102,14 +102,14 @@ def expect(model: ServedModel, timeout_seconds: float, arrival: Arrival | None =
     """Enforces the deadline in its block and checks admission before the body is read; yields the arrival for `admit`.
 
     Raises `Overloaded` and `Stopped` at once rather than after a useless upload, unless an `arrival` was announced
-    before; raises `DeadlineExceeded`. An unfinished upload takes no place in the queue, so slow clients block nobody.
+    before; raises `DeadlineExceeded`. An unfinished upload takes no slot in the queue, so slow clients block nobody.
     """
     with answered_within(timeout_seconds), model.batcher.admission.expect(timeout_seconds, arrival) as expected:
         yield expected
 
 
 async def find_objects(
-    service: Service, model: ServedModel, submit: Submit, image: Picture, wanted: Filter
+    service: Service, model: ServedModel, submit: Submit, image: Image, wanted: Filter
 ) -> DetectionResult:
     """Detects objects in one image, a file or RGB pixels (h, w, 3); raises `IMAGE_ERRORS`."""
     detector = model.detector
@@ -118,9 +118,9 @@ async def find_objects(
     canvas, decode_started, decode_ended = computed.prepared
     detections = move_to_photo(wanted.select(computed.detections), canvas.letterbox)
 
-    service.stages.note(model.name, "decode", decode_started, decode_ended)
-    service.stages.note(model.name, "queue", served.queued, served.dequeued)
-    service.stages.note(model.name, "inference", computed.started, computed.ended)
+    service.stages.record(model.name, "decode", decode_started, decode_ended)
+    service.stages.record(model.name, "queue", served.queued, served.dequeued)
+    service.stages.record(model.name, "inference", computed.started, computed.ended)
     for index, count in collections.Counter(detections.labels.tolist()).items():
         service.metrics.detections.labels(model.name, detector.metadata.labels[index]).inc(count)
     return DetectionResult(
@@ -133,11 +133,11 @@ async def find_objects(
 
 
 async def find_objects_in_each(
-    service: Service, model: ServedModel, submit: Submit, images: Sequence[Picture], wanted: Filter
+    service: Service, model: ServedModel, submit: Submit, images: Sequence[Image], wanted: Filter
 ) -> list[DetectionResult | Exception]:
     """Detects objects in several images concurrently; returns for each, in order, its result or its error."""
 
-    async def find(image: Picture) -> DetectionResult | Exception:
+    async def find(image: Image) -> DetectionResult | Exception:
         try:
             return await find_objects(service, model, submit, image, wanted)
         except IMAGE_ERRORS as error:
@@ -157,7 +157,7 @@ def admit(
     images: int = 1,
     arrival: Arrival | None = None,
 ) -> Iterator[Submit]:
-    """Reserves a place in the model's queue for each image and yields the submit function.
+    """Reserves a slot in the model's queue for each image and yields the submit function.
 
     The body must have been read; `arrival` comes from `expect`. A client's disconnect cancels the block. Raises
     `ClientDisconnect`, `TooManyImages`, `Stopped`, and `Overloaded`, also if the queue is too long for the timeout.

@@ -21,7 +21,7 @@ from model.detector import Detections, Detector
 
 logger = logging.getLogger(__name__)
 
-Picture = bytes | NDArray[np.uint8]  # an image file, or RGB pixels (h, w, 3)
+Image = bytes | NDArray[np.uint8]  # an image file, or RGB pixels (h, w, 3)
 
 
 class NotReady(Exception):
@@ -62,7 +62,7 @@ class ServedModel:
         self._metrics = metrics
         self._blank = np.zeros((*detector.shapes[-1], 3), np.uint8)
         self._batch_size = metrics.batch_size.labels(self.name)
-        self.batcher: Batcher[Picture | Prepared, Computed] = Batcher(
+        self.batcher: Batcher[Image | Prepared, Computed] = Batcher(
             self._compute,
             settings.max_queue,
             settings.inference_timeout_seconds,
@@ -96,12 +96,12 @@ class ServedModel:
         }
         self._metrics.model.labels(self.name).info(facts)
 
-    def prepare(self, picture: Picture | Prepared) -> Prepared:
-        """Decodes and letterboxes a picture, unless it is prepared; raises what `Detector.prepare` raises."""
-        if isinstance(picture, Prepared):
-            return picture
+    def prepare(self, image: Image | Prepared) -> Prepared:
+        """Decodes and letterboxes an image, unless it is prepared; raises what `Detector.prepare` raises."""
+        if isinstance(image, Prepared):
+            return image
         started = time.perf_counter()
-        canvas = self.detector.prepare(picture, self._settings.max_pixels)
+        canvas = self.detector.prepare(image, self._settings.max_pixels)
         return Prepared(canvas, started, time.perf_counter())
 
     async def run(self) -> None:
@@ -138,8 +138,8 @@ class ServedModel:
             except InferenceFailed as error:
                 raise NotReady(f"{self.name} failed repeatedly, and just now: {error}") from error
 
-    def _compute(self, pictures: Sequence[Picture | Prepared], is_alone: bool) -> Sequence[Computed | Exception]:
-        prepared = [self._try_to_prepare(each) for each in pictures]
+    def _compute(self, images: Sequence[Image | Prepared], is_alone: bool) -> Sequence[Computed | Exception]:
+        prepared = [self._try_to_prepare(each) for each in images]
         ready = [each for each in prepared if isinstance(each, Prepared)]
         started = time.perf_counter()
         found = iter(self._infer([each.canvas.pixels for each in ready], is_alone))
@@ -148,10 +148,10 @@ class ServedModel:
             Computed(next(found), each, started, ended) if isinstance(each, Prepared) else each for each in prepared
         ]
 
-    def _try_to_prepare(self, picture: Picture | Prepared) -> Prepared | Exception:
+    def _try_to_prepare(self, image: Image | Prepared) -> Prepared | Exception:
         try:
-            return self.prepare(picture)
-        except Exception as error:  # fails this picture alone, and not its batch
+            return self.prepare(image)
+        except Exception as error:  # fails this image alone, and not its batch
             return error
 
     def _infer(self, canvases: Canvases, is_alone: bool) -> Sequence[Detections]:
@@ -163,6 +163,6 @@ class ServedModel:
         return self.detector.infer(canvases, None if is_alone else self.arrangement.session_threads)
 
 
-def _get_batch_key(item: Picture | Prepared) -> tuple[int, ...] | None:
+def _get_batch_key(item: Image | Prepared) -> tuple[int, ...] | None:
     """Returns the shape that a batch's items share; None if the worker thread prepares the item."""
     return item.canvas.pixels.shape if isinstance(item, Prepared) else None

@@ -35,7 +35,7 @@ class Service:
     read_parameters: ReadParameters
 
     def check_live(self) -> None:
-        """Raises `NotReady` if inference of a model has ended or hangs."""
+        """Raises `NotReady` if a model's inference has ended, or hangs repeatedly."""
         for model in self.models:
             model.check_live()
 

@@ -81,9 +81,11 @@ class Settings(BaseSettings):
         None, ge=1, description="maximum images per inference batch; unless set, measured at startup"
     )
     max_batch_seconds: float = Field(0.5, gt=0, description="maximum duration of a batch whose size is measured")
-    max_queue: int = Field(64, ge=1, description="maximum images in flight: being decoded, queued or inferred")
+    max_queue: int = Field(64, ge=1, description="maximum images in flight: being decoded, queued or computed")
     max_connections: int = Field(2048, ge=1, description="maximum client connections; above it, 503")
-    max_header_bytes: int = Field(32 * 2**10, ge=1, description="maximum size of request line and headers; else 431")
+    max_header_bytes: int = Field(
+        32 * 2**10, ge=1, description="maximum size of a request's line and headers; above it, 431"
+    )
     max_image_bytes: int = Field(20 * 2**20, ge=1, description="maximum request body for one image")
     max_request_bytes: int = Field(64 * 2**20, ge=1, description="maximum request body for several images")
     max_held_bytes: int = Field(

@@ -16,7 +16,7 @@ class Stages:
         self._seconds = metrics.stage_seconds
         self._tracer = tracer
 
-    def note(self, model: str, stage: str, started: float, ended: float) -> None:
+    def record(self, model: str, stage: str, started: float, ended: float) -> None:
         """Records one stage; `started` and `ended` are times of `time.perf_counter`."""
         self._seconds.labels(model, stage).observe(ended - started)
         if self._tracer:

@@ -15,7 +15,7 @@ RUN pip wheel --no-deps --no-build-isolation --wheel-dir /wheels . \
 
 FROM python:3.13-slim-trixie AS runtime
 LABEL org.opencontainers.image.title="CenterNet service" \
-      org.opencontainers.image.description="Object detection as a REST microservice: POST a picture, get boxes." \
+      org.opencontainers.image.description="Object detection as a REST microservice: POST an image, get boxes." \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.base.name="python:3.13-slim-trixie"
 # the thresholds keep glibc from returning each decoded image's pages to the kernel: a third less time for 1080p

@@ -56,7 +56,9 @@ class Report(BaseModel):
     provider: str
     photos: list[str]
     parts_ms: dict[str, float]  # measured one after the other, in one thread unless the name says otherwise
-    square_ratio: float | None  # inference time with square inputs / in the photos' shapes; None if all are square
+    square_ratio: (
+        float | None
+    )  # inference time with square inputs / in the photos' shapes; None if the model has only one shape
     arrangement: Arrangement
     limit_images_per_second: float
     ready_seconds: float
@@ -203,7 +205,7 @@ def _summarise(
     after: Mapping[str, float],
 ) -> LoadResult:
     if set(stats.statuses) != {200}:
-        raise Unusable(f"the server answered {dict(stats.statuses)} to {connections} connections: see its log above")
+        raise Unusable(f"the server responded {dict(stats.statuses)} to {connections} connections: see its log above")
     images = len(stats.seconds)
     spent_ms = {name: 1000 * (after[name] - before[name]) / images for name in (_CPU, *_STAGES)}
     cpu = spent_ms.pop(_CPU)

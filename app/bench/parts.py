@@ -69,7 +69,7 @@ def _time(infer: Callable[[Canvases], object], canvases: Canvases) -> float:
 
 
 def measure_limit(detector: Detector, photos: Sequence[bytes], arrangement: Arrangement, seconds: float) -> float:
-    """Returns the maximum throughput in images/s: each instance decodes and infers batches in a loop, without HTTP."""
+    """Returns the maximum throughput in images/s: each instance decodes and computes batches without HTTP."""
 
     def run_instance(instance: int) -> int:
         until, turn = time.perf_counter() + seconds, instance

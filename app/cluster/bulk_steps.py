@@ -82,7 +82,7 @@ class FindObjects:
         self._schema = make_schema(self._detector.metadata)
 
     def __call__(self, batch: Batch) -> pa.Table:
-        """Computes one batch; photos with a problem are not inferred."""
+        """Computes one batch; skips photos with a problem."""
         placed = [
             None if problem else place(width, height, self._shapes)
             for width, height, problem in zip(batch["width"], batch["height"], batch["problem"], strict=True)

@@ -120,7 +120,7 @@ async def _broadcast(method: str) -> list[Any]:
 
 
 def _fit(settings: Settings) -> Settings:
-    """Limits the threads to the CPUs that Ray has assigned, unless they are set; raises `InvalidSettings`."""
+    """Sets the threads to the CPUs that Ray has assigned, unless they are set; raises `InvalidSettings`."""
     if settings.metrics_port is not None:
         raise InvalidSettings("metrics_port: replicas have no ports; /metrics on Ray's port covers all replicas")
     cpus: float = ray.get_runtime_context().get_assigned_resources().get("CPU", 1)  # type: ignore[no-untyped-call]

@@ -101,7 +101,7 @@ class Connection(HttpToolsProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         """Handles the bytes read: discards the body of a shed request, sheds the next, and parses the rest."""
-        if self._is_over_limit:  # not earlier: closing with unread bytes could reset it and lose the response
+        if self._is_over_limit:  # only now: closing with unread bytes resets the connection, and loses the response
             self._refuse(TooManyConnections(1))
             return
         data = self._buffer[:nbytes]

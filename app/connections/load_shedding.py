@@ -55,7 +55,7 @@ class LoadShedder:
         except Overloaded as overload:
             if not self._overloads:
                 asyncio.get_running_loop().call_soon(self._overloads.clear)
-            self._overloads[head] = overload  # same head, same answer, for the rest of this turn of the event loop
+            self._overloads[head] = overload  # same head, same refusal, for the rest of this turn of the event loop
             raise
 
     def flush_soon(self, connection: Pausable) -> None:

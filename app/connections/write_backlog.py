@@ -30,7 +30,7 @@ class WriteBacklog:
 
     def add(self, writer: Writer) -> None:
         """Starts a connection's timeout; aborts the longest waiting ones while all together exceed the bytes."""
-        error = SlowReader(f"the client did not read the answer within {self._timeout_seconds:g} s")
+        error = SlowReader(f"the client did not read the response within {self._timeout_seconds:g} s")
         loop = asyncio.get_running_loop()
         self._timers[writer] = loop.call_later(self._timeout_seconds, self._abort, writer, error)
         sizes = {each: each.count_unsent() for each in self._timers}
@@ -38,7 +38,7 @@ class WriteBacklog:
         for each, size in sizes.items():
             if excess <= 0:
                 break
-            self._abort(each, SlowReader("too many bytes of answers are unread"))
+            self._abort(each, SlowReader("too many bytes of responses are unread"))
             excess -= size
 
     def remove(self, writer: Writer) -> None:

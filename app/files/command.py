@@ -60,9 +60,8 @@ class OutputConflict(Exception):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Sets up logging and signals, runs the command, and returns the exit status, also after an interruption."""
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    signal.signal(
-        signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM)
-    )  # unwinds the stack, which completes open files
+    # unwinds the stack, which completes open files
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         return run(arguments)
     except KeyboardInterrupt:
@@ -100,8 +99,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         "centernet-detect",
-        description="Detects objects in photos and videos. Exit status: 1 if an image failed, 2 for unusable "
-        "arguments.",
+        description="Detects objects in photos and videos."
+        " Exit status: 1 if an image failed, 2 for unusable arguments.",
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     parser.add_argument(

@@ -121,14 +121,14 @@ def _expand(path: str, exclude: Path | None) -> list[Source]:
 
 def _search(root: Path, pattern: str, suffixes: Collection[str], exclude: Path | None) -> list[Source]:
     """Returns the matching files, sorted, without hidden ones, like a shell's `*`."""
-    within, apart = root.resolve(), exclude and exclude.resolve()
+    within, excluded = root.resolve(), exclude and exclude.resolve()
     sources = [Source(file, file.relative_to(root)) for file in sorted(root.glob(pattern))]
     return [
         source
         for source in sources
         if source.path.suffix.lower() in suffixes
         and not any(part.startswith(".") for part in source.name.parts)
-        and (apart == within or apart not in (within / source.name).parents)
+        and (excluded == within or excluded not in (within / source.name).parents)
         and source.path.is_file()
     ]
 

@@ -98,8 +98,8 @@ def build_deepstack_router(service: Service) -> APIRouter:
         computed = time.perf_counter()
         content = _encode(found, model.detector.metadata.labels, computed - started)
 
-        service.stages.note(model.name, "read", started, read)
-        service.stages.note(model.name, "encode", computed, time.perf_counter())
+        service.stages.record(model.name, "read", started, read)
+        service.stages.record(model.name, "encode", computed, time.perf_counter())
         return Response(content, media_type="application/json")
 
     @router.post(

@@ -112,8 +112,8 @@ def build_detection_router(service: Service) -> APIRouter:
                     drawing = (data, found.detections, metadata.labels, kind, settings.max_pixels, metadata.skeleton)
                     content = await asyncio.get_running_loop().run_in_executor(service.decoders, draw_file, *drawing)
 
-        service.stages.note(model.name, "read", started, read)
-        service.stages.note(model.name, "encode", computed, time.perf_counter())
+        service.stages.record(model.name, "read", started, read)
+        service.stages.record(model.name, "encode", computed, time.perf_counter())
         return Response(content, media_type=media_type, headers={"vary": "accept"})
 
     @router.post(
@@ -143,8 +143,8 @@ def build_detection_router(service: Service) -> APIRouter:
             ]
         )
 
-        service.stages.note(model.name, "read", started, read)
-        service.stages.note(model.name, "encode", computed, time.perf_counter())
+        service.stages.record(model.name, "read", started, read)
+        service.stages.record(model.name, "encode", computed, time.perf_counter())
         return Response(content, media_type="application/json")
 
     return router

@@ -150,8 +150,8 @@ def build_inference_router(service: Service) -> APIRouter:
             found.append(result)
         content, json_length = write_inference(inference, found, metadata)
 
-        service.stages.note(served.name, "read", started, read)
-        service.stages.note(served.name, "encode", computed, time.perf_counter())
+        service.stages.record(served.name, "read", started, read)
+        service.stages.record(served.name, "encode", computed, time.perf_counter())
         if json_length is None:
             return Response(content, media_type="application/json")
         return Response(content, headers={_HEADER_LENGTH: str(json_length)}, media_type="application/octet-stream")

@@ -153,8 +153,8 @@ def write_inference(
         else:
             output["data"] = array.ravel().tolist()
         outputs.append(output)
-    answer: Mapping[str, Any] = {"model_name": metadata.name, "outputs": outputs}
-    head = to_json(answer if inference.id is None else {"id": inference.id, **answer})
+    response: Mapping[str, Any] = {"model_name": metadata.name, "outputs": outputs}
+    head = to_json(response if inference.id is None else {"id": inference.id, **response})
     return b"".join([head, *tail]), len(head) if tail else None
 
 

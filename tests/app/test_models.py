@@ -231,7 +231,7 @@ async def test_request_past_its_deadline_is_not_computed(folder: Path, settings:
             await client.post("/detect", content=PHOTO_PNG, headers={"X-Request-Timeout": "0.01"}),
         ):
             assert (late.status_code, late.json()["type"]) == (504, "/docs#deadline-exceeded")
-            assert late.json()["detail"] == "the answer was not there within 0.01 s"
+            assert late.json()["detail"] == "the response was not ready within 0.01 s"
         held.gate.set()
         assert (await first).status_code == 200
         assert (await client.detect()).status_code == 200

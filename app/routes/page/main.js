@@ -14,7 +14,7 @@ function begin(name) {
   forget(name);
   element.message.hidden = element.welcome.hidden = true;
   element.progress.hidden = false;
-  element.status.textContent = "Looking …";
+  element.status.textContent = "Detecting …";
   return asking.signal;
 }
 
@@ -32,7 +32,7 @@ async function show(file, note) {
     const seen = isSeen(answer.image);
     element.photo.hidden = !seen;
     present(answer, milliseconds, !seen);
-    if (!seen) note = ["This browser cannot show the picture", "The boxes lie on an empty sheet of its size."];
+    if (!seen) note = ["This browser cannot show the picture", "The boxes are drawn on a blank background of its size."];
     if (note) say(...note, true);
   } catch (error) {
     if (!signal.aborted) report(error);
@@ -69,7 +69,7 @@ function say(title, detail, note = false) {
 function report(error) {
   if (error instanceof Refusal) say(error.title, error.detail);
   else say("The page failed", String(error));
-  element.status.textContent = "No answer";
+  element.status.textContent = "No response";
 }
 
 function choose(files) {
