@@ -90,9 +90,8 @@ class _Buffers:
 
         self._binding = session.io_binding()
         self._images = allocate(shape, np.uint8)
-        self._images.update_inplace(
-            np.zeros(shape, np.uint8)
-        )  # gives this thread a CUDA context, which page-locking needs
+        # gives this thread a CUDA context, which page-locking needs
+        self._images.update_inplace(np.zeros(shape, np.uint8))
         self._binding.bind_ortvalue_input("images", self._images)
         self._outputs = {
             each.name: allocate([shape[0], *each.shape[1:]], _TYPES[each.type]) for each in session.get_outputs()

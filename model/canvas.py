@@ -22,9 +22,9 @@ class Canvas:
 
 
 def prepare(picture: bytes | NDArray[np.uint8], shapes: Sequence[Shape], max_pixels: int = image.MAX_PIXELS) -> Canvas:
-    """Letterboxes RGB pixels (h, w, 3) or an image file, which is decoded at a reduced size if that is large enough.
+    """Letterboxes RGB pixels (h, w, 3) or an image file into the first of `shapes` that holds it at full scale.
 
-    Raises `InvalidImage`.
+    A file is decoded at a reduced size if that is large enough. Raises `InvalidImage`.
     """
     if isinstance(picture, bytes):
         header = image.read_header(picture, max_pixels)

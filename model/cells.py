@@ -1,4 +1,4 @@
-"""Cells of the output grid, and maps that are read at some of them or at all."""
+"""Cells of the output grid, and maps that can be read at some cells or at all of them."""
 
 import dataclasses
 from typing import NamedTuple, Protocol

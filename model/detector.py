@@ -174,7 +174,7 @@ def _check_graph(session: ort.InferenceSession, metadata: Metadata) -> None:
     if "keypoints" in outputs and outputs["keypoints"].shape[1:] != [rows, len(metadata.skeleton.joints), 3]:
         raise InvalidModel(
             f"its keypoints are {outputs['keypoints'].shape[1:]} for each photo, not {rows} times the"
-            f" {len(metadata.skeleton.joints)} joints that its metadata names"
+            f" {len(metadata.skeleton.joints)} keypoints that its metadata names"
         )
 
 

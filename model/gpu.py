@@ -30,7 +30,7 @@ class ProviderUnavailable(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Gpu:
-    """Options: `cuda_graphs` for CUDA; for TensorRT the folder `engine_cache`, and fp16 by `half`."""
+    """Provider options: `cuda_graphs` for CUDA; for TensorRT the folder `engine_cache`, and `half` for fp16."""
 
     cuda_graphs: bool = False
     engine_cache: Path | None = None

@@ -111,9 +111,8 @@ class Heads(nn.Module):
         self.size_head = Head(in_channels, width, 2 * cells, 1.0)
         self.offset_head = Head(in_channels, width, 2 * cells, 0.5)
         if joint_count:
-            self.keypoint_head = Head(
-                in_channels, width, 2 * joint_count * cells, 0.0
-            )  # joints start at their object's centre
+            # joints start at their object's centre
+            self.keypoint_head = Head(in_channels, width, 2 * joint_count * cells, 0.0)
             self.keypoint_heatmap_head = Head(in_channels, width, joint_count * cells, rare)
             self.keypoint_offset_head = Head(in_channels, width, 2 * cells, 0.5)
         return self

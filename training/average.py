@@ -21,7 +21,7 @@ def average_checkpoints(paths: Sequence[Path]) -> Checkpoint:
     for path, other in zip(paths[1:], checkpoints[1:], strict=True):
         if (other.labels, other.skeleton) != (first.labels, first.skeleton):
             raise InvalidCheckpoint(
-                f"{path} and {paths[0]} have different labels or joints: average runs on the same data set"
+                f"{path} and {paths[0]} have different labels or keypoints: average runs on the same data set"
             )
         if _shapes(other) != _shapes(first):
             raise InvalidCheckpoint(

@@ -58,8 +58,8 @@ def _compare(learner: Learner, variants: Mapping[str, Config], dataset: Dataset,
     learners |= {title: prepare_learner(config, dataset, SINGLE_PROCESS, quiet) for title, config in variants.items()}
     calls, counts, speeds = {}, {}, dict[str, list[float]]()
     for title, each in learners.items():
-        parts = next(training_batches(dataset, each.config, 0, 0, each.device))
-        calls[title] = call = functools.partial(each.step, parts)
+        micro_batches = next(training_batches(dataset, each.config, 0, 0, each.device))
+        calls[title] = call = functools.partial(each.step, micro_batches)
         call()  # warm-up, including compilation
         counts[title] = max(1, int(seconds / _ROUNDS / time_calls(call)))
     for _ in range(_ROUNDS):

@@ -18,9 +18,7 @@ class Collisions:
     """Which of a photo's objects (N,) collide with another of their class; ignored objects never do."""
 
     collides: NDArray[np.bool_]  # its centre shares a cell with another: the heatmap has one peak for both
-    is_adjacent: NDArray[
-        np.bool_
-    ]  # its centre is in a neighbouring cell: 3x3 max pooling may suppress one of the peaks
+    is_adjacent: NDArray[np.bool_]  # its centre is in a cell next to another's: 3x3 max pooling may drop one peak
 
     @property
     def is_crowded(self) -> NDArray[np.bool_]:
@@ -37,7 +35,8 @@ class CrowdRecall:
 
     def __str__(self) -> str:
         share = f": {self.found / self.objects:.1%} found" if self.objects else ""
-        return f"{self.objects} objects in or beside the cell of another of their class, stride {COARSE_STRIDE}{share}"
+        where = f"in the same or an adjacent cell as another of their class, stride {COARSE_STRIDE}"
+        return f"{self.objects} objects {where}{share}"
 
 
 def find_collisions(photo: Photo, input_size: int, stride: int) -> Collisions:

@@ -20,7 +20,7 @@ from pydantic_core import ErrorDetails
 
 from model.network import BACKBONES, NECKS, describe_backbone, fitting_necks
 
-MACHINE_SETTINGS = {"output", "data_root", "device", "workers", "accumulate", "save_every"}  # do not affect the weights
+MACHINE_SETTINGS = {"output", "data_root", "device", "workers", "accumulate", "save_every"}  # no part of the recipe
 
 
 class InvalidConfig(Exception):
@@ -69,7 +69,7 @@ class Config(BaseModel):
         0.3,
         gt=0,
         lt=1,
-        description="the Gaussian's radius is how far a box's corners may move while IoU stays above this",
+        description="the Gaussian's radius is how far a box's corners may move while its IoU stays at least this",
     )
     heatmap_loss: Literal["focal", "quality_focal"] = Field(
         "focal", description="the paper's focal loss, or quality focal loss on soft targets"
@@ -83,9 +83,9 @@ class Config(BaseModel):
     )
     giou_weight: float = Field(2.0, ge=0, description="weight of the boxes' GIoU loss")
     dense_boxes: bool = Field(True, description="regress boxes from every cell under a Gaussian, not only its centre")
-    keypoint_weight: float = Field(0.1, gt=0, description="weight of the L1 from centre to joints; the paper: 1")
-    keypoint_heatmap_weight: float = Field(1.0, gt=0, description="weight of the joints' heatmap loss")
-    keypoint_offset_weight: float = Field(1.0, gt=0, description="weight of the L1 of a joint's offset in its cell")
+    keypoint_weight: float = Field(0.1, gt=0, description="weight of the L1 from centre to keypoints; the paper: 1")
+    keypoint_heatmap_weight: float = Field(1.0, gt=0, description="weight of the keypoints' heatmap loss")
+    keypoint_offset_weight: float = Field(1.0, gt=0, description="weight of the L1 of a keypoint's offset in its cell")
 
     # schedule
     epochs: int = Field(ge=1, description="passes over the training photos")
@@ -135,7 +135,7 @@ class Config(BaseModel):
         0.0,
         ge=0,
         le=1,
-        description="probability of pasting in an object of a uniformly drawn class; off when mosaic is",
+        description="probability of pasting an object of a uniformly drawn class; off in the last fifth of the epochs",
     )
     repeat_threshold: float = Field(
         0.0, ge=0, le=1, description="repeat the photos of classes that fewer than this share of the photos show"
@@ -169,9 +169,8 @@ class Config(BaseModel):
     @field_validator("stride", mode="before")
     @classmethod
     def _parse_stride(cls, value: object) -> object:
-        return (
-            int(value) if isinstance(value, str) and value.isdecimal() else value
-        )  # flags are strings, which Literal[2, 4] rejects
+        # flags are strings, which Literal[2, 4] rejects
+        return int(value) if isinstance(value, str) and value.isdecimal() else value
 
     @field_validator("scale_range", "mosaic_scale_range")
     @classmethod
@@ -279,7 +278,7 @@ class Config(BaseModel):
 
     @property
     def max_scale(self) -> float:
-        """The largest scale of a photo in a training view, relative to its letterboxed size."""
+        """The largest scale of a photo's sides in a training view, relative to its letterboxed size."""
         scale = max(self.scale_range[1], self.mosaic_scale_range[1] if self.mosaic else 0.0)
         return scale * math.exp(self.aspect_jitter / 2)
 

@@ -75,7 +75,7 @@ class Learner:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
 
     def begin_epoch(self, epoch: int) -> None:
-        """Sets which parameters `epoch` trains, and wraps the network anew to synchronise their gradients."""
+        """Sets which parameters `epoch` trains, and wraps the network again to synchronise their gradients."""
         set_training_mode(self.network, self.config, epoch)
         self._ddp_network = self.processes.wrap_data_parallel(self.network, self.device)
 
@@ -123,7 +123,7 @@ class Learner:
         if config.scaled_learning_rate != config.learning_rate:
             rate += f" ({config.learning_rate:g} is for batches of {config.learning_rate_batch_size})"
         processes = f" by {count} processes" if count > 1 else ""
-        parts = f" in {config.accumulate} parts" if config.accumulate > 1 else ""
+        parts = f" in {config.accumulate} micro-batches" if config.accumulate > 1 else ""
         return f"batches of {config.batch_size}{processes}{parts} on {self.device.type} in {self.precision}, {rate}"
 
     def state_dict(self) -> dict[str, Any]:

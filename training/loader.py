@@ -232,4 +232,4 @@ def _check_size(photo: Photo, width: int, height: int) -> None:
 
 
 def _start_worker(_: int) -> None:
-    cv2.setNumThreads(0)  # the workers already use all cores
+    cv2.setNumThreads(0)  # the workers themselves run in parallel

@@ -13,7 +13,7 @@ _WIDTH = 160  # columns of the file, whatever the terminal's
 
 
 class Log(RenderHook):
-    """While entered, appends all output of `console` to `path`, between the time and command and how it ended.
+    """While entered, appends all output of `console` to `path`, after time and command and before how it ended.
 
     Output is buffered until the folder of `path` exists, so that a run that fails its checks leaves no folder. Progress
     bars are not logged.

@@ -65,16 +65,20 @@ def prepare_learner(config: Config, dataset: Dataset, processes: Processes, cons
 
 
 def measure_speed(learner: Learner, dataset: Dataset, seconds: float, rounds: int = 1) -> Speed:
-    """Measures each part for about `seconds` in interleaved rounds of at least two steps; returns medians."""
+    """Measures loader, step and both, each for about `seconds`, in interleaved rounds; returns medians.
+
+    A round has at least two steps of each.
+    """
     batches = _endless_batches(learner, dataset)
-    parts = next(batches)
-    first = time_calls(lambda: learner.step(parts))  # warm-up: allocates memory and selects kernels
+    micro_batches = next(batches)
+    first = time_calls(lambda: learner.step(micro_batches))  # warm-up: allocates memory and selects kernels
     count = max(2, min(_MAX_STEPS, int(seconds / rounds / first)))
     count = learner.processes.broadcast(count)  # all processes must take the same number of steps
-    prefetched = -(-2 * learner.workers // learner.config.accumulate)  # batches: each worker prefetches two parts
+    # in batches: each worker prefetches two micro-batches
+    prefetched = -(-2 * learner.workers // learner.config.accumulate)
     found: dict[str, list[float]] = {"step": [], "loader": [], "both": []}
     for _ in range(rounds):
-        found["step"].append(time_calls(lambda: learner.step(parts), count))
+        found["step"].append(time_calls(lambda: learner.step(micro_batches), count))
         for _ in range(prefetched):
             next(batches)
         found["loader"].append(time_calls(lambda: next(batches), count))

@@ -12,8 +12,8 @@ from model.necks.neck import Neck
 class TopDownNeck(Neck):
     """Merges the maps from the coarsest to the finest.
 
-    All maps but the finest, which carry the semantics, have twice the width: they have so few cells that it costs
-    little.
+    The coarser maps, which carry the semantics, have twice the width of the finest: they have so few cells that it
+    costs little.
     """
 
     accepts_odd_maps = True

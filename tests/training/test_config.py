@@ -67,7 +67,7 @@ def test_an_hourglass_takes_multiples_of_its_own_stride(shapes: Path, tmp_path: 
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"), [(["--epochs"], "--epochs needs a value"), (["more"], "unexpected 'more'")]
+    ("arguments", "message"), [(["--epochs"], "--epochs needs a value"), (["more"], "unexpected argument 'more'")]
 )
 def test_a_stray_argument_is_named(arguments: list[str], message: str) -> None:
     with pytest.raises(InvalidConfig, match=message):

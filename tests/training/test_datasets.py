@@ -83,9 +83,9 @@ def test_joints_that_nobody_annotated_are_unknown(write: Callable[[Any], Path], 
 @pytest.mark.parametrize(
     ("keypoints", "words"),
     [
-        ([12, 6, 2], "annotation 1: keypoints are 3 numbers, not 3 (x, y, visibility) for each of 2 joints"),
-        ([12, 6, 2, 45, 6, 1], "annotation 1: the joint 'tail' is at 45, 6, outside its 40x30 image"),
-        ([12, 6, 3, 0, 0, 0], "annotation 1: the joint 'nose' has the visibility 3"),
+        ([12, 6, 2], "annotation 1: keypoints are 3 numbers, not 3 (x, y, visibility) for each of 2 keypoints"),
+        ([12, 6, 2, 45, 6, 1], "annotation 1: the keypoint 'tail' is at 45, 6, outside its 40x30 image"),
+        ([12, 6, 3, 0, 0, 0], "annotation 1: the keypoint 'nose' has the visibility 3"),
         (["12", 6, 2, 0, 0, 0], "annotation 1: keypoints are not a list of numbers"),
     ],
 )

@@ -65,7 +65,7 @@ def test_two_processes_train_as_one_does(shapes: Path, tmp_path: Path) -> None:
     one = train(small_config(shapes, tmp_path, name="one", **settings), False, Console(quiet=True)).parent
     done = train_in_two(small_config(shapes, tmp_path, name="two", **settings), tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "batches of 8 by 2 processes in 2 parts" in done.stdout
+    assert "batches of 8 by 2 processes in 2 micro-batches" in done.stdout
     assert done.stdout.count("epoch 2/2") == 1  # the second process is silent
     expected, got = curves(one), curves(tmp_path / "two")
     for term in TERMS[:-1]:

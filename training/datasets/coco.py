@@ -150,7 +150,7 @@ def _read_keypoints(
     if len(values) != 3 * len(skeleton.joints):
         on_fault(
             f"{where}: keypoints are {len(values)} numbers, not 3 (x, y, visibility)"
-            f" for each of {len(skeleton.joints)} joints"
+            f" for each of {len(skeleton.joints)} keypoints"
         )
         return unknown
     keypoints = []
@@ -158,7 +158,7 @@ def _read_keypoints(
         try:
             keypoints.append(check_joint(values[start : start + 3], width, height))
         except InvalidJoint as fault:
-            on_fault(f"{where}: the joint {joint!r} {fault}")
+            on_fault(f"{where}: the keypoint {joint!r} {fault}")
             return unknown
     return keypoints
 

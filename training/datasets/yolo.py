@@ -55,7 +55,7 @@ def _read_names(path: Path) -> tuple[list[str], int]:
         )
     joints = content.get("kpt_shape", [0])
     if not isinstance(joints, list) or not all(isinstance(each, int) and each >= 0 for each in joints):
-        raise InvalidDataset(f"{path}: `kpt_shape` must be [joints, numbers per joint]")
+        raise InvalidDataset(f"{path}: `kpt_shape` must be [keypoints, numbers per keypoint]")
     return [str(name) for name in names], math.prod(joints)
 
 
