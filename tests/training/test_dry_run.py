@@ -12,7 +12,7 @@ from training.speed import Speed
 CONFIGS = Path(__file__).parents[2] / "training" / "configs"
 
 
-def test_a_dry_run_measures_and_leaves_a_picture_alone(
+def test_dry_run_measures_throughput_and_writes_only_an_image(
     shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(dry_running, "_SECONDS", 0.1)
@@ -26,19 +26,19 @@ def test_a_dry_run_measures_and_leaves_a_picture_alone(
     }
     assert set(rates) == {"loader alone", "step alone", "both together"}
     for rate, seconds in rates.values():
-        assert rate * seconds == pytest.approx(8, rel=0.2)  # seconds have three digits
+        assert rate * seconds == pytest.approx(8, rel=0.2)  # seconds are rounded to three decimals
     slower = "loader" if rates["loader alone"][1] > rates["step alone"][1] else "step"
     assert f"the {slower} limits" in said
     assert "an epoch of 3 steps" in said
     total, learned = (int(each.replace(",", "")) for each in re.search(r"([\d,]+) parameters, ([\d,]+)", said).groups())  # type: ignore[union-attr]
-    assert total - learned == 4_652_008 - 1_693_160  # EfficientNet-Lite0's own, without what follows its last map
+    assert total - learned == 4_652_008 - 1_693_160  # EfficientNet-Lite0 without the layers after its last feature map
     [memory] = re.findall(r"memory: peak ([\d.]+) GB", said)
     assert 0.1 < float(memory) < 20
-    assert cv2.imread(str(tmp_path / "tiny" / "dry-run.jpg")).shape == (4 * 64, 4 * 2 * 64, 3)  # the largest pictures
+    assert cv2.imread(str(tmp_path / "tiny" / "dry-run.jpg")).shape == (4 * 64, 4 * 2 * 64, 3)  # at the final size
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["dry-run.jpg"]
 
 
-def test_a_slow_loader_is_named(
+def test_slow_loader_is_named_as_the_limit(
     shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     slow = Speed(batch_size=16, loader=2.0, step=0.5, both=2.1)
