@@ -16,10 +16,10 @@ from training.inspect import draw_crowds, draw_views
 def test_valid_data_set_is_counted_and_drawn(shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = [str(shapes / "train.json"), str(shapes / "images"), "--output", str(tmp_path), "--input-size", "64"]
     main(["inspect", *arguments])
-    said = capsys.readouterr().out
+    printed = capsys.readouterr().out
     content = json.loads((shapes / "train.json").read_text())
-    assert f"24 photos, {len(content['annotations'])} boxes, 0 faults" in " ".join(said.split())
-    row = next(line for line in said.splitlines() if "circle" in line)
+    assert f"24 photos, {len(content['annotations'])} boxes, 0 faults" in " ".join(printed.split())
+    row = next(line for line in printed.splitlines() if "circle" in line)
     circles = [a for a in content["annotations"] if a["category_id"] == 1]
     assert [int(cell) for cell in row.split("│")[2:4]] == [len({a["image_id"] for a in circles}), len(circles)]
     assert cv2.imread(str(tmp_path / "views.jpg")).shape == (4 * 64, 4 * 2 * 64, 3)

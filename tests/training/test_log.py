@@ -29,11 +29,11 @@ def test_run_logs_its_output_and_a_resumed_run_appends(
     main(command)
     log = tmp_path / "logged" / "log.txt"
     first = log.read_text()
-    said = capsys.readouterr().out.splitlines()
-    assert said[0] == "24 photos to train on, 6 to validate on"
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0] == "24 photos to train on, 6 to validate on"
     lines = first.splitlines()
     assert len(lines[1:-1]) == 4
-    assert lines[1] == said[0]
+    assert lines[1] == printed[0]
     assert "epoch 1/1: AP" in lines[3]
     assert lines[-1].endswith(" ended")
 

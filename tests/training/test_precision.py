@@ -132,8 +132,8 @@ def test_command_exports_int8(
     checkpoint.save(tmp_path / "best.pt")
     path, report = tmp_path / "models" / "fast.onnx", tmp_path / "reports" / "report.json"
     main(["export", str(tmp_path / "best.pt"), str(path), "--precision", "int8", "--report", str(report)])
-    said = capsys.readouterr().out
-    assert "layers kept in float32: only the heatmaps' last" in said
+    printed = capsys.readouterr().out
+    assert "layers kept in float32: only the heatmaps' last" in printed
     assert Detector(path, "cpu").metadata.precision == "int8"
     assert [each.name for each in path.parent.iterdir()] == ["fast.onnx"]
     figures = json.loads(report.read_text())

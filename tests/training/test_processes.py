@@ -50,12 +50,12 @@ def train_in_two(config: Config, folder: Path, *flags: str) -> subprocess.Comple
     return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
 
 
-def curves(run: Path) -> dict[str, list[float]]:
+def read_curves(run: Path) -> dict[str, list[float]]:
     events = EventAccumulator(str(run)).Reload()
     return {term: [event.value for event in events.Scalars(term)] for term in TERMS}
 
 
-def rows(run: Path) -> list[dict[str, Any]]:
+def read_rows(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
@@ -67,12 +67,12 @@ def test_two_processes_train_like_one(shapes: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "batches of 8 by 2 processes in 2 parts" in done.stdout
     assert done.stdout.count("epoch 2/2") == 1  # the second process is silent
-    expected, got = curves(one), curves(tmp_path / "two")
+    expected, got = read_curves(one), read_curves(tmp_path / "two")
     for term in TERMS[:-1]:
         assert len(expected[term]) == 6
         np.testing.assert_allclose(got[term], expected[term], rtol=1e-3, err_msg=term)
     assert got["gradient_norm"][0] == pytest.approx(expected["gradient_norm"][0], rel=1e-4)
-    assert [row["epoch"] for row in rows(tmp_path / "two")] == [1, 2]
+    assert [row["epoch"] for row in read_rows(tmp_path / "two")] == [1, 2]
     weights, other = (load_checkpoint(run / "last.pt").weights for run in (one, tmp_path / "two"))
     for key in ("backbone.bn1.running_mean", "backbone.bn1.running_var"):
         torch.testing.assert_close(weights[key], other[key], rtol=1e-3, atol=1e-3)
@@ -95,8 +95,8 @@ def test_killed_run_resumes_with_more_processes(shapes: Path, tmp_path: Path, mo
     done = train_in_two(config, tmp_path, "--resume")
     assert done.returncode == 0, done.stderr
     assert "at epoch 1, step 2" in " ".join(done.stdout.split())
-    assert [row["epoch"] for row in rows(tmp_path / "killed")] == [1, 2]
-    expected, got = curves(whole), curves(tmp_path / "killed")
+    assert [row["epoch"] for row in read_rows(tmp_path / "killed")] == [1, 2]
+    expected, got = read_curves(whole), read_curves(tmp_path / "killed")
     for term in TERMS[:-1]:
         np.testing.assert_allclose(got[term], expected[term], rtol=1e-3, err_msg=term)
 
@@ -125,8 +125,8 @@ def test_torchrun_restarts_and_resumes_after_a_process_is_killed(shapes: Path, t
     assert "nothing to resume" in before
     resumed = re.search(r"last.pt at epoch (\d), step", " ".join(output.split()))
     assert resumed is not None and int(resumed[1]) >= 2, output
-    assert [row["epoch"] for row in rows(tmp_path / "elastic")] == [1, 2, 3, 4]
-    assert len(curves(tmp_path / "elastic")["loss/heatmap"]) == 4 * 3  # each step is logged once
+    assert [row["epoch"] for row in read_rows(tmp_path / "elastic")] == [1, 2, 3, 4]
+    assert len(read_curves(tmp_path / "elastic")["loss/heatmap"]) == 4 * 3  # each step is logged once
 
 
 def test_only_runs_restarted_by_torchrun_may_resume_without_a_checkpoint(shapes: Path, tmp_path: Path) -> None:
@@ -181,7 +181,7 @@ def test_unavailable_device_is_named(monkeypatch: pytest.MonkeyPatch, device: st
         Processes(2, 3, 2).choose_device(device)
 
 
-def normalize(images: Tensor, processes: Processes) -> dict[str, Tensor]:
+def compute_gradients(images: Tensor, processes: Processes) -> dict[str, Tensor]:
     """Returns float64 gradients and batch-norm statistics for the sum of the squared outputs for `images`."""
     torch.manual_seed(0)
     network: nn.Module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 3)).double()
@@ -206,7 +206,7 @@ def run_rank(index: int, folder: Path, images: Tensor) -> None:
         "gathered": processes.gather(list(shard)),
         "broadcast": processes.broadcast(f"from {index}"),
         "total": processes.all_reduce(torch.tensor([1.0, index])),
-        "normalized": normalize(images[index::2], processes),
+        "gradients": compute_gradients(images[index::2], processes),
     }
     torch.distributed.destroy_process_group()
     torch.save(found, folder / f"{index}.pt")
@@ -220,11 +220,11 @@ def test_collectives_and_gradients_of_two_processes_are_exact(tmp_path: Path) ->
     assert (first["gathered"], second["gathered"]) == (list("abcdefg"), [])
     assert first["broadcast"] == second["broadcast"] == "from 0"
     assert first["total"].tolist() == second["total"].tolist() == [2, 1]
-    alone = normalize(images, SINGLE_PROCESS)  # micro-batches as in both ranks: images 0 and 1, then 2 and 3
-    assert set(alone) == set(first["normalized"])
+    alone = compute_gradients(images, SINGLE_PROCESS)  # micro-batches as in both ranks: images 0 and 1, then 2 and 3
+    assert set(alone) == set(first["gradients"])
     for name, value in alone.items():
         for other in (first, second):
-            torch.testing.assert_close(other["normalized"][name], value, rtol=1e-9, atol=1e-9, msg=name)
+            torch.testing.assert_close(other["gradients"][name], value, rtol=1e-9, atol=1e-9, msg=name)
 
 
 def test_collectives_of_a_single_process_change_nothing() -> None:

@@ -37,7 +37,7 @@ def console() -> Console:
     return Console(quiet=True)
 
 
-def same_weights(one: Path, other: Path) -> bool:
+def have_same_weights(one: Path, other: Path) -> bool:
     first, second = load_checkpoint(one).weights, load_checkpoint(other).weights
     return all(torch.equal(first[key], second[key]) for key in first)
 
@@ -47,9 +47,9 @@ def test_tiny_network_overfits_one_image(shapes: Path, tmp_path: Path, capsys: p
     config = small_config(shapes, tmp_path, overfit=1, input_size=160, **schedule)
     best = train(config, False, Console(width=200))
     assert best == tmp_path / "test-overfit" / "best.pt"
-    said = capsys.readouterr().out
-    assert "overfit: the first 1 photos without augmentation" in said
-    assert "50 photos to train on, 1 to validate on" in said
+    printed = capsys.readouterr().out
+    assert "overfit: the first 1 photos without augmentation" in printed
+    assert "50 photos to train on, 1 to validate on" in printed
     ap = load_checkpoint(best).ap
     assert ap is not None and ap >= 90
 
@@ -58,8 +58,8 @@ def test_same_seed_gives_the_same_weights(shapes: Path, tmp_path: Path, console:
     one = train(small_config(shapes, tmp_path, name="one"), False, console)
     other = train(small_config(shapes, tmp_path, name="other", workers=1), False, console)
     different = train(small_config(shapes, tmp_path, name="different", seed=1), False, console)
-    assert same_weights(one.with_name("last.pt"), other.with_name("last.pt"))
-    assert not same_weights(one.with_name("last.pt"), different.with_name("last.pt"))
+    assert have_same_weights(one.with_name("last.pt"), other.with_name("last.pt"))
+    assert not have_same_weights(one.with_name("last.pt"), different.with_name("last.pt"))
 
 
 @pytest.mark.parametrize(
@@ -94,8 +94,8 @@ def test_resumed_run_equals_an_uninterrupted_run(
         patch.setattr(learner, "detection_losses", losses_until_killed)
         train(config, False, console)
     resumed = train(config, True, console)
-    assert same_weights(whole.with_name("last.pt"), resumed.with_name("last.pt"))
-    assert same_weights(whole, resumed)
+    assert have_same_weights(whole.with_name("last.pt"), resumed.with_name("last.pt"))
+    assert have_same_weights(whole, resumed)
 
 
 def test_run_is_neither_overwritten_nor_resumed_with_other_settings(
