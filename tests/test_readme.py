@@ -46,7 +46,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def running(command: str, folder: Path, environment: dict[str, str]) -> Iterator[str]:
-    """Starts a server, gives the address that it prints, and stops it with SIGTERM."""
+    """Starts a server, yields the address that it prints, and stops it with SIGTERM."""
     process = subprocess.Popen(
         command.split(), cwd=folder, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True
     )

@@ -45,7 +45,7 @@ def test_each_variable_of_compose_is_in_the_environment_file_with_its_default() 
     assert all(comment for comment, _ in read_environment_file().values())
 
 
-def test_environment_file_sets_the_profile_alone() -> None:
+def test_environment_file_sets_only_the_profile() -> None:
     lines = (ROOT / ".env").read_text().splitlines()
     assert [line for line in lines if line and not line.startswith("#")] == ["COMPOSE_PROFILES=cpu"]
 

@@ -1,4 +1,4 @@
-"""KEDA's queries to Prometheus: they use exposed metrics, and have the expected values."""
+"""KEDA's Prometheus queries use exposed metrics and return the expected values."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""The init container's script, run as in the pod."""
+"""Runs the init container's script as in the pod."""
 
 import contextlib
 import hashlib

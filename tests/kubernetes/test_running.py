@@ -1,4 +1,4 @@
-"""A server with a pod's settings, probed as by the kubelet."""
+"""Runs a server with a pod's settings and probes it as the kubelet would."""
 
 import contextlib
 import os
@@ -27,7 +27,7 @@ PORTS = {"CENTERNET_PORT": "0", "CENTERNET_METRICS_PORT": "0"}  # free ports
 
 @pytest.fixture
 def addresses(tmp_path: Path) -> Iterator[dict[str, str]]:
-    """Runs the guide's pod on this machine, with folders for volumes and on free ports; gives its addresses."""
+    """Runs the guide's pod as a local process, with folders as volumes and on free ports; yields its addresses."""
     manifests = render(read_guide()[0])
     settings = read_settings_map(manifests)
     mounts = {mount["mountPath"]: tmp_path / mount["name"] for mount in find_server(manifests)["volumeMounts"]}
@@ -85,6 +85,6 @@ def test_probes_need_no_key_and_liveness_holds_at_the_connection_limit(addresses
         host, port = addresses["http"].removeprefix("http://").split(":")
         client = stack.enter_context(socket.create_connection((host, int(port))))
         client.sendall(b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n")
-        assert client.recv(12) == b"HTTP/1.1 200"  # it keeps the only connection
+        assert client.recv(12) == b"HTTP/1.1 200"  # it holds the only connection
         assert send_probe(addresses, readiness) == 503
         assert send_probe(addresses, liveness) == 200

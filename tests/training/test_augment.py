@@ -40,11 +40,11 @@ def test_boxes_follow_the_pixels(config: Config) -> None:
         errors.append((boxes[0, :2] + boxes[0, 2:]) / 2 - middles)
         assert redness.sum() / 255 == pytest.approx((boxes[0, 2:] - boxes[0, :2]).prod(), rel=0.02)
     assert len(errors) > 20
-    assert np.abs(errors).max() < 0.25  # what linear interpolation leaves
+    assert np.abs(errors).max() < 0.25  # error of linear interpolation
     assert np.abs(np.mean(errors, axis=0)).max() < 0.05
 
 
-def test_objects_that_the_crop_leaves_out_are_dropped(config: Config) -> None:
+def test_objects_outside_the_crop_are_dropped(config: Config) -> None:
     image = np.zeros((100, 100, 3), np.uint8)
     boxes = np.array([[0, 0, 100, 100], [0, 0, 6, 6]], np.float32)
     kept = set()
@@ -57,7 +57,7 @@ def test_objects_that_the_crop_leaves_out_are_dropped(config: Config) -> None:
     assert kept >= {(0,), (0, 1)}
 
 
-def test_colors_change_only_where_they_may(config: Config) -> None:
+def test_colors_change_only_with_color_jitter(config: Config) -> None:
     image = np.full((64, 64, 3), (200, 100, 50), np.uint8)
     example = example_of(image, np.zeros((0, 4), np.float32), [])
     still = config.model_copy(update={"scale_range": (1.0, 1.0), "aspect_jitter": 0.0})
@@ -68,7 +68,7 @@ def test_colors_change_only_where_they_may(config: Config) -> None:
     assert np.std(views, axis=0).min() > 10
 
 
-def test_lighting_shifts_colours_along_the_axes_of_photos(config: Config) -> None:
+def test_lighting_shifts_colours_along_the_principal_axis(config: Config) -> None:
     image = np.full((16, 16, 3), 128, np.uint8)
     lit = config.model_copy(update={"scale_range": (1.0, 1.0), "aspect_jitter": 0.0, "lighting": 0.1})
     example = example_of(image, np.zeros((0, 4), np.float32), [])
@@ -76,11 +76,11 @@ def test_lighting_shifts_colours_along_the_axes_of_photos(config: Config) -> Non
     shifts = np.array(seen) - 128.0
     variances, axes = np.linalg.eigh(np.cov(shifts.T))
     assert variances[2] ** 0.5 == pytest.approx(0.1 * 0.2142 * 255, rel=0.2)
-    assert abs(axes[:, 2] @ [0.5609, 0.5833, 0.5875]) > 0.99  # nearly grey: light, as the sun's or a cloud's
+    assert abs(axes[:, 2] @ [0.5609, 0.5833, 0.5875]) > 0.99  # nearly grey: brightness varies most
     assert variances[1] < 0.05 * variances[2]
 
 
-def test_a_view_depends_on_its_seed_alone(config: Config) -> None:
+def test_view_depends_only_on_its_seed(config: Config) -> None:
     image = np.random.default_rng(0).integers(0, 256, (50, 80, 3), np.uint8)
     example = example_of(image, np.array([[5, 5, 40, 40]], np.float32), [0])
     first = random_view(example, 64, config, np.random.default_rng((1, 2, 3)))
@@ -90,7 +90,7 @@ def test_a_view_depends_on_its_seed_alone(config: Config) -> None:
     assert (first[0] != other[0]).any()
 
 
-def test_boxes_of_a_mosaic_follow_the_pixels_of_their_tile(config: Config) -> None:
+def test_mosaic_boxes_follow_the_pixels_of_their_tiles(config: Config) -> None:
     colors = np.array([(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0)], np.uint8)
     examples = []
     for label, color in enumerate(colors):
@@ -109,7 +109,7 @@ def test_boxes_of_a_mosaic_follow_the_pixels_of_their_tile(config: Config) -> No
     assert seen == {0, 1, 2, 3}
 
 
-def test_what_is_ignored_stays_so(config: Config) -> None:
+def test_augmentation_keeps_ignored_flags(config: Config) -> None:
     image = np.zeros((100, 100, 3), np.uint8)
     boxes = np.array([[0, 0, 6, 6], [10, 10, 100, 100]], np.float32)
     example = example_of(image, boxes, [0, 1], [False, True])
@@ -119,7 +119,7 @@ def test_what_is_ignored_stays_so(config: Config) -> None:
             assert (view.objects.is_ignored == (view.objects.labels == 1)).all()
 
 
-def test_any_part_of_what_is_ignored_stays_so(config: Config) -> None:
+def test_ignored_regions_are_kept_however_little_the_crop_shows(config: Config) -> None:
     image = np.zeros((100, 100, 3), np.uint8)
     example = example_of(image, np.array([[0, 0, 100, 100]], np.float32), [0], [True])
     for seed in range(40):
@@ -127,10 +127,10 @@ def test_any_part_of_what_is_ignored_stays_so(config: Config) -> None:
         assert len(view.objects.boxes_xyxy) == 4
 
 
-def test_joints_follow_the_pixels_and_swap_in_the_mirror(config: Config) -> None:
+def test_keypoints_follow_the_pixels_and_swap_sides_when_flipped(config: Config) -> None:
     image = np.zeros((120, 200, 3), np.uint8)
-    image[30:34, 50:54] = (255, 0, 0)  # a left one
-    image[80:84, 150:154] = (0, 255, 0)  # a right one
+    image[30:34, 50:54] = (255, 0, 0)  # left keypoint
+    image[80:84, 150:154] = (0, 255, 0)  # right keypoint
     joints = np.array([[[52, 32, 2], [152, 82, 1], [0, 0, 0]]], np.float32)
     boxes = np.array([[40, 20, 170, 100]], np.float32)
     example = Example(image, Objects(boxes, np.array([0]), np.array([False]), joints), (1, 0, 2))
@@ -154,7 +154,7 @@ def test_joints_follow_the_pixels_and_swap_in_the_mirror(config: Config) -> None
     assert min(seen.values()) >= 5
 
 
-def test_joints_that_nobody_annotated_stay_unknown(config: Config) -> None:
+def test_unannotated_keypoints_stay_unknown(config: Config) -> None:
     image = np.zeros((100, 100, 3), np.uint8)
     joints = np.full((1, 2, 3), (0, 0, -1), np.float32)
     boxes = np.array([[0, 0, 100, 100]], np.float32)
@@ -165,7 +165,7 @@ def test_joints_that_nobody_annotated_stay_unknown(config: Config) -> None:
             assert (view.objects.keypoints[..., 2] == -1).all()
 
 
-def test_a_pasted_object_brings_what_is_in_its_box_and_hides_what_was_there() -> None:
+def test_paste_copies_objects_in_the_box_and_drops_covered_ones() -> None:
     view = example_of(
         np.zeros((100, 100, 3), np.uint8),
         np.array([[25, 25, 45, 45], [60, 60, 90, 90], [0, 20, 90, 50]], np.float32),
@@ -174,22 +174,18 @@ def test_a_pasted_object_brings_what_is_in_its_box_and_hides_what_was_there() ->
     donor_boxes = np.array([[20, 20, 50, 50], [30, 40, 40, 80], [70, 0, 90, 20]], np.float32)
     donor = example_of(np.full((100, 100, 3), 200, np.uint8), donor_boxes, [3, 4, 5])
     pasted = paste_object(view, donor, 3, np.random.default_rng(0))
-    assert pasted.pixels[25:45, 25:45].min() == 200  # whole within the box, fading into its margin of 3 pixels
+    assert pasted.pixels[25:45, 25:45].min() == 200  # opaque in the box, blended in a margin of 3 pixels
     assert pasted.pixels[:17].max() == pasted.pixels[53:].max() == pasted.pixels[:, 53:].max() == 0
-    assert pasted.objects.labels.tolist() == [
-        1,
-        2,
-        3,
-        4,
-    ]  # 0 is hidden, of 2 two thirds are left, 4 is cut, 5 stays away
+    # 0 is covered, two thirds of 2 stay visible, 4 is clipped, 5 is outside the box
+    assert pasted.objects.labels.tolist() == [1, 2, 3, 4]
     assert pasted.objects.boxes_xyxy[-1].tolist() == [30, 40, 40, 53]
     assert view.pixels.max() == 0
     at_edge = paste_object(view, donor, 5, np.random.default_rng(0))
-    assert at_edge.pixels[0, 80].min() == 200  # it goes on beyond the picture
+    assert at_edge.pixels[0, 80].min() == 200  # no blending at the image's edge
     assert paste_object(view, donor, 0, np.random.default_rng(0)) is view
 
 
-def test_joints_that_a_paste_hides_or_cuts_off_are_not_seen() -> None:
+def test_keypoints_covered_or_cut_off_by_a_paste_are_not_visible() -> None:
     pixels, box = np.zeros((100, 100, 3), np.uint8), np.array([[10, 10, 90, 90]], np.float32)
     joints = np.array([[[30, 30, 2], [80, 80, 2]]], np.float32)
     view = Example(pixels, Objects(box, np.array([0]), np.array([False]), joints))

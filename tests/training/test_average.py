@@ -9,7 +9,9 @@ from training.__main__ import main
 from training.checkpoint import Checkpoint, build_network, load_checkpoint
 
 
-def write_run(shapes: Path, path: Path, seed: int, width: int = 8, labels: tuple[str, ...] = ("a", "b", "c")) -> Path:
+def write_checkpoint(
+    shapes: Path, path: Path, seed: int, width: int = 8, labels: tuple[str, ...] = ("a", "b", "c")
+) -> Path:
     torch.manual_seed(seed)
     config = small_config(shapes, path.parent, name=path.stem, neck_width=width)
     weights = build_network(config, len(labels)).state_dict()
@@ -17,8 +19,8 @@ def write_run(shapes: Path, path: Path, seed: int, width: int = 8, labels: tuple
     return path
 
 
-def test_the_mean_of_runs_is_a_checkpoint(shapes: Path, tmp_path: Path) -> None:
-    paths = [write_run(shapes, tmp_path / f"{seed}.pt", seed) for seed in range(3)]
+def test_average_is_a_checkpoint_of_mean_weights(shapes: Path, tmp_path: Path) -> None:
+    paths = [write_checkpoint(shapes, tmp_path / f"{seed}.pt", seed) for seed in range(3)]
     main(["average", *map(str, paths), str(tmp_path / "mean.pt")])
     mean, parts = load_checkpoint(tmp_path / "mean.pt"), [load_checkpoint(path) for path in paths]
     for key, value in mean.weights.items():
@@ -37,12 +39,12 @@ def test_the_mean_of_runs_is_a_checkpoint(shapes: Path, tmp_path: Path) -> None:
         (None, "at least two checkpoints"),
     ],
 )
-def test_what_does_not_belong_together_is_refused(
+def test_incompatible_checkpoints_are_rejected(
     other: dict[str, object] | None, message: str, shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    paths = [write_run(shapes, tmp_path / "one.pt", 0)]
+    paths = [write_checkpoint(shapes, tmp_path / "one.pt", 0)]
     if other is not None:
-        paths.append(write_run(shapes, tmp_path / "other.pt", 1, **other))  # type: ignore[arg-type]
+        paths.append(write_checkpoint(shapes, tmp_path / "other.pt", 1, **other))  # type: ignore[arg-type]
     with pytest.raises(SystemExit, match="2"):
         main(["average", *map(str, paths), str(tmp_path / "mean.pt")])
     assert message in capsys.readouterr().err

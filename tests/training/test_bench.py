@@ -33,9 +33,9 @@ def test_configuration_is_measured_and_compared(
     }
     assert 0.1e9 < found["peak_memory_bytes"] < 20e9
     assert (found["settings"]["precision"], found["settings"]["batch_size"]) == ("bf16", 8)
-    said = " ".join(capsys.readouterr().out.split())
-    assert "efficientnet_lite0 at 64 px, batches of 8, bf16 on cpu, 1 threads and 0 workers" in said
-    assert re.search(r"as it is set │ +[\d.]+ │ +1.00", said)
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "efficientnet_lite0 at 64 px, batches of 8, bf16 on cpu, 1 threads and 0 workers" in printed
+    assert re.search(r"as it is set │ +[\d.]+ │ +1.00", printed)
     assert [path.name for path in tmp_path.iterdir()] == ["figures"]  # no run folder
 
 

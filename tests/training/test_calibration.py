@@ -8,7 +8,7 @@ from training.calibration import PlattScaling, ScoredDetections, cross_validate,
 from training.diagnosis import measure_calibration
 
 
-def underconfident(count: int, seed: int) -> ScoredDetections:
+def draw_underconfident(count: int, seed: int) -> ScoredDetections:
     """Draws detections whose logits are a third of the calibrated ones, plus an offset."""
     random = np.random.default_rng(seed)
     logits = random.uniform(-5, 5, count)
@@ -18,11 +18,11 @@ def underconfident(count: int, seed: int) -> ScoredDetections:
 
 
 def test_scaling_lowers_the_calibration_error_on_unseen_detections() -> None:
-    evidence = underconfident(20_000, seed=0)
+    evidence = draw_underconfident(20_000, seed=0)
     scaling = fit_platt_scaling(evidence)
     assert scaling is not None
     assert scaling == pytest.approx((3.0, 0.6), abs=0.15)
-    unseen = underconfident(20_000, seed=1)
+    unseen = draw_underconfident(20_000, seed=1)
     before = measure_calibration(unseen.scores, unseen.is_correct).error
     after = measure_calibration(scaling.apply(unseen.scores), unseen.is_correct).error
     assert before is not None and after is not None

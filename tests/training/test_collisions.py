@@ -7,7 +7,7 @@ from model.detector import Detections
 from training.collisions import find_collisions, measure_crowds
 from training.datasets.dataset import Dataset, Object, make_photo
 
-# centres at (16, 16), (18, 18), (20.5, 16) and (40, 40) of a photo that is not scaled; the crowd does not count
+# centres at (16, 16), (18, 18), (20.5, 16) and (40, 40) of an unscaled photo; the ignored object does not count
 BOXES = [(6, 6, 26, 26), (16, 16, 20, 20), (18.5, 12, 22.5, 20), (30, 30, 50, 50)]
 OBJECTS = [Object(box, 0) for box in BOXES] + [Object(BOXES[3], 0, is_ignored=True), Object(BOXES[3], 1)]
 PHOTO = make_photo(1, Path("p"), 64, 64, OBJECTS)
@@ -17,7 +17,7 @@ PHOTO = make_photo(1, Path("p"), 64, 64, OBJECTS)
     ("input_size", "stride", "collides", "is_adjacent"),
     [(64, 4, [0, 1], [2]), (64, 2, [], [0, 1, 2]), (128, 4, [], [0, 1, 2]), (64, 32, [0, 1, 2], [3])],
 )
-def test_objects_that_a_heatmap_cannot_tell_apart_are_found(
+def test_objects_with_colliding_or_adjacent_centres_are_found(
     input_size: int, stride: int, collides: list[int], is_adjacent: list[int]
 ) -> None:
     found = find_collisions(PHOTO, input_size, stride)
@@ -26,7 +26,7 @@ def test_objects_that_a_heatmap_cannot_tell_apart_are_found(
 
 
 @pytest.mark.parametrize(("rows", "hits"), [([0, 1, 2, 3], 3), ([0, 0, 3], 1), ([3], 0), ([], 0)])
-def test_recall_of_crowds_counts_the_crowded_alone(rows: list[int], hits: int) -> None:
+def test_crowd_recall_counts_only_crowded_objects(rows: list[int], hits: int) -> None:
     dataset = Dataset(Path("x"), ("a", "b"), (1, 2), (PHOTO,))
     found = Detections(PHOTO.boxes_xyxy[rows], np.full(len(rows), 0.5, np.float32), np.zeros(len(rows), np.int64))
     recall = measure_crowds(dataset, [found], 64)

@@ -53,12 +53,12 @@ def test_every_setting_can_be_a_flag(name: str) -> None:
         ({"patience": "-1"}, "patience.*greater than or equal to 0"),
     ],
 )
-def test_a_wrong_setting_is_named(override: dict[str, str], message: str) -> None:
+def test_invalid_setting_is_named(override: dict[str, str], message: str) -> None:
     with pytest.raises(InvalidConfig, match=message):
         load_config(CONFIGS / "tiny.toml", override)
 
 
-def test_an_hourglass_takes_multiples_of_its_own_stride(shapes: Path, tmp_path: Path) -> None:
+def test_hourglass_image_sizes_are_multiples_of_128(shapes: Path, tmp_path: Path) -> None:
     settings = {"backbone": "hourglass104", "neck": "none", "epochs": 10}
     config = small_config(shapes, tmp_path, **settings, input_size=512, first_train_size=256)
     sizes = [config.image_size(epoch) for epoch in range(10)]
@@ -69,12 +69,12 @@ def test_an_hourglass_takes_multiples_of_its_own_stride(shapes: Path, tmp_path: 
 @pytest.mark.parametrize(
     ("arguments", "message"), [(["--epochs"], "--epochs needs a value"), (["more"], "unexpected argument 'more'")]
 )
-def test_a_stray_argument_is_named(arguments: list[str], message: str) -> None:
+def test_malformed_argument_is_named(arguments: list[str], message: str) -> None:
     with pytest.raises(InvalidConfig, match=message):
         parse_overrides(arguments)
 
 
-def test_a_missing_or_broken_file_is_named(tmp_path: Path) -> None:
+def test_missing_or_invalid_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(InvalidConfig, match="no such configuration file"):
         load_config(tmp_path / "none.toml", {})
     (tmp_path / "bad.toml").write_text("epochs = ")
@@ -82,7 +82,7 @@ def test_a_missing_or_broken_file_is_named(tmp_path: Path) -> None:
         load_config(tmp_path / "bad.toml", {})
 
 
-def test_pictures_grow_to_their_last_size(shapes: Path, tmp_path: Path) -> None:
+def test_image_size_grows_to_the_final_size(shapes: Path, tmp_path: Path) -> None:
     config = small_config(shapes, tmp_path, epochs=10, first_train_size=64, train_size=128)
     sizes = [config.image_size(epoch) for epoch in range(10)]
     assert sizes[0] == 64 and sizes[8:] == [128, 128]
@@ -90,19 +90,19 @@ def test_pictures_grow_to_their_last_size(shapes: Path, tmp_path: Path) -> None:
     assert small_config(shapes, tmp_path).image_size(0) == 64
 
 
-def test_a_missing_setting_is_asked_for(tmp_path: Path) -> None:
+def test_missing_setting_is_named_with_its_flag(tmp_path: Path) -> None:
     path = tmp_path / "short.toml"
     path.write_text('name = "short"\ndataset = "mine"\nepochs = 3\n')
     with pytest.raises(InvalidConfig, match=r"short\.toml: data_root is required: .* or give --data-root"):
         load_config(path, {})
 
 
-def test_drops_are_taken_back_by_an_empty_flag() -> None:
+def test_empty_flag_removes_the_learning_rate_drops() -> None:
     config = load_config(CONFIGS / "photos-paper.toml", parse_overrides(["--learning-rate-drops=", "--epochs", "3"]))
     assert config.learning_rate_drops == ()
 
 
-def test_the_learning_rate_is_scaled_only_where_its_batch_size_is_named(shapes: Path, tmp_path: Path) -> None:
+def test_learning_rate_is_scaled_only_if_its_batch_size_is_set(shapes: Path, tmp_path: Path) -> None:
     config = small_config(shapes, tmp_path, batch_size=16, learning_rate=1e-3)
     assert config.scaled_learning_rate == 1e-3
     assert config.model_copy(update={"learning_rate_batch_size": 64}).scaled_learning_rate == pytest.approx(2.5e-4)

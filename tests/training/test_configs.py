@@ -1,4 +1,4 @@
-"""The recipes: each is valid, builds its network, and the paper's say what the paper says."""
+"""Every recipe is valid and builds its network; those of the paper have the paper's settings."""
 
 from pathlib import Path
 
@@ -11,15 +11,15 @@ from training.config import load_config
 
 CONFIGS = Path(__file__).parents[2] / "training" / "configs"
 RECIPES = sorted(CONFIGS.glob("*.toml"))
-THE_PAPERS = [path for path in RECIPES if path.stem.startswith(("coco", "voc")) and not path.stem.endswith("-ours")]
+PAPER_RECIPES = [path for path in RECIPES if path.stem.startswith(("coco", "voc")) and not path.stem.endswith("-ours")]
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_a_recipe_is_valid_and_named_after_its_file_and_all_of_its_network_learns(path: Path) -> None:
+def test_recipe_has_its_files_name_and_trains_every_parameter(path: Path) -> None:
     config = load_config(path, {})
     assert config.name == path.stem
     cells = config.input_size // 4
-    with FakeTensorMode():  # shapes without values: the largest network takes no memory
+    with FakeTensorMode():  # shapes only, so that the largest network takes no memory
         network = build_network(config, 80)
         maps = network(torch.zeros(2, config.input_size, config.input_size, 3, dtype=torch.uint8))
         found = [
@@ -32,8 +32,8 @@ def test_a_recipe_is_valid_and_named_after_its_file_and_all_of_its_network_learn
     assert [name for name, parameter in network.named_parameters() if parameter.grad is None] == []
 
 
-@pytest.mark.parametrize("path", THE_PAPERS, ids=lambda path: path.stem)
-def test_a_recipe_of_the_papers_has_its_settings(path: Path) -> None:
+@pytest.mark.parametrize("path", PAPER_RECIPES, ids=lambda path: path.stem)
+def test_paper_recipes_have_the_papers_settings(path: Path) -> None:
     config = load_config(path, {})
     assert (config.optimizer, config.radius, config.radius_iou) == ("adam", "published", 0.7)
     assert (config.heatmap_loss, config.heatmap_weight, config.offset_weight) == ("focal", 1, 0.5)
@@ -50,6 +50,6 @@ def test_a_recipe_of_the_papers_has_its_settings(path: Path) -> None:
         assert schedule in {(128, 5e-4, 140, (90, 120)), (128, 5e-4, 230, (180, 210)), (24, 2.5e-4, 50, (40,))}
 
 
-def test_a_recipe_for_eight_gpus_fits_one() -> None:
+def test_learning_rate_of_a_recipe_for_eight_gpus_scales_to_one() -> None:
     config = load_config(CONFIGS / "coco-resnet18.toml", {"batch_size": "16"})
     assert config.scaled_learning_rate == pytest.approx(6.25e-5)

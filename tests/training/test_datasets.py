@@ -40,7 +40,7 @@ def write(tmp_path: Path) -> Callable[[Any], Path]:
     return write_annotations
 
 
-def test_boxes_become_corners_and_categories_labels_in_the_order_of_their_ids(write: Callable[[Any], Path]) -> None:
+def test_boxes_become_corners_and_labels_follow_the_order_of_category_ids(write: Callable[[Any], Path]) -> None:
     path = write(CONTENT)
     dataset = load_dataset(path, path.parent)
     assert dataset.labels == ("cat", "dog")
@@ -64,18 +64,18 @@ def with_joints(*objects: dict[str, Any], **category: Any) -> dict[str, Any]:
     return content
 
 
-def test_joints_are_those_that_a_category_names(write: Callable[[Any], Path]) -> None:
+def test_keypoints_are_those_that_the_category_names(write: Callable[[Any], Path]) -> None:
     path = write(with_joints({"keypoints": [12, 6, 2, 99, 99, 0]}))
     dataset = load_dataset(path, path.parent)
     assert dataset.skeleton == Skeleton(("nose", "tail"), ((0, 1),))
     dog, cat = dataset.photos[0].keypoints.tolist()
     assert dog == [[12, 6, 2], [0, 0, 0]]
-    assert cat == [[0, 0, 0], [0, 0, 0]]  # its category has none
+    assert cat == [[0, 0, 0], [0, 0, 0]]  # its category has no keypoints
     assert dataset.photos[1].keypoints.shape == (1, 2, 3)
 
 
 @pytest.mark.parametrize("changes", [{}, {"keypoints": [0] * 6, "num_keypoints": 0}, {"keypoints": []}])
-def test_joints_that_nobody_annotated_are_unknown(write: Callable[[Any], Path], changes: dict[str, Any]) -> None:
+def test_unannotated_keypoints_are_unknown(write: Callable[[Any], Path], changes: dict[str, Any]) -> None:
     path = write(with_joints(changes))
     assert (load_dataset(path, path.parent).photos[0].keypoints[0, :, 2] == -1).all()
 
@@ -89,7 +89,7 @@ def test_joints_that_nobody_annotated_are_unknown(write: Callable[[Any], Path], 
         (["12", 6, 2, 0, 0, 0], "annotation 1: keypoints are not a list of numbers"),
     ],
 )
-def test_joint_that_cannot_be_is_named(write: Callable[[Any], Path], keypoints: list[Any], words: str) -> None:
+def test_invalid_keypoints_are_named(write: Callable[[Any], Path], keypoints: list[Any], words: str) -> None:
     path = write(with_joints({"keypoints": keypoints}))
     with pytest.raises(InvalidDataset, match=re.escape(words)):
         load_dataset(path, path.parent)
@@ -103,7 +103,9 @@ def test_joint_that_cannot_be_is_named(write: Callable[[Any], Path], keypoints: 
         ({"keypoints": ["nose", "tail"], "skeleton": [[0, 1], [1, 2]]}, "keypoints count from 1"),
     ],
 )
-def test_categories_agree_on_their_joints(write: Callable[[Any], Path], second: dict[str, Any], words: str) -> None:
+def test_inconsistent_or_invalid_category_keypoints_are_rejected(
+    write: Callable[[Any], Path], second: dict[str, Any], words: str
+) -> None:
     content = with_joints(**({"keypoints": second["keypoints"]} if "duplicate" in words else {}))
     content["categories"][1] |= second
     path = write(content)
@@ -111,12 +113,12 @@ def test_categories_agree_on_their_joints(write: Callable[[Any], Path], second: 
         load_dataset(path, path.parent)
 
 
-def test_areas_are_the_objects_own_where_they_are_known(write: Callable[[Any], Path]) -> None:
+def test_annotated_areas_take_precedence_over_box_areas(write: Callable[[Any], Path]) -> None:
     path = write(change("annotations", 0, area=77.5))
     assert load_dataset(path, path.parent).photos[0].areas.tolist() == [77.5, 1200]
 
 
-def test_a_box_that_says_that_it_shows_nothing_is_left_out(write: Callable[[Any], Path]) -> None:
+def test_empty_box_with_area_zero_is_skipped(write: Callable[[Any], Path]) -> None:
     path = write(change("annotations", 0, bbox=[10, 5, 4, 0.0], area=0.0))
     assert len(load_dataset(path, path.parent).photos[0].labels) == 1
 
@@ -171,13 +173,13 @@ def test_each_fault_is_named_with_its_annotation(write: Callable[[Any], Path], c
         load_dataset(path, path.parent)
 
 
-def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
+def test_unsupported_file_type_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "boxes.csv").touch()
     with pytest.raises(InvalidDataset, match=r"boxes\.csv: give a COCO \.json"):
         load_dataset(tmp_path / "boxes.csv", tmp_path)
 
 
-def test_a_missing_or_broken_file_is_named(tmp_path: Path) -> None:
+def test_missing_or_invalid_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(InvalidDataset, match=r"none\.json: no such annotation file"):
         load_dataset(tmp_path / "none.json", tmp_path)
     (tmp_path / "half.json").write_text('{"images": [')
@@ -208,7 +210,7 @@ VOC = """<annotation>
 
 @pytest.fixture
 def voc(tmp_path: Path) -> Path:
-    """Two photos and a third one of another split; returns the split's list."""
+    """Writes two photos of one split and a third of another; returns the first split's list file."""
     split = tmp_path / "ImageSets" / "Main" / "train.txt"
     split.parent.mkdir(parents=True)
     split.write_text("000001\n000002  -1\n\n")
@@ -221,9 +223,9 @@ def voc(tmp_path: Path) -> Path:
     return split
 
 
-def test_voc_counts_from_one_and_its_difficult_objects_are_ignored(voc: Path) -> None:
+def test_voc_boxes_are_one_based_and_difficult_objects_ignored(voc: Path) -> None:
     dataset = load_dataset(voc, voc.parents[2] / "JPEGImages")
-    assert dataset.labels == ("bird", "cat", "dog")  # the other splits' too
+    assert dataset.labels == ("bird", "cat", "dog")  # includes the other split's bird
     assert [photo.path.name for photo in dataset.photos] == ["000001.jpg", "000002.jpg"]
     assert (dataset.photos[0].width, dataset.photos[0].height) == (40, 30)
     assert dataset.photos[0].boxes_xyxy.tolist() == [[10, 5, 30, 15], [0, 0, 40, 30]]
@@ -243,7 +245,7 @@ def test_voc_counts_from_one_and_its_difficult_objects_are_ignored(voc: Path) ->
         ("</annotation>", "", r"000001\.xml: not valid XML"),
     ],
 )
-def test_each_fault_of_voc_is_named_with_its_file(voc: Path, old: str, new: str, message: str) -> None:
+def test_each_voc_fault_is_named_with_its_file(voc: Path, old: str, new: str, message: str) -> None:
     path = voc.parents[2] / "Annotations" / "000001.xml"
     path.write_text(path.read_text().replace(old, new))
     with pytest.raises(InvalidDataset, match=message):
@@ -254,13 +256,13 @@ def test_each_fault_of_voc_is_named_with_its_file(voc: Path, old: str, new: str,
     assert "000002.jpg" in [photo.path.name for photo in rest.photos]
 
 
-def test_voc_names_the_line_of_a_photo_that_is_not_there(voc: Path) -> None:
+def test_missing_voc_annotation_is_named_with_its_line(voc: Path) -> None:
     voc.write_text("000001\n000009\n")
     with pytest.raises(InvalidDataset, match=r"train\.txt:2: there is no readable .*000009\.xml"):
         load_dataset(voc, voc.parents[2] / "JPEGImages")
 
 
-def test_a_list_outside_of_a_voc_folder_is_refused(tmp_path: Path) -> None:
+def test_split_file_outside_a_voc_folder_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "train.txt").write_text("000001\n")
     with pytest.raises(InvalidDataset, match=r"there is no folder .*Annotations"):
         load_dataset(tmp_path / "train.txt", tmp_path)
@@ -268,7 +270,7 @@ def test_a_list_outside_of_a_voc_folder_is_refused(tmp_path: Path) -> None:
 
 @pytest.fixture
 def yolo(tmp_path: Path) -> Path:
-    """Two photos with boxes and one without; returns `data.yaml`."""
+    """Writes two photos with boxes and one without; returns the path of `data.yaml`."""
     for name in ("a", "deeper/b", "c"):
         write_photo(tmp_path / "images" / "train" / f"{name}.png")
     labels = tmp_path / "labels" / "train"
@@ -279,7 +281,7 @@ def yolo(tmp_path: Path) -> Path:
     return tmp_path / "data.yaml"
 
 
-def test_yolo_fractions_become_pixels_and_photos_without_a_file_show_nothing(yolo: Path) -> None:
+def test_yolo_fractions_become_pixels_and_photos_without_a_label_file_are_empty(yolo: Path) -> None:
     dataset = load_dataset(yolo, yolo.parent / "images" / "train")
     assert dataset.labels == ("cat", "dog")
     assert [photo.path.name for photo in dataset.photos] == ["a.png", "c.png", "b.png"]
@@ -301,13 +303,13 @@ def test_yolo_fractions_become_pixels_and_photos_without_a_file_show_nothing(yol
         ("1 0.5 0.5 0 0.2", r"a\.txt:2: box .* no positive width"),
     ],
 )
-def test_each_fault_of_yolo_is_named_with_its_line(yolo: Path, line: str, message: str) -> None:
+def test_each_yolo_fault_is_named_with_its_line(yolo: Path, line: str, message: str) -> None:
     (yolo.parent / "labels" / "train" / "a.txt").write_text(f"1 0.5 0.5 0.5 0.2\n{line}\n")
     with pytest.raises(InvalidDataset, match=message):
         load_dataset(yolo, yolo.parent / "images" / "train")
 
 
-def test_joints_of_yolo_are_no_polygon(yolo: Path) -> None:
+def test_yolo_keypoints_are_not_read_as_a_polygon(yolo: Path) -> None:
     yolo.write_text("names: [cat, dog]\nkpt_shape: [2, 2]\n")
     (yolo.parent / "labels" / "train" / "deeper" / "b.txt").unlink()
     labels = yolo.parent / "labels" / "train" / "a.txt"
@@ -323,13 +325,13 @@ def test_joints_of_yolo_are_no_polygon(yolo: Path) -> None:
     "content",
     ["names: 3", "names: [cat, cat]", "names: {1: cat}", "nc: 2", "names: [", "- a", "names: [a]\nkpt_shape: 3"],
 )
-def test_names_that_are_none_are_refused(yolo: Path, content: str) -> None:
+def test_invalid_data_yaml_is_rejected(yolo: Path, content: str) -> None:
     yolo.write_text(content)
     with pytest.raises(InvalidDataset, match=r"data\.yaml: "):
         load_dataset(yolo, yolo.parent / "images" / "train")
 
 
-def test_broken_photo_of_yolo_is_named(yolo: Path) -> None:
+def test_broken_yolo_photo_is_named(yolo: Path) -> None:
     (yolo.parent / "images" / "train" / "c.png").write_bytes(b"no picture")
     with pytest.raises(InvalidDataset, match=r"c\.png: these bytes are no image"):
         load_dataset(yolo, yolo.parent / "images" / "train")

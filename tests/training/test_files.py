@@ -8,7 +8,7 @@ from training.charts import Point, draw_trade_off, save_chart
 from training.files import write_json, write_text
 
 
-def test_a_missing_folder_is_made(tmp_path: Path) -> None:
+def test_missing_folders_are_created(tmp_path: Path) -> None:
     path = tmp_path / "a" / "b" / "figures.json"
     write_json(path, {"name": "é", "ap": 1.5})
     assert json.loads(path.read_text()) == {"name": "é", "ap": 1.5}
@@ -19,11 +19,11 @@ def test_a_missing_folder_is_made(tmp_path: Path) -> None:
     assert chart.read_bytes().startswith(b"\x89PNG")
 
 
-def test_what_cannot_be_written_whole_leaves_the_file_as_it_was(tmp_path: Path) -> None:
+def test_failed_write_keeps_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "report.html"
     write_text(path, "before")
     with pytest.raises(UnicodeEncodeError):
-        write_text(path, "after \ud800")  # half a character
+        write_text(path, "after \ud800")  # an unpaired surrogate
     assert path.read_text() == "before"
 
 
@@ -39,7 +39,7 @@ def test_what_cannot_be_written_whole_leaves_the_file_as_it_was(tmp_path: Path) 
         (["export", "none.pt", "none.onnx", "--precision", "fp16"], "--report", "report.json"),
     ],
 )
-def test_what_cannot_be_written_is_said_before_the_work(
+def test_unwritable_output_path_is_reported_before_any_work(
     command: list[str], flag: str, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").touch()
@@ -48,7 +48,7 @@ def test_what_cannot_be_written_is_said_before_the_work(
     assert capsys.readouterr().err.startswith(f"centernet-train: {flag}: {tmp_path}/file/folder")
 
 
-def test_a_folder_is_no_file_to_write(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_folder_as_output_file_is_rejected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         main(["evaluate", "none.pt", "--json", str(tmp_path)])
     assert f"--json: {tmp_path} is a folder, but must be a file" in capsys.readouterr().err

@@ -16,10 +16,10 @@ from training.inspect import draw_crowds, draw_views
 def test_valid_data_set_is_counted_and_drawn(shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = [str(shapes / "train.json"), str(shapes / "images"), "--output", str(tmp_path), "--input-size", "64"]
     main(["inspect", *arguments])
-    said = capsys.readouterr().out
+    printed = capsys.readouterr().out
     content = json.loads((shapes / "train.json").read_text())
-    assert f"24 photos, {len(content['annotations'])} boxes, 0 faults" in " ".join(said.split())
-    row = next(line for line in said.splitlines() if "circle" in line)
+    assert f"24 photos, {len(content['annotations'])} boxes, 0 faults" in " ".join(printed.split())
+    row = next(line for line in printed.splitlines() if "circle" in line)
     circles = [a for a in content["annotations"] if a["category_id"] == 1]
     assert [int(cell) for cell in row.split("│")[2:4]] == [len({a["image_id"] for a in circles}), len(circles)]
     assert cv2.imread(str(tmp_path / "views.jpg")).shape == (4 * 64, 4 * 2 * 64, 3)
@@ -55,13 +55,13 @@ def test_centres_are_white_and_ignored_cells_grey(shapes: Path, tmp_path: Path) 
     lone = make_photo(1, photo.path, photo.width, photo.height, [Object((70, 70, 90, 90), 0)])
     crowd = make_photo(1, photo.path, photo.width, photo.height, [Object(whole, 0, is_ignored=True)])
     pictures = [draw_views(Dataset(Path("x"), ("a",), (1,), (each,)), config) for each in (lone, crowd)]
-    lone_glow, crowd_glow = (picture[:, 64:128].astype(int) for picture in pictures)
-    assert lone_glow[33, 33].min() > lone_glow[5, 5].max()
-    assert lone_glow[33, 33].min() >= 204
-    assert (np.abs(crowd_glow - lone_glow)[5, 5] >= 80).all()
+    lone_heatmap, crowd_heatmap = (picture[:, 64:128].astype(int) for picture in pictures)
+    assert lone_heatmap[33, 33].min() > lone_heatmap[5, 5].max()
+    assert lone_heatmap[33, 33].min() >= 204
+    assert (np.abs(crowd_heatmap - lone_heatmap)[5, 5] >= 80).all()
 
 
-def test_crowds_are_drawn_where_there_are_some(shapes: Path) -> None:
+def test_crowds_are_drawn_only_if_there_are_any(shapes: Path) -> None:
     photo = load_dataset(shapes / "train.json", shapes / "images").photos[0]
     boxes = [(60, 60, 100, 100), (62, 60, 102, 100), (10, 10, 30, 30)]
     crowded = make_photo(1, photo.path, photo.width, photo.height, [Object(box, 0) for box in boxes])

@@ -17,10 +17,10 @@ from training.loader import MicroBatch, training_batches
 from training.processes import SINGLE_PROCESS
 
 
-def start(
+def make_learner(
     shapes: Path, tmp_path: Path, joints: Sequence[str] = (), **settings: Any
 ) -> tuple[Learner, tuple[MicroBatch, ...]]:
-    """A learner in fp32 whose batch norms keep their statistics, and the parts of its first batch."""
+    """Returns an fp32 learner with frozen batch-norm statistics, and the micro-batches of its first batch."""
     config = small_config(shapes, tmp_path, precision="fp32", **settings)
     annotations = add_joints(shapes / "train.json", tmp_path / "joints.json") if joints else shapes / "train.json"
     dataset = load_dataset(annotations, shapes / "images")
@@ -33,10 +33,15 @@ def start(
 
 
 @pytest.mark.parametrize("joints", [(), JOINTS])
-def test_a_batch_in_parts_teaches_what_it_teaches_whole(shapes: Path, tmp_path: Path, joints: Sequence[str]) -> None:
-    (whole, batch), (split, parts) = (start(shapes, tmp_path, joints, seed=2, accumulate=count) for count in (1, 4))
+def test_gradients_of_micro_batches_equal_those_of_the_whole_batch(
+    shapes: Path, tmp_path: Path, joints: Sequence[str]
+) -> None:
+    (whole, batch), (split, parts) = (
+        make_learner(shapes, tmp_path, joints, seed=2, accumulate=count) for count in (1, 4)
+    )
     assert [len(images) for images, _ in parts] == [2, 2, 2, 2]
-    assert len({int(targets.mask.sum()) for _, targets in parts}) > 1  # each divided by its own count would be wrong
+    # dividing each micro-batch by its own object count would be wrong
+    assert len({int(targets.mask.sum()) for _, targets in parts}) > 1
     one, other = whole.step(batch), split.step(parts)
     for name, loss in one.losses.items():
         assert other.losses[name].item() == pytest.approx(loss.item(), rel=1e-5)
@@ -47,8 +52,8 @@ def test_a_batch_in_parts_teaches_what_it_teaches_whole(shapes: Path, tmp_path: 
         assert distance < 1e-3, name
 
 
-def test_a_batch_without_an_object_still_teaches(shapes: Path, tmp_path: Path) -> None:
-    learner, [(images, targets)] = start(shapes, tmp_path)
+def test_batch_without_objects_still_has_gradients(shapes: Path, tmp_path: Path) -> None:
+    learner, [(images, targets)] = make_learner(shapes, tmp_path)
     *boxes, joints = targets
     empty = Targets(*map(torch.zeros_like, boxes), KeypointTargets(*map(torch.zeros_like, joints)))
     found = learner.step([(images, empty)])
@@ -56,24 +61,24 @@ def test_a_batch_without_an_object_still_teaches(shapes: Path, tmp_path: Path) -
     assert found.losses["heatmap"] > 0 and found.gradient_norm > 0
 
 
-def test_the_learning_rate_follows_the_batch(shapes: Path, tmp_path: Path) -> None:
+def test_learning_rate_scales_with_the_batch_size(shapes: Path, tmp_path: Path) -> None:
     settings = {"warmup_steps": 0, "learning_rate": 5e-4, "learning_rate_batch_size": 128}
-    learner, parts = start(shapes, tmp_path, **settings)
+    learner, parts = make_learner(shapes, tmp_path, **settings)
     assert learner.step(parts).learning_rate == pytest.approx(5e-4 * 8 / 128)
     rate = "learning rate 3.125e-05 (0.0005 is for batches of 128)"
     assert learner.describe_steps() == f"batches of 8 on cpu in fp32, {rate}"
-    learner, parts = start(shapes, tmp_path, warmup_steps=0, learning_rate=5e-4)
+    learner, parts = make_learner(shapes, tmp_path, warmup_steps=0, learning_rate=5e-4)
     assert learner.step(parts).learning_rate == 5e-4
     assert learner.describe_steps() == "batches of 8 on cpu in fp32, learning rate 0.0005"
 
 
-def test_a_resting_backbone_learns_from_its_epoch_on(shapes: Path, tmp_path: Path) -> None:
+def test_frozen_backbone_trains_after_its_frozen_epochs(shapes: Path, tmp_path: Path) -> None:
     lite = {"backbone": "efficientnet_lite0", "pretrained": "imagenet", "frozen_stages": 1, "weight_decay": 0.5}
-    learner, parts = start(shapes, tmp_path, freeze_backbone_epochs=1, **lite)
+    learner, parts = make_learner(shapes, tmp_path, freeze_backbone_epochs=1, **lite)
     stages = [nn.ModuleList(stage) for stage in learner.network.backbone.stages()]
 
-    def learn(epoch: int) -> list[bool]:
-        """Which stages, and at last the neck, an epoch's first step has changed."""
+    def find_changes(epoch: int) -> list[bool]:
+        """Returns whether an epoch's first step changes each stage and, last, the neck."""
         learner.begin_epoch(epoch)
         groups = [*stages, learner.network.neck]
         before = [[value.clone() for value in group.state_dict().values()] for group in groups]
@@ -83,12 +88,12 @@ def test_a_resting_backbone_learns_from_its_epoch_on(shapes: Path, tmp_path: Pat
             for values, group in zip(before, groups, strict=True)
         ]
 
-    assert learn(0) == [False] * len(stages) + [True]
-    assert learn(1) == [False] + [True] * len(stages)
+    assert find_changes(0) == [False] * len(stages) + [True]
+    assert find_changes(1) == [False] + [True] * len(stages)
 
 
-def test_a_head_that_no_loss_teaches_stays(shapes: Path, tmp_path: Path) -> None:
-    learner, parts = start(shapes, tmp_path, giou_weight=0.0, offset_weight=0.0)
+def test_heads_without_a_loss_do_not_change(shapes: Path, tmp_path: Path) -> None:
+    learner, parts = make_learner(shapes, tmp_path, giou_weight=0.0, offset_weight=0.0)
     before = {name: value.clone() for name, value in learner.network.state_dict().items()}
     assert set(learner.step(parts).losses) == {"heatmap", "size"}
     changed = {
@@ -97,25 +102,25 @@ def test_a_head_that_no_loss_teaches_stays(shapes: Path, tmp_path: Path) -> None
     assert changed == {"backbone", "neck", "heatmap_head", "size_head"}
 
 
-def test_channels_are_blanked_in_training_alone(shapes: Path, tmp_path: Path) -> None:
-    learner, [(images, _)] = start(shapes, tmp_path, channel_dropout=0.5, seed=3)
+def test_channel_dropout_applies_only_in_training(shapes: Path, tmp_path: Path) -> None:
+    learner, [(images, _)] = make_learner(shapes, tmp_path, channel_dropout=0.5, seed=3)
     network, seen = learner.network, []
     network.neck.register_forward_pre_hook(lambda _, maps: seen.append(maps[0]))
     network(images)
     network.eval()
     network(images)
-    for blanked, whole in zip(*seen, strict=True):
-        is_blank = (blanked == 0).flatten(2).all(2)
-        kept = ~is_blank
-        assert 0.3 < is_blank.float().mean() < 0.7
-        torch.testing.assert_close(blanked[kept], 2 * whole[kept])
+    for with_dropout, without in zip(*seen, strict=True):
+        is_dropped = (with_dropout == 0).flatten(2).all(2)
+        kept = ~is_dropped
+        assert 0.3 < is_dropped.float().mean() < 0.7
+        torch.testing.assert_close(with_dropout[kept], 2 * without[kept])
 
 
 @pytest.mark.parametrize(
     ("capabilities", "precision"),
     [({"avx512_bf16": True}, "bf16"), ({"amx_bf16": True}, "bf16"), ({"avx2": True, "avx512_bf16": False}, "fp32")],
 )
-def test_precision_is_what_the_cpu_computes_in(
+def test_auto_precision_is_bf16_only_on_cpus_that_support_it(
     capabilities: dict[str, bool], precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
@@ -123,8 +128,8 @@ def test_precision_is_what_the_cpu_computes_in(
     assert choose_precision("fp16", torch.device("cpu")) == "fp16"
 
 
-def test_a_run_goes_on_in_another_precision(shapes: Path, tmp_path: Path) -> None:
-    learner, parts = start(shapes, tmp_path)
+def test_run_resumes_in_another_precision(shapes: Path, tmp_path: Path) -> None:
+    learner, parts = make_learner(shapes, tmp_path)
     learner.step(parts)
     dataset = load_dataset(shapes / "train.json", shapes / "images")
     scaled = Learner(small_config(shapes, tmp_path, precision="fp16"), dataset, SINGLE_PROCESS, Console(quiet=True))

@@ -19,7 +19,7 @@ from training.processes import Processes
 
 @pytest.fixture
 def dataset() -> Dataset:
-    """100 photos: class 0 on all, class 1 on 25, class 2 on one; class 3 on none."""
+    """100 photos: class 0 in all, class 1 in 25, class 2 in one, and class 3 only as ignored crowds."""
 
     def photo(index: int) -> Photo:
         labels = [0] + [1] * (index % 4 == 0) + [2] * (index == 8)
@@ -30,7 +30,7 @@ def dataset() -> Dataset:
     return Dataset(Path("x.json"), ("a", "b", "c", "d"), (1, 2, 3, 4), tuple(photo(i) for i in range(100)))
 
 
-def test_photos_of_rare_classes_come_oftener(dataset: Dataset) -> None:
+def test_rare_classes_are_sampled_more_often(dataset: Dataset) -> None:
     factors = repeat_factors(dataset, 0.04)
     assert factors[8] == pytest.approx(2.0)  # sqrt(0.04 / 0.01)
     assert (np.delete(factors, 8) == 1).all()
@@ -38,8 +38,8 @@ def test_photos_of_rare_classes_come_oftener(dataset: Dataset) -> None:
     assert (repeat_factors(dataset, 0.0) == 1).all()
 
 
-def test_an_epoch_shows_every_photo_and_repeats_by_chance(dataset: Dataset, shapes: Path, tmp_path: Path) -> None:
-    config = small_config(shapes, tmp_path, repeat_threshold=0.0225)  # the rare photo: 1.5 times an epoch
+def test_epoch_has_every_photo_and_stochastic_repeats(dataset: Dataset, shapes: Path, tmp_path: Path) -> None:
+    config = small_config(shapes, tmp_path, repeat_threshold=0.0225)  # repeat factor 1.5 for the rare photo
     counts = [np.bincount(TrainingViews(dataset, config, epoch).order, minlength=100) for epoch in range(100)]
     assert all((np.delete(count, 8) == 1).all() for count in counts)
     assert {int(count[8]) for count in counts} == {1, 2}
@@ -59,7 +59,7 @@ def test_an_epoch_shows_every_photo_and_repeats_by_chance(dataset: Dataset, shap
         (32, "cuda", 8, 2, 32),
     ],
 )
-def test_workers_share_the_cpus_that_feed_gpus_and_take_none_from_a_step_unless_told_to(
+def test_workers_default_to_a_share_of_the_cpus_on_gpus_and_to_none_on_cpu(
     wanted: int | None, device: str, cpus: int, processes: int, workers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loader, "count_cpus", lambda: cpus)
@@ -67,7 +67,7 @@ def test_workers_share_the_cpus_that_feed_gpus_and_take_none_from_a_step_unless_
     assert choose_workers(wanted, torch.device(device), of_machine) == workers
 
 
-def test_a_restart_sees_the_batches_that_the_run_would_have_seen(config: Config, train_set: Dataset) -> None:
+def test_resumed_epoch_has_the_remaining_batches(config: Config, train_set: Dataset) -> None:
     whole = list(training_batches(train_set, config, 1, 0, torch.device("cpu")))
     rest = list(training_batches(train_set, config, 1, 1, torch.device("cpu")))
     assert len(rest) == len(whole) - 1 >= 1
@@ -77,7 +77,7 @@ def test_a_restart_sees_the_batches_that_the_run_would_have_seen(config: Config,
 
 
 @pytest.mark.parametrize("kind", ["mosaic", "copy_paste"])
-def test_what_is_composed_ends_before_the_last_epochs(kind: str, config: Config, train_set: Dataset) -> None:
+def test_mosaic_and_copy_paste_end_before_the_last_epochs(kind: str, config: Config, train_set: Dataset) -> None:
     plain = config.model_copy(update={"epochs": 5, "mosaic": 0.0, "copy_paste": 0.0})
     composed = plain.model_copy(update={kind: 1.0})
     for epoch, is_composed in ((0, True), (3, True), (4, False)):
@@ -85,7 +85,7 @@ def test_what_is_composed_ends_before_the_last_epochs(kind: str, config: Config,
         assert any((views[at][0] != singles[at][0]).any() for at in range(6)) == is_composed
 
 
-def test_a_rare_class_is_pasted_as_often_as_others(config: Config, train_set: Dataset) -> None:
+def test_copy_paste_oversamples_rare_classes(config: Config, train_set: Dataset) -> None:
     rare = [photo for photo in train_set.photos if 0 in photo.labels][:1]
     others = [photo for photo in train_set.photos if 0 not in photo.labels]
     dataset = dataclasses.replace(train_set, photos=(*rare, *others))
@@ -99,11 +99,11 @@ def test_a_rare_class_is_pasted_as_often_as_others(config: Config, train_set: Da
 
 
 @pytest.mark.parametrize(("width", "height"), [(300, 120), (120, 300)])
-def test_a_view_to_overfit_is_the_canvas_of_the_evaluation(tmp_path: Path, width: int, height: int) -> None:
-    """Photos with margins, in which any other view lies anywhere."""
+def test_overfit_view_is_the_evaluation_canvas(tmp_path: Path, width: int, height: int) -> None:
+    """Uses photos that are not square, whose letterbox has padding."""
     pixels = np.random.default_rng(0).integers(0, 256, (height // 10, width // 10, 3), np.uint8)
     Image.fromarray(pixels).resize((width, height)).save(tmp_path / "0.png")
-    seen, cut = (20, 30, 2), (width, height, 1)  # the last is on the photo's edge
+    seen, cut = (20, 30, 2), (width, height, 1)  # `cut` is on the photo's edge
     objects = [Object((10, 20, 90, 110), 0, keypoints=[seen, cut]), Object((0, 0, width, height), 0, is_ignored=True)]
     photo = make_photo(0, tmp_path / "0.png", width, height, objects, joint_count=2)
     dataset = Dataset(Path("x.json"), ("a",), (1,), (photo,), Skeleton(("one", "other")))
@@ -121,14 +121,14 @@ def test_a_view_to_overfit_is_the_canvas_of_the_evaluation(tmp_path: Path, width
         assert targets.mask.sum() == 1
 
 
-@pytest.mark.parametrize("turn", [1, 6])
-def test_a_large_photo_is_decoded_no_larger_than_its_views_need(tmp_path: Path, turn: int) -> None:
-    """A red square on grey, in a JPEG of 800 x 640 pixels for views of 64, upright or turned by its EXIF."""
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_large_jpeg_is_decoded_at_reduced_size(tmp_path: Path, orientation: int) -> None:
+    """Uses a red square on grey in a JPEG of 800 x 640 pixels, upright or rotated by EXIF, for views of 64 pixels."""
     pixels = np.full((640, 800, 3), 128, np.uint8)
     pixels[200:400, 300:500] = (255, 0, 0)
     exif = Image.Exif()
-    exif[0x0112] = turn
-    Image.fromarray(pixels if turn == 1 else np.rot90(pixels)).save(tmp_path / "0.jpg", exif=exif, quality=95)
+    exif[0x0112] = orientation
+    Image.fromarray(pixels if orientation == 1 else np.rot90(pixels)).save(tmp_path / "0.jpg", exif=exif, quality=95)
     config = small_config(tmp_path, tmp_path, aspect_jitter=0.2, scale_range=(0.8, 1.5), color_jitter=0.0)
     photo = make_photo(0, tmp_path / "0.jpg", 800, 640, [Object((300, 200, 500, 400), 0)])
     views = TrainingViews(Dataset(Path("x.json"), ("square",), (1,), (photo,)), config, 0)

@@ -20,7 +20,7 @@ workers = 0
 """
 
 
-def test_a_run_logs_what_it_said_and_a_resumed_one_goes_on(
+def test_run_logs_its_output_and_a_resumed_run_appends(
     shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "logged.toml"
@@ -29,11 +29,11 @@ def test_a_run_logs_what_it_said_and_a_resumed_one_goes_on(
     main(command)
     log = tmp_path / "logged" / "log.txt"
     first = log.read_text()
-    said = capsys.readouterr().out.splitlines()
-    assert said[0] == "24 photos to train on, 6 to validate on"
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0] == "24 photos to train on, 6 to validate on"
     lines = first.splitlines()
     assert len(lines[1:-1]) == 4
-    assert lines[1] == said[0]
+    assert lines[1] == printed[0]
     assert "epoch 1/1: AP" in lines[3]
     assert lines[-1].endswith(" ended")
 
@@ -48,7 +48,7 @@ def test_a_run_logs_what_it_said_and_a_resumed_one_goes_on(
     assert len([line for line in whole.splitlines() if line.endswith(" ended")]) == 2
 
 
-def test_a_run_that_is_refused_leaves_nothing(shapes: Path, tmp_path: Path) -> None:
+def test_rejected_run_leaves_no_folder(shapes: Path, tmp_path: Path) -> None:
     path = tmp_path / "logged.toml"
     path.write_text(SETTINGS)
     with pytest.raises(SystemExit):
@@ -56,7 +56,7 @@ def test_a_run_that_is_refused_leaves_nothing(shapes: Path, tmp_path: Path) -> N
     assert not (tmp_path / "logged").exists()
 
 
-def test_colours_and_progress_bars_stay_on_the_terminal(tmp_path: Path) -> None:
+def test_log_file_has_no_colours_or_progress_bars(tmp_path: Path) -> None:
     with (tmp_path / "terminal").open("w") as terminal:
         console = Console(file=terminal, force_terminal=True, width=40)
         with Log(console, tmp_path / "log.txt"):

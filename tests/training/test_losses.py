@@ -31,7 +31,7 @@ def test_focal_loss_of_one_centre_and_one_neighbour() -> None:
     assert focal_loss(logits, target).item() == pytest.approx(expected)
 
 
-def test_quality_focal_loss_is_least_where_probabilities_are_the_targets() -> None:
+def test_quality_focal_loss_is_zero_if_probabilities_equal_targets() -> None:
     target = torch.tensor([[[[1.0, 0.75, 0.0]]]])
     exact = torch.logit(target.clamp(1e-6, 1 - 1e-6))
     assert quality_focal_loss(exact, target).item() == pytest.approx(0, abs=1e-5)
@@ -54,7 +54,7 @@ def test_heatmap_losses_stay_finite_for_any_logit(
 
 
 @pytest.mark.parametrize("heatmap_loss", HEATMAP_LOSSES.values(), ids=HEATMAP_LOSSES)
-def test_ignored_cells_teach_nothing(heatmap_loss: Callable[[Tensor, Tensor], Tensor]) -> None:
+def test_ignored_cells_have_no_gradient(heatmap_loss: Callable[[Tensor, Tensor], Tensor]) -> None:
     logits = torch.tensor([[[[0.0, 3.0, -2.0]]]], requires_grad=True)
     heatmap_loss(logits, torch.tensor([[[[IGNORED, 1.0, IGNORED]]]])).backward()
     assert logits.grad is not None
@@ -88,13 +88,13 @@ def losses_of(maps: HeadMaps, targets: Targets, config: Config) -> dict[str, Ten
     return detection_losses(maps, targets, config, Counts(*count_targets(targets, config).clamp(min=1)))
 
 
-def test_dense_loss_counts_every_object_alike_and_is_zero_where_all_is_right(shapes, tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_dense_giou_loss_weights_objects_equally_and_is_zero_for_exact_boxes(shapes, tmp_path) -> None:  # type: ignore[no-untyped-def]
     targets = batch_of(torch.tensor([[0.0, 0.0, 8.0, 8.0], [16.0, 16.0, 60.0, 60.0]]))
     logits, config = torch.zeros(1, 1, 16, 16), small_config(shapes, tmp_path, giou_weight=1.0)
     assert losses_of(head_maps(logits, targets.size, targets.offset), targets, config)["giou"].item() == pytest.approx(
         0, abs=1e-4
     )
-    # twice as wide and high around the same centre: IoU 1/4, and nothing of the hull is empty
+    # twice as wide and high around the same centre: IoU 1/4, and the enclosing box has no empty area
     doubled = head_maps(logits, targets.size * 2, targets.offset)
     assert losses_of(doubled, targets, config)["giou"].item() == pytest.approx(0.75, abs=1e-4)
 
@@ -102,37 +102,38 @@ def test_dense_loss_counts_every_object_alike_and_is_zero_where_all_is_right(sha
 @pytest.mark.parametrize(
     ("settings", "is_dense"), [({}, True), ({"dense_boxes": False}, False), ({"giou_weight": 0.0}, False)]
 )
-def test_size_and_offset_are_l1_at_the_cells_that_teach(settings, is_dense, shapes, tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_size_and_offset_losses_are_weighted_l1_at_positive_cells(settings, is_dense, shapes, tmp_path) -> None:  # type: ignore[no-untyped-def]
     targets = batch_of(torch.tensor([[0.0, 0.0, 8.0, 8.0], [16.0, 16.0, 60.0, 60.0]]))
     is_centre = targets.mask[:, None]
     size, offset = (each + torch.where(is_centre, off, 50.0) for each, off in ((targets.size, 3), (targets.offset, 1)))
     config = small_config(shapes, tmp_path, size_weight=1.0, offset_weight=1.0, **settings)
     terms = losses_of(head_maps(torch.zeros(1, 1, 16, 16), size, offset), targets, config)
-    share = (targets.weight * targets.mask).sum().item() / 2 if is_dense else 1.0  # of what an object's centre teaches
+    share = (targets.weight * targets.mask).sum().item() / 2 if is_dense else 1.0  # of an object's weight at its centre
     assert (share < 1) == is_dense
-    expected = [2 * (share * at_centre + (1 - share) * 50) for at_centre in (3, 1)]  # of two axes, a mean of objects
+    # sum over two axes, mean over objects
+    expected = [2 * (share * at_centre + (1 - share) * 50) for at_centre in (3, 1)]
     assert (terms["size"].item(), terms["offset"].item()) == pytest.approx(expected)
 
 
-def test_steps_ask_for_like_numbers_of_cells(shapes, tmp_path) -> None:  # type: ignore[no-untyped-def]
-    # so that kernels and memory of one step serve the next
-    asked = []
+def test_boxes_are_read_at_a_constant_number_of_cells(shapes, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    # so that kernels and memory are reused by the next step
+    cell_counts = []
 
-    class Noting(DenseMap):
+    class CountingMap(DenseMap):
         def at(self, cells: Cells) -> Tensor:
-            asked.append(cells.row.numel())
+            cell_counts.append(cells.row.numel())
             return super().at(cells)
 
     config, side = small_config(shapes, tmp_path), 64
     for boxes in ([[0.0, 0.0, 8.0, 8.0]], [[16.0, 16.0, 90.0, 90.0], [0.0, 0.0, 30.0, 50.0]]):
         targets = batch_of(torch.tensor(boxes), side)
-        maps = HeadMaps(torch.zeros(1, 1, side, side), Noting(targets.size), Noting(targets.offset))
+        maps = HeadMaps(torch.zeros(1, 1, side, side), CountingMap(targets.size), CountingMap(targets.offset))
         assert losses_of(maps, targets, config)["giou"].item() == pytest.approx(0, abs=1e-4)
-    assert len(asked) == 4 and len(set(asked)) == 1
-    assert asked[0] < side * side / 2
+    assert len(cell_counts) == 4 and len(set(cell_counts)) == 1
+    assert cell_counts[0] < side * side / 2
 
 
-def test_images_without_objects_still_teach_the_heatmap(shapes, tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_images_without_objects_have_only_a_heatmap_loss(shapes, tmp_path) -> None:  # type: ignore[no-untyped-def]
     targets = batch_of(torch.zeros(0, 4))
     maps = head_maps(torch.zeros(1, 1, 16, 16), torch.zeros(1, 2, 16, 16), torch.zeros(1, 2, 16, 16))
     terms = losses_of(maps, targets, small_config(shapes, tmp_path))
@@ -140,7 +141,7 @@ def test_images_without_objects_still_teach_the_heatmap(shapes, tmp_path) -> Non
     assert terms["size"] == terms["offset"] == terms["giou"] == 0
 
 
-def test_the_paper_recipe_has_no_dense_term(shapes, tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_giou_weight_of_zero_removes_the_giou_loss(shapes, tmp_path) -> None:  # type: ignore[no-untyped-def]
     targets = batch_of(torch.tensor([[0.0, 0.0, 8.0, 8.0]]))
     maps = head_maps(torch.zeros(1, 1, 16, 16), targets.size + 1, targets.offset)
     terms = losses_of(maps, targets, small_config(shapes, tmp_path, giou_weight=0.0))
@@ -161,7 +162,7 @@ def test_losses_of_stacks_are_averaged(shapes, tmp_path) -> None:  # type: ignor
         assert term.item() == pytest.approx((first[name].item() + last[name].item()) / 2)
 
 
-def test_joints_are_means_over_those_that_have_a_place(shapes, tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_keypoint_losses_are_means_over_keypoints_with_a_position(shapes, tmp_path) -> None:  # type: ignore[no-untyped-def]
     boxes = torch.tensor([[0.0, 0.0, 24.0, 24.0], [32.0, 32.0, 60.0, 60.0]])
     joints = torch.tensor([[[5.0, 5.0, 2], [20.0, 21.0, 1]], [[40.0, 41.0, 2], [0.0, 0.0, 0]]])
     labels, is_ignored = torch.zeros(2, dtype=torch.int64), torch.zeros(2, dtype=torch.bool)

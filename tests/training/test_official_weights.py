@@ -61,18 +61,18 @@ def save(path: Path, weights: dict[str, Tensor], **beside: Any) -> Path:
     return path
 
 
-def picture(side: int = 64) -> Tensor:
+def make_image(side: int = 64) -> Tensor:
     """(1, side, side, 3), uint8, RGB."""
     return torch.randint(0, 256, (1, side, side, 3), generator=torch.Generator().manual_seed(1)).to(torch.uint8)
 
 
-def as_the_authors_feed(images: Tensor, mean: list[float], std: list[float]) -> Tensor:
+def normalize_like_authors(images: Tensor, mean: list[float], std: list[float]) -> Tensor:
     bgr = images.flip(3) / 255.0
     return ((bgr - torch.tensor(mean)) / torch.tensor(std)).permute(0, 3, 1, 2)
 
 
-def fed_on_coco(images: Tensor) -> Tensor:
-    return as_the_authors_feed(images, [0.40789654, 0.44719302, 0.47026115], [0.28863828, 0.27408164, 0.27809835])
+def normalize_for_coco(images: Tensor) -> Tensor:
+    return normalize_like_authors(images, [0.40789654, 0.44719302, 0.47026115], [0.28863828, 0.27408164, 0.27809835])
 
 
 def build(path: Path) -> CenterNet:
@@ -80,7 +80,7 @@ def build(path: Path) -> CenterNet:
     return checkpoint.build_network()
 
 
-def assert_maps_are(found: HeadMaps, expected: list[Tensor]) -> None:
+def assert_maps_equal(found: HeadMaps, expected: list[Tensor]) -> None:
     ours = [found.heatmap, found.size.dense(), found.offset.dense()]
     if isinstance(found.keypoints, KeypointMaps):
         ours += [found.keypoints.places.dense(), found.keypoints.heatmap, found.keypoints.offset.dense()]
@@ -184,44 +184,44 @@ def test_authors_resdcn_equals_reference_in_their_channel_order(tmp_path: Path) 
         (PASCAL, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
     ):
         weights = published.random_weights(published.authors_resnet(18, heads, True))
-        features = references.authors_resdcn18(weights, as_the_authors_feed(picture(), mean, std))
+        features = references.authors_resdcn18(weights, normalize_like_authors(make_image(), mean, std))
         expected = references.read_heads(weights, ["hm", "wh", "reg"], "0", "2", features)
-        assert_maps_are(build(save(tmp_path / "model.pth", weights))(picture()), expected)
+        assert_maps_equal(build(save(tmp_path / "model.pth", weights))(make_image()), expected)
 
 
 @torch.inference_mode()
 def test_authors_pose_resnet_equals_reference(tmp_path: Path) -> None:
     weights = published.random_weights(published.authors_resnet(18, MULTI_POSE, False))
-    features = references.authors_res18(weights, fed_on_coco(picture()))
+    features = references.authors_res18(weights, normalize_for_coco(make_image()))
     names = ["hm", "wh", "reg", "hps", "hm_hp", "hp_offset"]
     expected = references.read_heads(weights, names, "0", "2", features)
-    assert_maps_are(build(save(tmp_path / "model.pth", weights))(picture()), expected)
+    assert_maps_equal(build(save(tmp_path / "model.pth", weights))(make_image()), expected)
 
 
 @pytest.mark.parametrize("deformable", [False, True])
 @torch.inference_mode()
 def test_mmdetection_equals_reference(deformable: bool, tmp_path: Path) -> None:
     weights = published.random_weights(published.mmdetection_resnet18(deformable))
-    fed = (picture() - torch.tensor([123.675, 116.28, 103.53])) / torch.tensor([58.395, 57.12, 57.375])
-    features = references.mmdetection_resnet18(weights, fed.permute(0, 3, 1, 2))
+    normalized = (make_image() - torch.tensor([123.675, 116.28, 103.53])) / torch.tensor([58.395, 57.12, 57.375])
+    features = references.mmdetection_resnet18(weights, normalized.permute(0, 3, 1, 2))
     names = ["bbox_head.heatmap_head", "bbox_head.wh_head", "bbox_head.offset_head"]
     expected = references.read_heads(weights, names, "0", "2", features)
-    assert_maps_are(build(save(tmp_path / "model.pth", weights, meta={"epoch": 140}))(picture()), expected)
+    assert_maps_equal(build(save(tmp_path / "model.pth", weights, meta={"epoch": 140}))(make_image()), expected)
 
 
 @torch.inference_mode()
 def test_authors_dla_equals_reference(tmp_path: Path) -> None:
     weights = published.random_weights(published.authors_dla(MULTI_POSE))
     network = build(save(tmp_path / "model.pth", weights))
-    maps = network.backbone((picture().permute(0, 3, 1, 2) - network.mean) / network.std)
+    maps = network.backbone((make_image().permute(0, 3, 1, 2) - network.mean) / network.std)
     features = references.authors_aggregation(weights, maps)
     torch.testing.assert_close(network.neck(maps), features, atol=1e-4, rtol=1e-4)
     names = ["hm", "wh", "reg", "hps", "hm_hp", "hp_offset"]
-    assert_maps_are(network(picture()), references.read_heads(weights, names, "0", "2", features))
-    stem = references.convolve(weights, "base.base_layer.0", fed_on_coco(picture()))
+    assert_maps_equal(network(make_image()), references.read_heads(weights, names, "0", "2", features))
+    stem = references.convolve(weights, "base.base_layer.0", normalize_for_coco(make_image()))
     own = network.backbone.get_submodule("base_layer.0")
-    fed = (picture().permute(0, 3, 1, 2) - network.mean) / network.std
-    torch.testing.assert_close(own(fed), stem, atol=1e-4, rtol=1e-4)
+    normalized = (make_image().permute(0, 3, 1, 2) - network.mean) / network.std
+    torch.testing.assert_close(own(normalized), stem, atol=1e-4, rtol=1e-4)
 
 
 @torch.inference_mode()
@@ -230,19 +230,19 @@ def test_authors_hourglass_equals_reference_in_both_stacks(tmp_path: Path, monke
     monkeypatch.setitem(BACKBONES, "hourglass104", lambda: Hourglass(2, widths, repeats, out_width=16))
     weights = published.random_weights(published.authors_hourglass(CTDET, widths, repeats, 8, 16))
     network = build(save(tmp_path / "model.pth", weights))
-    stacks = references.authors_hourglass(weights, fed_on_coco(picture()))
+    stacks = references.authors_hourglass(weights, normalize_for_coco(make_image()))
     first, last = (
         references.read_heads(weights, [f"{name}.{stack}" for name in CTDET], "0.conv", "1", features)
         for stack, features in enumerate(stacks)
     )
-    found = network(picture())
+    found = network(make_image())
     assert found.earlier == ()
-    assert_maps_are(found, last)
+    assert_maps_equal(found, last)
     network.train().backbone.eval()
-    found = network(picture())
-    assert_maps_are(found, last)
+    found = network(make_image())
+    assert_maps_equal(found, last)
     [earlier] = found.earlier
-    assert_maps_are(earlier, first)
+    assert_maps_equal(earlier, first)
 
 
 def test_exported_import_detects_the_same_as_the_reference(
@@ -267,7 +267,7 @@ def test_exported_import_detects_the_same_as_the_reference(
     assert detector.metadata.labels[0] == "person" and detector.metadata.label_ids[-1] == 90
     canvas = cv2.resize(cv2.imread(str(shapes / "images" / "val_00001.png"))[..., ::-1], (64, 64))
     [found] = detector.infer([np.ascontiguousarray(canvas)])
-    features = references.authors_resdcn18(weights, fed_on_coco(torch.from_numpy(canvas.copy())[None]))
+    features = references.authors_resdcn18(weights, normalize_for_coco(torch.from_numpy(canvas.copy())[None]))
     heatmap, size, offset = references.read_heads(weights, ["hm", "wh", "reg"], "0", "2", features)
     label, row, column = np.unravel_index(int(heatmap.argmax()), heatmap.shape[1:])
     width, height = size[0, :, row, column].clamp(min=0).tolist()

@@ -50,7 +50,7 @@ def draw_canvases(count: int = 8) -> NDArray[np.uint8]:
 
 
 def spread_activations(network: CenterNet) -> None:
-    """Fits the batch norms to such images and scales the heatmap logits to a standard deviation of 2."""
+    """Fits the batch norms to random canvases and scales the heatmap logits to a standard deviation of 2."""
     canvases = torch.from_numpy(draw_canvases())
     for module in network.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
@@ -86,10 +86,10 @@ def self_labelled(exact: Detector, shapes: Path) -> Dataset:
     least = np.sort(np.concatenate([each.scores for each in found]))[-30]
     photos = []
     for photo, each in zip(dataset.photos, found, strict=True):
-        sure = each.select(each.scores >= least)
-        count = len(sure.labels)
-        areas = (sure.boxes_xyxy[:, 2:] - sure.boxes_xyxy[:, :2]).prod(1)
-        objects = {"boxes_xyxy": sure.boxes_xyxy, "labels": sure.labels, "areas": areas}
+        best = each.select(each.scores >= least)
+        count = len(best.labels)
+        areas = (best.boxes_xyxy[:, 2:] - best.boxes_xyxy[:, :2]).prod(1)
+        objects = {"boxes_xyxy": best.boxes_xyxy, "labels": best.labels, "areas": areas}
         rest = {"is_ignored": np.zeros(count, np.bool_), "keypoints": np.zeros((count, 0, 3), np.float32)}
         photos.append(dataclasses.replace(photo, **objects, **rest))
     return dataclasses.replace(dataset, photos=tuple(photos))
@@ -132,8 +132,8 @@ def test_command_exports_int8(
     checkpoint.save(tmp_path / "best.pt")
     path, report = tmp_path / "models" / "fast.onnx", tmp_path / "reports" / "report.json"
     main(["export", str(tmp_path / "best.pt"), str(path), "--precision", "int8", "--report", str(report)])
-    said = capsys.readouterr().out
-    assert "layers kept in float32: only the heatmaps' last" in said
+    printed = capsys.readouterr().out
+    assert "layers kept in float32: only the heatmaps' last" in printed
     assert Detector(path, "cpu").metadata.precision == "int8"
     assert [each.name for each in path.parent.iterdir()] == ["fast.onnx"]
     figures = json.loads(report.read_text())
@@ -259,7 +259,7 @@ def test_bias_correction_removes_the_shift_of_weight_rounding(
     assert corrected < measure_shift() / 2
 
 
-def test_half_precision_ends_before_the_boxes(proto: onnx.ModelProto) -> None:
+def test_fp16_model_computes_boxes_in_float32(proto: onnx.ModelProto) -> None:
     halved = convert_to_fp16(proto)
     onnx.checker.check_model(halved, full_check=True)
     types = {
@@ -275,14 +275,14 @@ def test_half_precision_ends_before_the_boxes(proto: onnx.ModelProto) -> None:
             assert TensorProto.FLOAT16 not in {(types | constants).get(name) for name in (*node.input, *node.output)}
 
 
-def test_deformable_convolutions_keypoints_and_a_first_stride_of_1_can_be_converted() -> None:
+def test_deformable_keypoint_network_with_a_stem_of_stride_1_can_be_converted() -> None:
     torch.manual_seed(0)
     network = CenterNet("resnet18", class_count=3, neck_width=8, head_width=8, neck="deformable", joint_count=2)
     network.backbone.conv1.stride = (1, 1)  # as DLA's
     spread_activations(network)
     proto, canvases = build_onnx(network), draw_canvases(2)
     names = [node.output[0] for node in find_logit_layers(fold_constants(proto).graph)]
-    assert len(names) == 2  # of objects and keypoints
+    assert len(names) == 2  # logits of objects and of keypoints
     expected = capture_tensors(fold_constants(proto), names, canvases)
     for lowered, most in ((convert_to_fp16(proto), 0.05), (Quantizer(proto, canvases).build(), 0.5)):
         for ones, others in zip(capture_tensors(lowered, names, canvases), expected, strict=True):

@@ -1,4 +1,4 @@
-"""Two real processes, started by torchrun's module as a user starts them, compared with a single process."""
+"""Compares training in two processes, launched by torchrun as a user would, with training in one."""
 
 import json
 import os
@@ -50,35 +50,35 @@ def train_in_two(config: Config, folder: Path, *flags: str) -> subprocess.Comple
     return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
 
 
-def curves(run: Path) -> dict[str, list[float]]:
+def read_curves(run: Path) -> dict[str, list[float]]:
     events = EventAccumulator(str(run)).Reload()
     return {term: [event.value for event in events.Scalars(term)] for term in TERMS}
 
 
-def rows(run: Path) -> list[dict[str, Any]]:
+def read_rows(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_two_processes_train_as_one_does(shapes: Path, tmp_path: Path) -> None:
-    # batch norms learn their statistics, and each batch is computed in two parts; SGD, as Adam makes much of rounding
+def test_two_processes_train_like_one(shapes: Path, tmp_path: Path) -> None:
+    # batch-norm statistics are updated, with two micro-batches per batch; SGD, as Adam amplifies rounding errors
     settings = {"precision": "fp32", "accumulate": 2, "learning_rate": 3e-4, "optimizer": "sgd"}
     one = train(small_config(shapes, tmp_path, name="one", **settings), False, Console(quiet=True)).parent
     done = train_in_two(small_config(shapes, tmp_path, name="two", **settings), tmp_path)
     assert done.returncode == 0, done.stderr
     assert "batches of 8 by 2 processes in 2 micro-batches" in done.stdout
     assert done.stdout.count("epoch 2/2") == 1  # the second process is silent
-    expected, got = curves(one), curves(tmp_path / "two")
+    expected, got = read_curves(one), read_curves(tmp_path / "two")
     for term in TERMS[:-1]:
         assert len(expected[term]) == 6
         np.testing.assert_allclose(got[term], expected[term], rtol=1e-3, err_msg=term)
     assert got["gradient_norm"][0] == pytest.approx(expected["gradient_norm"][0], rel=1e-4)
-    assert [row["epoch"] for row in rows(tmp_path / "two")] == [1, 2]
+    assert [row["epoch"] for row in read_rows(tmp_path / "two")] == [1, 2]
     weights, other = (load_checkpoint(run / "last.pt").weights for run in (one, tmp_path / "two"))
     for key in ("backbone.bn1.running_mean", "backbone.bn1.running_var"):
         torch.testing.assert_close(weights[key], other[key], rtol=1e-3, atol=1e-3)
 
 
-def test_a_killed_run_goes_on_in_more_processes(shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_killed_run_resumes_with_more_processes(shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = {"precision": "fp32", "learning_rate": 3e-4, "optimizer": "sgd"}
     whole = train(small_config(shapes, tmp_path, name="whole", **settings), False, Console(quiet=True)).parent
     config = small_config(shapes, tmp_path, name="killed", **settings)
@@ -95,8 +95,8 @@ def test_a_killed_run_goes_on_in_more_processes(shapes: Path, tmp_path: Path, mo
     done = train_in_two(config, tmp_path, "--resume")
     assert done.returncode == 0, done.stderr
     assert "at epoch 1, step 2" in " ".join(done.stdout.split())
-    assert [row["epoch"] for row in rows(tmp_path / "killed")] == [1, 2]
-    expected, got = curves(whole), curves(tmp_path / "killed")
+    assert [row["epoch"] for row in read_rows(tmp_path / "killed")] == [1, 2]
+    expected, got = read_curves(whole), read_curves(tmp_path / "killed")
     for term in TERMS[:-1]:
         np.testing.assert_allclose(got[term], expected[term], rtol=1e-3, err_msg=term)
 
@@ -111,32 +111,32 @@ def read_environment(pid: str) -> list[bytes]:
     return Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
 
 
-@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds a process of torchrun's below /proc")
-def test_torchrun_goes_on_after_a_process_is_killed(shapes: Path, tmp_path: Path) -> None:
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc to find torchrun's processes")
+def test_torchrun_restarts_and_resumes_after_a_process_is_killed(shapes: Path, tmp_path: Path) -> None:
     config = small_config(shapes, tmp_path, name="elastic", epochs=4, precision="fp32", optimizer="sgd")
     with launch_two(config, tmp_path, "--resume", restarts=1) as process:
         assert process.stdout is not None
         before = ""
-        while not before.endswith("epoch 1/4: "):  # not by lines: the next would come after the next epoch
+        while not before.endswith("epoch 1/4: "):  # not by lines: the next line arrives only after the next epoch
             before += process.stdout.read(1)
-        os.kill(find_process(process.pid, 0), signal.SIGKILL)  # the one that writes
+        os.kill(find_process(process.pid, 0), signal.SIGKILL)  # rank 0, which writes the checkpoints
         output, errors = process.communicate(timeout=600)
     assert process.returncode == 0, errors
     assert "nothing to resume" in before
     resumed = re.search(r"last.pt at epoch (\d), step", " ".join(output.split()))
     assert resumed is not None and int(resumed[1]) >= 2, output
-    assert [row["epoch"] for row in rows(tmp_path / "elastic")] == [1, 2, 3, 4]
-    assert len(curves(tmp_path / "elastic")["loss/heatmap"]) == 4 * 3  # each step once
+    assert [row["epoch"] for row in read_rows(tmp_path / "elastic")] == [1, 2, 3, 4]
+    assert len(read_curves(tmp_path / "elastic")["loss/heatmap"]) == 4 * 3  # each step is logged once
 
 
-def test_only_a_run_that_torchrun_restarts_may_resume_nothing(shapes: Path, tmp_path: Path) -> None:
+def test_only_runs_restarted_by_torchrun_may_resume_without_a_checkpoint(shapes: Path, tmp_path: Path) -> None:
     config = small_config(shapes, tmp_path)
     with pytest.raises(InvalidCheckpoint, match="no such checkpoint"):
         train(config, True, Console(quiet=True))
     assert Processes(restarts_on_failure=True).may_start_fresh(tmp_path / "last.pt")
 
 
-def test_restarts_that_would_not_find_each_other_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_restarts_that_could_not_rendezvous_are_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     elastic = {"TORCHELASTIC_RUN_ID": "1", "TORCHELASTIC_MAX_RESTARTS": "3", "TORCHELASTIC_USE_AGENT_STORE": "True"}
     for name, value in elastic.items():
         monkeypatch.setenv(name, value)
@@ -144,14 +144,14 @@ def test_restarts_that_would_not_find_each_other_are_refused(monkeypatch: pytest
         pass
 
 
-def test_a_batch_that_cannot_be_shared_is_refused(shapes: Path, tmp_path: Path) -> None:
+def test_indivisible_batch_size_is_rejected(shapes: Path, tmp_path: Path) -> None:
     config = small_config(shapes, tmp_path, batch_size=9, accumulate=3)
     SINGLE_PROCESS.check_batch_size(config)
     with pytest.raises(InvalidConfig, match=r"batch_size 9 .* split into 2 x 3 equal parts .* a multiple of 6"):
         Processes(1, 2).check_batch_size(config)
 
 
-def test_processes_see_the_very_views_that_one_sees(shapes: Path, tmp_path: Path) -> None:
+def test_processes_split_the_batches_of_a_single_process(shapes: Path, tmp_path: Path) -> None:
     dataset = load_dataset(shapes / "train.json", shapes / "images")
     config = small_config(shapes, tmp_path)
     split = config.model_copy(update={"accumulate": 2})
@@ -174,22 +174,20 @@ def test_processes_see_the_very_views_that_one_sees(shapes: Path, tmp_path: Path
         ("auto", 2, "no GPU for process 2: lower --nproc-per-node"),
     ],
 )
-def test_a_device_that_is_not_there_is_named(
-    monkeypatch: pytest.MonkeyPatch, device: str, gpus: int, message: str
-) -> None:
+def test_unavailable_device_is_named(monkeypatch: pytest.MonkeyPatch, device: str, gpus: int, message: str) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     with pytest.raises(InvalidConfig, match=message):
         Processes(2, 3, 2).choose_device(device)
 
 
-def normalize(images: Tensor, processes: Processes) -> dict[str, Tensor]:
-    """Gradients and statistics after a sum of squares of what a batch norm makes of `images`; in float64."""
+def compute_gradients(images: Tensor, processes: Processes) -> dict[str, Tensor]:
+    """Returns float64 gradients and batch-norm statistics for the sum of the squared outputs for `images`."""
     torch.manual_seed(0)
     network: nn.Module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 3)).double()
     processes.sync_batch_norms(network, torch.device("cpu"))
     shared = processes.wrap_data_parallel(network, torch.device("cpu"))
-    # a part of a batch that is not the last waits for the rest
+    # all micro-batches but the last defer the gradient synchronisation
     half = len(images) // 2
     for part, is_deferred in ((images[:half], True), (images[half:], False)):
         with defer_gradient_sync(shared, is_deferred):
@@ -198,7 +196,7 @@ def normalize(images: Tensor, processes: Processes) -> dict[str, Tensor]:
     return gradients | dict(network.named_buffers())
 
 
-def work_as_one_of_two(index: int, folder: Path, images: Tensor) -> None:
+def run_rank(index: int, folder: Path, images: Tensor) -> None:
     store = torch.distributed.FileStore(str(folder / "store"), 2)
     torch.distributed.init_process_group("gloo", store=store, rank=index, world_size=2)
     processes = Processes(index, 2, index)
@@ -208,28 +206,28 @@ def work_as_one_of_two(index: int, folder: Path, images: Tensor) -> None:
         "gathered": processes.gather(list(shard)),
         "broadcast": processes.broadcast(f"from {index}"),
         "total": processes.all_reduce(torch.tensor([1.0, index])),
-        "normalized": normalize(images[index::2], processes),
+        "gradients": compute_gradients(images[index::2], processes),
     }
     torch.distributed.destroy_process_group()
     torch.save(found, folder / f"{index}.pt")
 
 
-def test_what_two_processes_share_is_exact(tmp_path: Path) -> None:
+def test_collectives_and_gradients_of_two_processes_are_exact(tmp_path: Path) -> None:
     images = torch.randn(4, 3, 8, 8, dtype=torch.float64) * 5 + 100
-    torch.multiprocessing.spawn(work_as_one_of_two, (tmp_path, images), nprocs=2)  # type: ignore[no-untyped-call]
+    torch.multiprocessing.spawn(run_rank, (tmp_path, images), nprocs=2)  # type: ignore[no-untyped-call]
     first, second = (torch.load(tmp_path / f"{index}.pt") for index in range(2))
     assert (first["shard"], second["shard"]) == (tuple("aceg"), tuple("bdf"))
     assert (first["gathered"], second["gathered"]) == (list("abcdefg"), [])
     assert first["broadcast"] == second["broadcast"] == "from 0"
     assert first["total"].tolist() == second["total"].tolist() == [2, 1]
-    alone = normalize(images, SINGLE_PROCESS)  # its parts are what the two see together: images 0 and 1, then 2 and 3
-    assert set(alone) == set(first["normalized"])
+    alone = compute_gradients(images, SINGLE_PROCESS)  # micro-batches as in both ranks: images 0 and 1, then 2 and 3
+    assert set(alone) == set(first["gradients"])
     for name, value in alone.items():
         for other in (first, second):
-            torch.testing.assert_close(other["normalized"][name], value, rtol=1e-9, atol=1e-9, msg=name)
+            torch.testing.assert_close(other["gradients"][name], value, rtol=1e-9, atol=1e-9, msg=name)
 
 
-def test_alone_nothing_is_shared() -> None:
+def test_collectives_of_a_single_process_change_nothing() -> None:
     assert SINGLE_PROCESS.shard((1, 2, 3)) == (1, 2, 3)
     assert SINGLE_PROCESS.gather([1, 2]) == [1, 2] and SINGLE_PROCESS.broadcast("x") == "x"
     assert SINGLE_PROCESS.all_reduce(torch.tensor(3)).item() == 3

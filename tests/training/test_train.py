@@ -37,36 +37,36 @@ def console() -> Console:
     return Console(quiet=True)
 
 
-def same_weights(one: Path, other: Path) -> bool:
+def have_same_weights(one: Path, other: Path) -> bool:
     first, second = load_checkpoint(one).weights, load_checkpoint(other).weights
     return all(torch.equal(first[key], second[key]) for key in first)
 
 
-def test_a_tiny_network_overfits_one_picture(shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_tiny_network_overfits_one_image(shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     schedule = {"epochs": 2, "batch_size": 1, "learning_rate": 2e-3, "ema_decay": 0.9, "precision": "fp32"}
     config = small_config(shapes, tmp_path, overfit=1, input_size=160, **schedule)
     best = train(config, False, Console(width=200))
     assert best == tmp_path / "test-overfit" / "best.pt"
-    said = capsys.readouterr().out
-    assert "overfit: the first 1 photos without augmentation" in said
-    assert "50 photos to train on, 1 to validate on" in said
+    printed = capsys.readouterr().out
+    assert "overfit: the first 1 photos without augmentation" in printed
+    assert "50 photos to train on, 1 to validate on" in printed
     ap = load_checkpoint(best).ap
     assert ap is not None and ap >= 90
 
 
-def test_the_same_seed_gives_the_same_weights(shapes: Path, tmp_path: Path, console: Console) -> None:
+def test_same_seed_gives_the_same_weights(shapes: Path, tmp_path: Path, console: Console) -> None:
     one = train(small_config(shapes, tmp_path, name="one"), False, console)
     other = train(small_config(shapes, tmp_path, name="other", workers=1), False, console)
     different = train(small_config(shapes, tmp_path, name="different", seed=1), False, console)
-    assert same_weights(one.with_name("last.pt"), other.with_name("last.pt"))
-    assert not same_weights(one.with_name("last.pt"), different.with_name("last.pt"))
+    assert have_same_weights(one.with_name("last.pt"), other.with_name("last.pt"))
+    assert not have_same_weights(one.with_name("last.pt"), different.with_name("last.pt"))
 
 
 @pytest.mark.parametrize(
-    ("killed_after", "channel_dropout"),  # in the first epoch, and in the second behind a written checkpoint
+    ("killed_after", "channel_dropout"),  # steps: in the first epoch, and in the second after a checkpoint
     [(3, 0.0), (5, 0.0), (5, 0.2)],
 )
-def test_a_killed_run_resumes_as_if_nothing_had_happened(
+def test_resumed_run_equals_an_uninterrupted_run(
     shapes: Path,
     tmp_path: Path,
     console: Console,
@@ -94,11 +94,11 @@ def test_a_killed_run_resumes_as_if_nothing_had_happened(
         patch.setattr(learner, "detection_losses", losses_until_killed)
         train(config, False, console)
     resumed = train(config, True, console)
-    assert same_weights(whole.with_name("last.pt"), resumed.with_name("last.pt"))
-    assert same_weights(whole, resumed)
+    assert have_same_weights(whole.with_name("last.pt"), resumed.with_name("last.pt"))
+    assert have_same_weights(whole, resumed)
 
 
-def test_a_run_is_not_overwritten_and_not_resumed_with_other_settings(
+def test_run_is_neither_overwritten_nor_resumed_with_other_settings(
     shapes: Path, tmp_path: Path, console: Console
 ) -> None:
     config = small_config(shapes, tmp_path, epochs=1)
@@ -109,7 +109,7 @@ def test_a_run_is_not_overwritten_and_not_resumed_with_other_settings(
         train(config.model_copy(update={"learning_rate": 1.0, "workers": 1}), True, console)
 
 
-def test_a_loss_that_is_no_number_stops_the_run_and_is_named(
+def test_non_finite_loss_stops_the_run_and_is_named(
     shapes: Path, tmp_path: Path, console: Console, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*_: Any) -> dict[str, torch.Tensor]:
@@ -120,7 +120,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_is_named(
         train(small_config(shapes, tmp_path), False, console)
 
 
-def test_a_run_leaves_curves_pictures_and_checkpoints(shapes: Path, tmp_path: Path, console: Console) -> None:
+def test_run_writes_curves_images_report_and_checkpoint(shapes: Path, tmp_path: Path, console: Console) -> None:
     best = train(small_config(shapes, tmp_path), False, console)
     events = EventAccumulator(str(best.parent)).Reload()
     assert {"loss/heatmap", "loss/giou", "learning_rate", "gradient_norm", "val/AP", "val/AP50"} <= set(
@@ -138,28 +138,28 @@ def test_a_run_leaves_curves_pictures_and_checkpoints(shapes: Path, tmp_path: Pa
     assert checkpoint.progress is None
 
 
-def test_learning_rate_warms_up_and_falls_to_zero(shapes: Path, tmp_path: Path) -> None:
+def test_learning_rate_warms_up_and_decays_to_zero(shapes: Path, tmp_path: Path) -> None:
     share = learning_rate_schedule(small_config(shapes, tmp_path, epochs=10, warmup_steps=4), 10)
     assert [share(step) for step in range(5)] == pytest.approx([0.25, 0.5, 0.75, 1, 1])
     assert share(52) == pytest.approx(0.5)
     assert share(100) == pytest.approx(0)
 
 
-def test_learning_rate_drops_to_a_tenth_where_it_is_told_to(shapes: Path, tmp_path: Path) -> None:
+def test_learning_rate_drops_tenfold_at_the_configured_epochs(shapes: Path, tmp_path: Path) -> None:
     share = learning_rate_schedule(
         small_config(shapes, tmp_path, epochs=10, warmup_steps=0, learning_rate_drops="6,9"), 10
     )
     assert [share(step) for step in (0, 59, 60, 89, 90, 99)] == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
 
 
-def test_a_drop_that_a_shortened_run_never_reaches_is_refused(shapes: Path, tmp_path: Path, console: Console) -> None:
+def test_unreachable_learning_rate_drop_is_rejected(shapes: Path, tmp_path: Path, console: Console) -> None:
     config = small_config(shapes, tmp_path, epochs=9, learning_rate_drops="6,9")
     with pytest.raises(InvalidConfig, match="epoch 9 is never reached in 9 epochs: set earlier drops"):
         train(config, False, console)
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
-def test_other_optimizers_train_too(shapes: Path, tmp_path: Path, console: Console, optimizer: str) -> None:
+def test_other_optimizers_change_the_weights(shapes: Path, tmp_path: Path, console: Console, optimizer: str) -> None:
     config = small_config(shapes, tmp_path, optimizer=optimizer, epochs=1)
     torch.manual_seed(config.seed)
     start = build_network(config, 3).state_dict()
@@ -180,7 +180,7 @@ def test_other_optimizers_train_too(shapes: Path, tmp_path: Path, console: Conso
         ),
     ],
 )
-def test_every_part_of_the_papers_networks_learns(
+def test_every_part_of_the_papers_networks_is_trained(
     backbone: str,
     neck: str,
     size: int,
@@ -190,7 +190,7 @@ def test_every_part_of_the_papers_networks_learns(
     console: Console,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    # in small, but not in 8: for 4 channels of a strided 1x1 convolution, oneDNN (AVX2) writes past its memory
+    # small, but not 8 wide: oneDNN (AVX2) writes out of bounds for a strided 1x1 convolution of 4 channels
     monkeypatch.setitem(BACKBONES, "hourglass104", lambda: Hourglass(2, (16, 16, 16), (1, 1, 1), out_width=16))
     settings = {"backbone": backbone, "neck": neck, "input_size": size, "epochs": 1}
     config = small_config(shapes, tmp_path, **settings)
@@ -203,7 +203,7 @@ def test_every_part_of_the_papers_networks_learns(
     assert best.build_network()(torch.zeros(1, 128, 128, 3, dtype=torch.uint8)).heatmap.shape == (1, 3, 32, 32)
 
 
-def test_imagenet_weights_fill_the_backbone_and_frozen_stages_stay(
+def test_imagenet_weights_are_loaded_and_frozen_stages_keep_them(
     shapes: Path, tmp_path: Path, console: Console
 ) -> None:
     lite = {"backbone": "efficientnet_lite0", "pretrained": "imagenet", "frozen_stages": 2, "freeze_statistics": True}
@@ -219,19 +219,19 @@ def test_imagenet_weights_fill_the_backbone_and_frozen_stages_stay(
 
 
 @pytest.mark.parametrize("variant", [1, 2])
-def test_each_lite_has_imagenet_weights(variant: int) -> None:
+def test_other_efficientnet_lite_variants_have_imagenet_weights(variant: int) -> None:
     network = CenterNet(f"efficientnet_lite{variant}", 3, 8, 8)
     before = network.backbone.state_dict()["_blocks.9._project_conv.weight"].clone()
     assert load_pretrained(network, "imagenet", ()).startswith("backbone from efficientnet-lite")
     assert not torch.equal(network.backbone.state_dict()["_blocks.9._project_conv.weight"], before)
 
 
-def test_backbone_without_a_wheel_needs_a_file() -> None:
+def test_backbone_without_packaged_weights_needs_a_file() -> None:
     with pytest.raises(InvalidWeights, match="give the path of a state dict"):
         load_pretrained(CenterNet("resnet18", 3, 8, 8), "imagenet", ())
 
 
-def test_a_checkpoint_that_does_not_fit_says_what_does_not(shapes: Path, tmp_path: Path, console: Console) -> None:
+def test_mismatched_weights_are_listed(shapes: Path, tmp_path: Path, console: Console) -> None:
     path = tmp_path / "odd.pt"
     torch.save({"conv1.weight": torch.zeros(1), "extra": torch.zeros(1), "fc.weight": torch.zeros(1)}, path)
     with pytest.raises(InvalidWeights) as fault:
@@ -242,7 +242,7 @@ def test_a_checkpoint_that_does_not_fit_says_what_does_not(shapes: Path, tmp_pat
     assert "fc.weight" not in str(fault.value)
 
 
-def test_a_checkpoint_starts_a_run_and_other_labels_get_a_new_head(
+def test_checkpoint_is_loaded_and_the_head_of_new_labels_is_reinitialised(
     shapes: Path, tmp_path: Path, console: Console
 ) -> None:
     torch.manual_seed(1)
@@ -265,27 +265,27 @@ def test_a_checkpoint_starts_a_run_and_other_labels_get_a_new_head(
     assert torch.equal(other.size_head[2].weight, trained.size_head[2].weight)
 
 
-def test_another_backbone_begins_with_the_neck_and_heads_of_a_checkpoint(shapes: Path, tmp_path: Path) -> None:
+def test_neck_and_heads_of_a_checkpoint_are_loaded_for_another_backbone(shapes: Path, tmp_path: Path) -> None:
     small, large = (small_config(shapes, tmp_path, backbone=f"efficientnet_lite{variant}") for variant in (0, 2))
     labels = ("circle", "square", "triangle")
     trained, network, imagenet = build_network(small, 3), build_network(large, 3), build_network(large, 3)
     Checkpoint(small, labels, (1, 2, 3), trained.state_dict(), 1, "0").save(tmp_path / "small.pt")
     message = load_pretrained(network, str(tmp_path / "small.pt"), labels)
     backbone = load_pretrained(imagenet, "imagenet", labels)
-    anew = "neck.laterals.1, neck.laterals.2, neck.laterals.3"  # those that read other numbers of channels
-    assert message == f"{backbone}, all from {tmp_path / 'small.pt'} except {anew}: newly initialised"
+    reinitialised = "neck.laterals.1, neck.laterals.2, neck.laterals.3"  # their input channels differ
+    assert message == f"{backbone}, all from {tmp_path / 'small.pt'} except {reinitialised}: newly initialised"
     own, theirs = network.state_dict(), trained.state_dict()
     assert all(torch.equal(own[f"backbone.{key}"], value) for key, value in imagenet.backbone.state_dict().items())
     for key in ("neck.laterals.0.0.weight", "neck.smooths.2.0.weight", "heatmap_head.2.weight"):
         assert torch.equal(own[key], theirs[key])
-    alike = build_network(small_config(shapes, tmp_path, backbone="efficientnet_lite1"), 3)  # of Lite0's channels
+    alike = build_network(small_config(shapes, tmp_path, backbone="efficientnet_lite1"), 3)  # channels as Lite0's
     message = load_pretrained(alike, str(tmp_path / "small.pt"), labels)
     assert message == f"backbone from efficientnet-lite1-77cc7160.pth, neck and heads from {tmp_path / 'small.pt'}"
-    with pytest.raises(InvalidWeights, match="does not fit this network: missing"):  # there is no wheel of ResNet's
+    with pytest.raises(InvalidWeights, match="does not fit this network: missing"):  # no packaged ResNet weights
         load_pretrained(CenterNet("resnet18", 3), str(tmp_path / "small.pt"), labels)
 
 
-def test_a_finer_grid_begins_with_what_the_coarse_one_knows(shapes: Path, tmp_path: Path) -> None:
+def test_weights_of_stride_4_initialise_stride_2(shapes: Path, tmp_path: Path) -> None:
     coarse, fine = (small_config(shapes, tmp_path, stride=stride) for stride in (4, 2))
     torch.manual_seed(1)
     trained = build_network(coarse, 3).eval()
@@ -300,7 +300,7 @@ def test_a_finer_grid_begins_with_what_the_coarse_one_knows(shapes: Path, tmp_pa
     assert after.heatmap.shape == (1, 3, 32, 32)
     enlarged = before.heatmap.repeat_interleave(2, 2).repeat_interleave(2, 3)
     torch.testing.assert_close(after.heatmap, enlarged)
-    torch.testing.assert_close(fine_size[:, :, ::2, 1::2], 2 * coarse_size)  # in output pixels, which are smaller
+    torch.testing.assert_close(fine_size[:, :, ::2, 1::2], 2 * coarse_size)  # in heatmap cells, which are half as wide
 
     with_joints = build_network(coarse, 3, joint_count=2)
     message = load_pretrained(with_joints, str(tmp_path / "coarse.pt"), labels, ("head", "tail"))
@@ -318,14 +318,14 @@ def test_a_finer_grid_begins_with_what_the_coarse_one_knows(shapes: Path, tmp_pa
         load_pretrained(build_network(coarse, 3), str(tmp_path / "fine.pt"), labels)
 
 
-def test_a_file_that_holds_no_weights_is_named(shapes: Path, tmp_path: Path, console: Console) -> None:
+def test_file_without_weights_is_named(shapes: Path, tmp_path: Path, console: Console) -> None:
     path = tmp_path / "photo.pt"
     path.write_bytes(b"GIF89a")
     with pytest.raises(InvalidWeights, match=r"photo\.pt: not a file of PyTorch weights"):
         train(small_config(shapes, tmp_path, pretrained=str(path)), False, console)
 
 
-def test_photos_come_out_in_order_whatever_the_batch(shapes: Path, tmp_path: Path, console: Console) -> None:
+def test_detections_are_in_photo_order_for_any_batch(shapes: Path, tmp_path: Path, console: Console) -> None:
     dataset = load_dataset(shapes / "train.json", shapes / "images")  # 24 photos: a batch and a half
     torch.manual_seed(0)
     network = build_network(small_config(shapes, tmp_path), 3)
@@ -335,7 +335,7 @@ def test_photos_come_out_in_order_whatever_the_batch(shapes: Path, tmp_path: Pat
     np.testing.assert_allclose(found[-1].scores, last.scores)
 
 
-def test_a_tiny_network_learns_the_joints_of_one_picture(shapes: Path, tmp_path: Path, console: Console) -> None:
+def test_tiny_network_overfits_the_keypoints_of_one_image(shapes: Path, tmp_path: Path, console: Console) -> None:
     annotations = add_joints(shapes / "train.json", tmp_path / "joints.json")
     schedule = {"epochs": 3, "batch_size": 1, "learning_rate": 2e-3, "ema_decay": 0.9, "precision": "fp32"}
     files = {"train_annotations": annotations, "val_annotations": annotations}
@@ -347,7 +347,7 @@ def test_a_tiny_network_learns_the_joints_of_one_picture(shapes: Path, tmp_path:
     assert checkpoint.keypoint_ap >= 90
 
 
-def test_a_run_ends_when_it_no_longer_gets_better(
+def test_run_stops_early_without_improvement(
     shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     figures = iter([3.0, 5.0, 4.0, 5.0, 9.0])
@@ -358,19 +358,19 @@ def test_a_run_ends_when_it_no_longer_gets_better(
     rows = [json.loads(line) for line in (best.parent / "metrics.jsonl").read_text().splitlines()]
     assert [row["epoch"] for row in rows] == [1, 2, 3, 4]
     assert load_checkpoint(best).epoch == 2
-    train(config, True, Console(quiet=True))  # it stays ended
+    train(config, True, Console(quiet=True))  # resuming does not train further
     assert next(figures) == 9.0
 
 
 @pytest.mark.parametrize(
     ("figures", "best_epoch"),
     [
-        ([(5.0, None), (5.0000001, None), (4.0, None)], 2),  # closer than the digits that are written down
+        ([(5.0, None), (5.0000001, None), (4.0, None)], 2),  # differs by less than the recorded precision
         ([(5.0, None), (5.0, None), (4.0, None)], 1),
-        ([(10.0, 40.0), (20.0, 30.0), (30.0, 35.0)], 1),  # where there are joints, theirs count
+        ([(10.0, 40.0), (20.0, 30.0), (30.0, 35.0)], 1),  # the keypoint AP decides where there is one
     ],
 )
-def test_the_report_and_the_best_weights_are_of_one_epoch(
+def test_report_and_best_weights_are_of_the_same_epoch(
     figures: list[tuple[float, float | None]],
     best_epoch: int,
     shapes: Path,
@@ -400,7 +400,7 @@ def test_patience_counts_validated_epochs(shapes: Path, tmp_path: Path, monkeypa
     assert load_checkpoint(best.with_name("last.pt")).epoch == 6
 
 
-def test_not_every_epoch_is_validated(
+def test_validate_every_n_validates_every_nth_and_the_last_epoch(
     shapes: Path, tmp_path: Path, console: Console, capsys: pytest.CaptureFixture[str]
 ) -> None:
     every = train(small_config(shapes, tmp_path, name="every", epochs=3), False, console)
@@ -410,14 +410,14 @@ def test_not_every_epoch_is_validated(
         [json.loads(line) for line in (best.parent / "metrics.jsonl").read_text().splitlines()]
         for best in (every, some)
     )
-    assert [row["epoch"] for row in fewer] == [2, 3]  # the last one always
+    assert [row["epoch"] for row in fewer] == [2, 3]  # the last epoch is always validated
     timed = {"seconds", "pictures_per_second"}
     assert [{key: row[key] for key in row.keys() - timed} for row in fewer] == [
         {key: row[key] for key in row.keys() - timed} for row in rows[1:]
     ]
 
 
-def test_overfitting_shows_the_first_photos_as_they_are_evaluated(
+def test_overfitting_trains_on_the_first_photos_without_augmentation(
     shapes: Path, tmp_path: Path, console: Console
 ) -> None:
     settings = {"mosaic": 1.0, "first_train_size": 32, "channel_dropout": 0.2}
@@ -432,6 +432,8 @@ def test_overfitting_shows_the_first_photos_as_they_are_evaluated(
         np.testing.assert_array_equal(views[position][0], evaluated)
 
 
-def test_more_photos_to_overfit_than_there_are(shapes: Path, tmp_path: Path, console: Console) -> None:
+def test_overfitting_more_photos_than_the_data_set_has_is_rejected(
+    shapes: Path, tmp_path: Path, console: Console
+) -> None:
     with pytest.raises(InvalidConfig, match=r"overfit 50: .*train\.json has only 24 photos"):
         train(small_config(shapes, tmp_path, overfit=50), False, console)
