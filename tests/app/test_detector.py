@@ -164,10 +164,10 @@ def test_unavailable_gpu_is_not_silently_replaced_by_the_cpu(model_path: Path) -
 
 OURS = """accept access admission answers arrangement batcher body connections connections.client_socket
     connections.connection connections.exceptions connections.listener connections.load_shedding
-    connections.request_head connections.write_backlog deadline disconnect errors fast_path form head_method interruption keys logs
-    memory metrics models parameters pipeline rates reloading request_id routes routes.admin routes.deepstack
-    routes.detection routes.health routes.inference_protocol routes.models routes.page routes.tensors schemas
-    served_model server service settings stages tracing"""
+    connections.request_head connections.write_backlog deadline disconnect errors fast_path form head_method
+    interruption keys logs memory metrics models parameters pipeline rates reloading request_id routes
+    routes.admin routes.deepstack routes.detection routes.health routes.inference_protocol routes.models
+    routes.page routes.tensors schemas served_model server service settings stages tracing"""
 THEIRS = """PIL aiolimiter annotated_doc annotated_types anyio click cv2 dotenv fastapi httptools numpy onnxruntime
     prometheus_client pydantic pydantic_core pydantic_settings python_multipart pythonjsonlogger sniffio starlette
     typing_extensions typing_inspection uvicorn uvloop watchfiles yaml"""  # uvicorn imports dotenv and yaml
