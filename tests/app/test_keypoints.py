@@ -123,7 +123,7 @@ def test_command_writes_and_draws_keypoints(corners_path: Path, tmp_path: Path, 
 
 def test_model_whose_keypoints_contradict_its_metadata_is_refused(tmp_path: Path) -> None:
     three = describe(skeleton=Skeleton(("a", "b", "c"))).to_properties()
-    with pytest.raises(InvalidModel, match="not 3 times the 3 joints that its metadata names"):
+    with pytest.raises(InvalidModel, match="not 3 times the 3 keypoints that its metadata names"):
         Detector(save_model(tmp_path / "three.onnx", three, with_corners=True), "cpu")
     with pytest.raises(InvalidModel, match="its outputs are"):
         Detector(save_model(tmp_path / "none.onnx", describe(skeleton=CORNERS).to_properties()), "cpu")

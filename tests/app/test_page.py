@@ -231,7 +231,7 @@ class TestWithKeypoints:
         return HeldDetector(save_model(tmp_path / "corners.onnx", with_corners=True))
 
     def test_keypoints_and_the_lines_between_them_are_drawn_over_the_image(self, page: Page, photo: Path) -> None:
-        assert "3 classes · 2 joints" in page.find("#model").text
+        assert "3 classes · 2 keypoints" in page.find("#model").text
         page.choose(photo)
         page.until(lambda: page.rows() == [RED_ROW, GREEN_ROW])
         for point, index in [((64, 40), 0), ((144, 96), 1)]:  # the middles of the diagonals

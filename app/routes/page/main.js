@@ -174,7 +174,7 @@ try {
   element.threshold.defaultValue = Math.round(100 * threshold); // keeps a value that the user has already set
   setModels(models);
   const knows = [labels.length === 1 ? labels[0].label : `${labels.length} classes`];
-  if (skeleton.joints.length) knows.push(`${skeleton.joints.length} joints`);
+  if (skeleton.joints.length) knows.push(`${skeleton.joints.length} keypoints`);
   const facts = [name, ...knows, `${input.width} × ${input.height}`, provider, precision];
   element.model.textContent = facts.join(" · ");
 } catch (error) {
