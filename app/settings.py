@@ -22,6 +22,7 @@ from model.session import count_cpus
 
 _PREFIX = "CENTERNET_"
 _THRESHOLD = 0.3  # for models whose metadata has none
+_METAVARS = {"bool": "{true,false}", "int": "N", "float": "NUMBER", "Path": "PATH"}  # in --help, by type
 
 
 class InvalidSettings(Exception):
@@ -52,12 +53,12 @@ class Settings(BaseSettings):
     metrics_port: int | None = Field(
         None, ge=0, le=65535, description="separate port for /metrics and /models/reload; 0 for any free one"
     )
-    metrics_host: str | None = Field(None, description="address to listen on for metrics_port; default: host")
+    metrics_host: str | None = Field(None, description="address to listen on for metrics_port; unless set, host")
     model: Annotated[tuple[Path, ...], NoDecode] = Field(
         default_factory=lambda: (find_shipped_model(),),
         description="ONNX files written by `training export`, folders of them, or names of shipped models (default, "
-        "fast; default-fp32 for GPUs), separated by commas; the first is the default for requests; a watched folder "
-        "may be empty if there is another model",
+        "fast; default-fp32 for GPUs), separated by commas; unless set, the shipped default; the first is used where a "
+        "request names none; a watched folder may be empty if there is another model",
     )
     watch: bool = Field(False, description="reload models when their files change; SIGHUP reloads at any time")
     provider: Provider = Field(
@@ -68,14 +69,18 @@ class Settings(BaseSettings):
         None, description="folder to cache TensorRT engines in; without it each start takes minutes to build them"
     )
     tensorrt_half: bool = Field(False, description="let TensorRT use half precision where it is faster")
-    threads: int = Field(default_factory=count_cpus, ge=1, description="CPU threads for inference, per model")
+    threads: int = Field(
+        default_factory=count_cpus,
+        ge=1,
+        description="CPU threads for inference, per model; unless set, all usable CPUs",
+    )
     instances: int | None = Field(
         None, ge=1, description="concurrent inferences, which share the threads; unless set, measured at startup"
     )
     decode_threads: int = Field(
         default_factory=count_cpus,
         ge=1,
-        description="threads that decode images; instances of one thread decode their own images",
+        description="threads that decode images; unless set, all usable CPUs; instances of one thread decode their own",
     )
     max_batch: int | None = Field(
         None, ge=1, description="maximum images per inference batch; unless set, measured at startup"
@@ -244,7 +249,9 @@ def read_settings(arguments: Sequence[str]) -> Settings:
     """
     parser = argparse.ArgumentParser("centernet-serve", description=Settings.__doc__)
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
-    flags: CliSettingsSource[Any] = CliSettingsSource(Settings, root_parser=parser, cli_parse_args=list(arguments))
+    flags: CliSettingsSource[Any] = CliSettingsSource(
+        Settings, root_parser=parser, cli_parse_args=list(arguments), add_argument_method=_add_flag
+    )
     try:
         return Settings(_cli_settings_source=flags)
     except ValidationError as error:
@@ -252,3 +259,11 @@ def read_settings(arguments: Sequence[str]) -> Settings:
             ": ".join([*map(str, each["loc"]), each["msg"].removeprefix("Value error, ")]) for each in error.errors()
         ]
         raise InvalidSettings("\n".join(lines)) from error
+
+
+def _add_flag(parser: Any, *names: str, **options: Any) -> Any:
+    """Adds a flag as argparse does, but without the names of Python types, functions and null in its help."""
+    if not options["metavar"].startswith("{"):  # else the choices
+        options["metavar"] = _METAVARS.get(options["metavar"], "TEXT")
+    options["help"] = re.sub(r" \(default(: null|: \(\)| factory: .*)\)$", "", options["help"])
+    return parser.add_argument(*names, **options)

@@ -1,4 +1,5 @@
 import hashlib
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -132,7 +133,8 @@ def test_misspelt_variables_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     assert find_unknown_variables() == ["CENTERNET_MAX_QEUE"]
 
 
-def test_help_names_every_flag() -> None:
+def test_help_names_every_flag_and_no_python() -> None:
     finished = subprocess.run([sys.executable, "-m", "app", "--help"], capture_output=True, text=True, check=True)
     for name in Settings.model_fields:
         assert f"--{name.replace('_', '-')}" in finished.stdout
+    assert not re.search(r"tuple|lambda|null|factory|\bint\b|\bstr\b|\(\)", finished.stdout)
