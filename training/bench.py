@@ -9,7 +9,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from training.config import Config, make_config
+from training.config import Config
+from training.config_file import make_config
 from training.datasets.dataset import Dataset
 from training.environment import describe_environment
 from training.files import write_json

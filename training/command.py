@@ -19,7 +19,8 @@ from training.bench import bench
 from training.checkpoint import InvalidCheckpoint, load_checkpoint
 from training.collisions import measure_crowds
 from training.compare import compare
-from training.config import Config, InvalidConfig, load_config, make_config
+from training.config import Config, InvalidConfig
+from training.config_file import load_config, make_config
 from training.datasets.dataset import Dataset, InvalidDataset
 from training.datasets.load import load_dataset
 from training.dry_run import dry_run

@@ -15,7 +15,7 @@ from model.metadata import Metadata
 from model.network import CenterNet
 from training.calibration import ScoredDetections, cross_validate, fit_platt_scaling
 from training.checkpoint import Checkpoint
-from training.config import make_config
+from training.config_file import make_config
 from training.datasets.dataset import Dataset
 from training.diagnosis import diagnose
 from training.evaluate import detect_with_checkpoint, detect_with_model, split_batch

@@ -12,7 +12,7 @@ from model.heads import SIZE_UNIT, STRIDE
 from model.network import CenterNet
 from training.categories import COCO, COCO_PEOPLE, VOC, Categories
 from training.checkpoint import Checkpoint
-from training.config import make_config
+from training.config_file import make_config
 from training.environment import find_git_commit
 from training.pretrained import InvalidWeights, check_fit, read_weights
 

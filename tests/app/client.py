@@ -1,5 +1,6 @@
 import asyncio
 import contextlib
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -26,21 +27,28 @@ class Client(httpx.AsyncClient):
 
     async def until(self, name: str, value: float, /, **labels: str) -> None:
         """Polls until a metric has this value."""
-        async with asyncio.timeout(30):
-            while await self.sample(name, **labels) != value:
-                await asyncio.sleep(0.005)
+
+        async def has_value() -> bool:
+            return await self.sample(name, **labels) == value
+
+        await until(has_value)
 
     async def until_status(self, path: str, status: int) -> None:
         """Polls `path`, each time on a new connection, until the response has `status`."""
-        async with asyncio.timeout(30):
-            while (await self.get(path, headers={"connection": "close"})).status_code != status:
-                await asyncio.sleep(0.005)
+
+        async def has_status() -> bool:
+            return (await self.get(path, headers={"connection": "close"})).status_code == status
+
+        await until(has_status)
 
 
 async def until(condition: Callable[[], object]) -> None:
-    """Polls until other threads or tasks make `condition()` true."""
+    """Polls until other threads or tasks make `condition()`, awaited if need be, true."""
     async with asyncio.timeout(30):
-        while not condition():
+        while True:
+            holds = condition()
+            if await holds if inspect.isawaitable(holds) else holds:
+                return
             await asyncio.sleep(0.005)
 
 

@@ -11,7 +11,7 @@ from app.connections.listener import configure
 from app.server import create_app
 from app.settings import Settings
 from model.detector import Detector
-from tests.app.client import Client
+from tests.app.client import Client, until
 
 
 @contextlib.asynccontextmanager
@@ -21,8 +21,7 @@ async def listen(settings: Settings, detector: Detector) -> AsyncIterator[Client
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         task = asyncio.create_task(server.serve(sockets=[listener]))
-        while not server.started:
-            await asyncio.sleep(0.005)
+        await until(lambda: server.started)
         async with Client(base_url=f"http://127.0.0.1:{listener.getsockname()[1]}") as client:
             yield client
         server.should_exit = True

@@ -339,18 +339,13 @@ async def test_retired_batcher_serves_admitted_items() -> None:
     assert batcher.admission.closed
 
 
-async def until_queue_shrinks_to(batcher: Batcher[int, int], length: int) -> None:
-    """Waits until no more than `length` items are queued."""
-    await until(lambda: batcher.queued <= length)
-
-
 async def test_batches_are_computed_concurrently() -> None:
     compute = Doubling()
     async with running(compute, max_batch=1, instances=3) as batcher:
         compute.gate.clear()
         tasks = [asyncio.create_task(submit(batcher, item)) for item in range(5)]
         await asyncio.sleep(0)
-        await until_queue_shrinks_to(batcher, 2)
+        await until(lambda: batcher.queued <= 2)
         assert sorted(compute.batches) == [[0], [1], [2]]
         compute.gate.set()
         assert [served.result for served in await asyncio.gather(*tasks)] == [0, 2, 4, 6, 8]
@@ -363,7 +358,7 @@ async def test_a_short_queue_is_split_among_idle_threads() -> None:
     tasks = [asyncio.create_task(submit(batcher, item)) for item in range(4)]
     await asyncio.sleep(0)
     runner = asyncio.create_task(batcher.run(2, 4))
-    await until_queue_shrinks_to(batcher, 0)
+    await until(lambda: not batcher.queued)
     compute.gate.set()
     await asyncio.gather(*tasks)
     assert sorted(compute.batches) == [[0, 1], [2, 3]]
@@ -378,7 +373,7 @@ async def test_compute_is_told_whether_its_item_is_alone() -> None:
         tasks = await hold(compute, batcher, [2])
         tasks.append(asyncio.create_task(submit(batcher, 3)))
         await asyncio.sleep(0)
-        await until_queue_shrinks_to(batcher, 0)
+        await until(lambda: not batcher.queued)
         compute.gate.set()
         await asyncio.gather(*tasks)
     assert (compute.batches, compute.alone) == ([[1], [2], [3]], [True, True, False])

@@ -17,6 +17,7 @@ from app.schemas import Answer, Problem
 from app.settings import Settings
 from model.detector import Detections, Detector
 from model.draw import draw_detections
+from tests.app.client import until
 from tests.app.colours import BLUE_FOUND, GREEN_FOUND, PHOTO, PHOTO_PNG, RED_FOUND, SCORES, encode
 from tests.app.detectors import HeldDetector
 from tests.app.listener import listen
@@ -103,9 +104,7 @@ async def test_server_is_ready_once_it_is_warmed_up(ask: Ask, make_settings: Mak
     async with listen(make_settings(), detector) as client:
         assert await ask(str(client.base_url), "ready") is False
         detector.gate.set()
-        async with asyncio.timeout(30):
-            while not await ask(str(client.base_url), "ready"):
-                await asyncio.sleep(0.005)
+        await until(lambda: ask(str(client.base_url), "ready"))
 
 
 async def test_refused_request_raises_the_servers_problem(ask: Ask, url: str) -> None:

@@ -169,9 +169,11 @@ async def test_a_removed_model_finishes_its_requests(folder: Path, settings: Set
 async def test_sighup_reloads_the_models(client: Client, folder: Path) -> None:
     put(folder, "a.onnx", "signalled")
     os.kill(os.getpid(), signal.SIGHUP)
-    async with asyncio.timeout(30):
-        while await names(client) != ["signalled", "second"]:
-            await asyncio.sleep(0.005)
+
+    async def are_reloaded() -> bool:
+        return await names(client) == ["signalled", "second"]
+
+    await until(are_reloaded)
 
 
 async def test_changes_in_a_watched_folder_reload_the_models(folder: Path) -> None:

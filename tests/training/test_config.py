@@ -4,7 +4,8 @@ import pytest
 
 from tests.training.configs import small_config
 from training.arguments import parse_overrides
-from training.config import InvalidConfig, load_config
+from training.config import InvalidConfig
+from training.config_file import load_config
 
 CONFIGS = Path(__file__).parents[2] / "training" / "configs"
 

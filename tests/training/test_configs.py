@@ -7,7 +7,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from training.checkpoint import build_network
-from training.config import load_config
+from training.config_file import load_config
 
 CONFIGS = Path(__file__).parents[2] / "training" / "configs"
 RECIPES = sorted(CONFIGS.glob("*.toml"))
