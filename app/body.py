@@ -3,7 +3,7 @@
 import asyncio
 import binascii
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 
 from fastapi import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -12,9 +12,10 @@ from app.admission import Overloaded
 from app.form import FormParser, InvalidForm, Part
 from app.interruption import Interruption, cancelled_after
 from app.metrics import Metrics
+from app.parameters import Parameters
 from app.settings import Settings
 
-_MAX_OTHER_PARTS = 20  # of a form, beside the images: some clients send settings as fields
+_MAX_OTHER_PARTS = 20  # of a form, beside the images: DeepStack's clients send settings as fields
 _MAX_JSON_VALUES = 10_000  # far more than the images that a request may hold
 
 
@@ -124,7 +125,7 @@ async def read_image(request: Request, settings: Settings) -> bytes:
 
     Raises what `read_parts` raises, and `EmptyBody`.
     """
-    files = [part.data for part in await read_parts(request, settings.max_image_bytes, settings) if part.is_file]
+    files = _find_files(await read_parts(request, settings.max_image_bytes, settings))
     if len(files) != 1:
         raise InvalidForm(f"the form holds {len(files) or 'no'} files: send one, with a file name")
     if not files[0]:
@@ -138,12 +139,24 @@ async def read_images(request: Request, settings: Settings) -> list[bytes]:
     Raises what `read_parts` raises, `EmptyBody`, and `InvalidJson`.
     """
     parts = await read_parts(request, settings.max_request_bytes, settings, settings.max_request_images)
-    files = [part.data for part in parts if part.is_file]
+    files = _find_files(parts)
     if request.headers.get("content-type", "").lower().startswith("application/json"):
         files = await asyncio.to_thread(_decode_json, files[0])
     if not any(files):
         raise EmptyBody("send images as the files of a multipart form, or as base64 in JSON")
     return files
+
+
+def _find_files(parts: Sequence[Part]) -> list[bytes]:
+    _refuse_parameters((part.name for part in parts if not part.is_file), InvalidForm)
+    return [part.data for part in parts if part.is_file]
+
+
+def _refuse_parameters(names: Iterable[str], error: type[Exception]) -> None:
+    """Raises `error` for the first parameter among the names of a body's fields, where it would have no effect."""
+    for name in names:
+        if name in Parameters.model_fields:
+            raise error(f"send {name} in the query, as in ?{name}=…, not in the body")
 
 
 def check_value_count(body: bytes, maximum: int) -> None:
@@ -155,11 +168,13 @@ def check_value_count(body: bytes, maximum: int) -> None:
 def _decode_json(body: bytes) -> list[bytes]:
     check_value_count(body, _MAX_JSON_VALUES)
     try:
-        images = json.loads(body)["images"]
-        return [binascii.a2b_base64(image, strict_mode=True) for image in images]
+        fields = json.loads(body)
+        images = [binascii.a2b_base64(image, strict_mode=True) for image in fields["images"]]
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         usage = 'send {"images": ["<base64>", …]}, without line breaks or a data: prefix in the base64'
         raise InvalidJson(f"{usage}: {error}") from error
+    _refuse_parameters(fields, InvalidJson)
+    return images
 
 
 def check_file_size(size: int, max_bytes: int) -> None:

@@ -68,7 +68,7 @@ PROBLEM_KINDS: Mapping[type[Exception], ProblemKind] = {
     UnknownFormat: ProblemKind(415, "unknown-format", "This is not an image of a known format"),
     BrokenImage: ProblemKind(422, "broken-image", "The image is broken"),
     UnknownLabel: ProblemKind(422, "unknown-label", "The model knows no such label"),
-    RequestValidationError: ProblemKind(422, "invalid-parameter", "A parameter is out of range"),
+    RequestValidationError: ProblemKind(422, "invalid-parameter", "A parameter is invalid"),
     RateLimited: ProblemKind(429, "rate-limited", "Too many requests in too short a time"),
     HeadTooLarge: ProblemKind(431, "head-too-large", "The request's headers have too many bytes"),
     ClientDisconnect: ProblemKind(499, "client-gone", "The client disconnected"),

@@ -3,8 +3,9 @@
 FastAPI's own parsing of them costs as much as everything else that it does for a request.
 """
 
+import difflib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from fastapi.exceptions import RequestValidationError
@@ -41,6 +42,7 @@ def build_parameters_reader(settings: Settings) -> ReadParameters:
     @functools.lru_cache(64)  # clients tend to repeat the same parameters
     def parse(query: bytes, timeout: str | None) -> Parameters:
         given = dict(QueryParams(query))
+        _refuse_unknown(given)
         if timeout:
             given.setdefault("timeout", timeout)
         try:
@@ -70,6 +72,15 @@ def document_parameters(settings: Settings, label: str) -> dict[str, Any]:
             parameter["example"] = label
     header = {"name": TIMEOUT_HEADER, "in": "header", "required": False, "description": "the same as `timeout`"}
     return {"parameters": [*parameters, header | {"schema": parameters[0]["schema"]}]}
+
+
+def _refuse_unknown(names: Iterable[str]) -> None:
+    known = Parameters.model_fields
+    unknown = next((name for name in names if name not in known), None)
+    if unknown is not None:
+        near = difflib.get_close_matches(unknown, known, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
+        raise RequestValidationError([{"loc": ("query", unknown), "msg": f"there is no such parameter; {hint}"}])
 
 
 def _find_defaults(settings: Settings) -> dict[str, Any]:

@@ -80,9 +80,9 @@ def _describe(learner: Learner) -> str:
 
 
 def _tabulate(steps: Mapping[str, float]) -> Table:
-    table = Table("the step alone", "pictures/s", "relative")
-    for title, pictures in steps.items():
-        table.add_row(title, f"{pictures:.1f}", f"{pictures / steps[_BASELINE]:.2f}")
+    table = Table("the step alone", "images/s", "relative")
+    for title, speed in steps.items():
+        table.add_row(title, f"{speed:.1f}", f"{speed / steps[_BASELINE]:.2f}")
     return table
 
 
@@ -90,8 +90,8 @@ def _gather(learner: Learner, speed: Speed, memory: float | None, steps: Mapping
     return {
         "environment": describe_environment(str(learner.device)),
         "settings": learner.config.model_dump(mode="json"),
-        "pictures_per_second": speed.pictures(),
+        "images_per_second": speed.images_per_second(),
         "both_of_the_slower": speed.efficiency,
         "peak_memory_bytes": memory,
-        "step_alone_pictures_per_second": dict(steps),
+        "step_alone_images_per_second": dict(steps),
     }

@@ -7,6 +7,8 @@ from typing import NamedTuple, Self
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits
 
 from model.detector import Detections
 from model.network import CenterNet
@@ -15,7 +17,6 @@ from training.diagnosis import IGNORED, match_detections, measure_calibration
 
 _MIN_SCORE = 0.05  # of detections to fit: below it there are a hundred false positives for each true positive
 _MIN_COUNT = 10  # of true and of false positives
-_ITERATIONS = 50
 
 
 class ScoredDetections(NamedTuple):
@@ -48,8 +49,8 @@ class PlattScaling(NamedTuple):
 
     def apply(self, scores: NDArray[np.float32]) -> NDArray[np.float32]:
         """Returns calibrated scores (N,) of a network's scores (N,)."""
-        logits = self.slope * _logits(scores) + self.intercept
-        return np.asarray(1 / (1 + np.exp(-logits)), np.float32)
+        logits = torch.from_numpy(self.slope * _logits(scores) + self.intercept)
+        return np.asarray(logits.sigmoid().numpy(), np.float32)
 
     @torch.no_grad()
     def fold_into(self, network: CenterNet) -> None:
@@ -71,17 +72,20 @@ def fit_platt_scaling(detections: ScoredDetections) -> PlattScaling | None:
     positives, negatives = int(is_correct.sum()), int((~is_correct).sum())
     if min(positives, negatives) < _MIN_COUNT:
         return None
-    targets = np.where(is_correct, (positives + 1) / (positives + 2), 1 / (negatives + 2))
-    inputs = np.stack([_logits(detections.scores[used]), np.ones(len(targets))], axis=1)  # (N, 2)
-    scaling = np.array([1.0, 0.0])
-    for _ in range(_ITERATIONS):  # Newton's method
-        p = 1 / (1 + np.exp(-inputs @ scaling))
-        gradient = inputs.T @ (p - targets)
-        hessian = (inputs * (p * (1 - p))[:, None]).T @ inputs
-        step = np.linalg.solve(hessian + 1e-9 * np.eye(2), gradient)
-        scaling -= step
-        if np.abs(step).max() < 1e-9:
-            break
+    logits = torch.from_numpy(_logits(detections.scores[used]))
+    targets = torch.from_numpy(np.where(is_correct, (positives + 1) / (positives + 2), 1 / (negatives + 2)))
+    scaling = torch.tensor([1.0, 0.0], dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS(
+        [scaling], max_iter=100, tolerance_grad=1e-12, tolerance_change=1e-15, line_search_fn="strong_wolfe"
+    )
+
+    def compute_loss() -> Tensor:
+        optimizer.zero_grad()
+        loss = binary_cross_entropy_with_logits(scaling[0] * logits + scaling[1], targets)
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss
+
+    optimizer.step(compute_loss)  # type: ignore[no-untyped-call]
     slope, intercept = scaling.tolist()
     return PlattScaling(slope, intercept) if slope > 0 and math.isfinite(slope + intercept) else None
 

@@ -61,7 +61,7 @@ def _detect_at(
             # photos come second, so that zip takes none of them when the batch ends
             for found, photo in zip(batch, photos, strict=False):
                 results.append(move_to_photo(found, place(photo.width, photo.height, [(size, size)])))
-                advance(pictures=1)
+                advance(images=1)
     return results
 
 
@@ -87,7 +87,7 @@ def detect_with_model(detector: Detector, dataset: Dataset, console: Console) ->
             canvas = prepare_photo(photo, detector.prepare)
             [found] = detector.infer([canvas.pixels])
             results.append(_relabel(move_to_photo(found, canvas.letterbox), indices))
-            advance(pictures=1)
+            advance(images=1)
     return results
 
 

@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 @contextmanager
 def progress_bar(console: Console, title: str, total: int, start: int = 0) -> Iterator[Callable[..., None]]:
-    """Yields `advance(pictures=, loss=)`, to be called after every step."""
+    """Yields `advance(images=, loss=)`, to be called after every step."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -24,10 +24,10 @@ def progress_bar(console: Console, title: str, total: int, start: int = 0) -> It
         task = bar.add_task(title, total=total, completed=start, note="")
         started, processed = time.monotonic(), 0
 
-        def advance(*, pictures: int, loss: float | None = None) -> None:
+        def advance(*, images: int, loss: float | None = None) -> None:
             nonlocal processed
-            processed += pictures
-            rate = f"{processed / (time.monotonic() - started):.1f} pictures/s"
+            processed += images
+            rate = f"{processed / (time.monotonic() - started):.1f} images/s"
             bar.update(task, advance=1, note=rate if loss is None else f"loss {loss:.3f}, {rate}")
 
         yield advance

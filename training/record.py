@@ -91,7 +91,7 @@ class Record:
             "seconds": round(seconds, 1),
         }
         if self._steps:
-            row["pictures_per_second"] = round(self._steps * self._config.batch_size / max(seconds, 1e-3), 1)
+            row["images_per_second"] = round(self._steps * self._config.batch_size / max(seconds, 1e-3), 1)
             row["learning_rate"] = self._learning_rate
             row["loss"] = {name: round(total / self._steps, 6) for name, total in self._loss_sums.items()}
         if metrics.keypoints:
@@ -123,8 +123,8 @@ class Record:
         last = rows[-1]
         best = next((row for row in rows if row["epoch"] == self._best_epoch), {})  # missing if metrics.jsonl was lost
         speed = {"training time per epoch": f"{last['seconds']:.0f} s"}
-        if "pictures_per_second" in last:
-            speed["pictures per second"] = f"{last['pictures_per_second']:.1f}"
+        if "images_per_second" in last:
+            speed["images per second"] = f"{last['images_per_second']:.1f}"
         metrics = {"AP": "ap", "AP50": "ap50", "keypoint AP": "keypoint_ap"}
         best_metrics = ", ".join(f"{title} {best[key]:.1f}" for title, key in metrics.items() if key in best)
         subject = Subject(

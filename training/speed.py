@@ -34,15 +34,15 @@ class Speed:
         """Throughput of both together, relative to the slower one alone; 1 if the two overlap perfectly."""
         return max(self.loader, self.step) / self.both
 
-    def pictures(self) -> dict[str, float]:
+    def images_per_second(self) -> dict[str, float]:
         """Returns images per second by measurement."""
         parts = {"loader alone": self.loader, "step alone": self.step, "both together": self.both}
         return {title: self.batch_size / seconds for title, seconds in parts.items()}
 
     def print(self, console: Console) -> None:
         """Prints images per second and seconds per step, one line per measurement."""
-        for title, pictures in self.pictures().items():
-            console.print(f"{title:14} {pictures:8.1f} pictures/s, {self.batch_size / pictures:.3f} s a step")
+        for title, speed in self.images_per_second().items():
+            console.print(f"{title:14} {speed:8.1f} images/s, {self.batch_size / speed:.3f} s a step")
 
 
 def prepare_run(config: Config, processes: Processes, console: Console) -> tuple[Learner, Dataset]:

@@ -64,7 +64,7 @@ def train(config: Config, resume: bool, console: Console, processes: Processes =
         with progress_bar(console, f"{title} at {config.image_size(epoch)} px", steps, progress.step) as advance:
             for micro_batches in batches:
                 result = learner.step(micro_batches)
-                advance(loss=sum(loss.item() for loss in result.losses.values()), pictures=config.batch_size)
+                advance(loss=sum(loss.item() for loss in result.losses.values()), images=config.batch_size)
                 if record:
                     record.add_step(epoch * steps + progress.step, result)
                 progress.step += 1

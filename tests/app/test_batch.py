@@ -95,6 +95,11 @@ async def test_empty_and_malformed_bodies_are_refused(client: Client) -> None:
     )
 
 
+async def test_parameter_in_the_json_is_refused(client: Client) -> None:
+    response = await client.post("/detect/batch", json=to_json(PHOTO_PNG) | {"limit": 1})
+    check_problem(response, 400, "invalid-json", "send limit in the query, as in ?limit=…")
+
+
 async def test_numbers_of_images_and_bytes_are_limited(serve: Serve) -> None:
     size = len(encode(paint(48, 32)))
     async with serve(max_request_images=2, max_request_bytes=4000, max_image_bytes=size) as client:

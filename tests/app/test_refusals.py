@@ -54,7 +54,8 @@ async def test_compressed_body_is_refused(client: Client, path: str) -> None:
     response = await client.post(path, content=gzip.compress(PHOTO_PNG), headers=headers)
     check_problem(response, 415, "unknown-encoding", "without Content-Encoding")
     assert response.headers["accept-encoding"] == "identity"
-    assert (await client.detect(headers={"content-encoding": "identity"})).status_code == 200
+    plain = await client.post("/detect", content=PHOTO_PNG, headers={"content-encoding": "identity"})
+    assert plain.status_code == 200
 
 
 async def test_body_over_the_limit_is_refused(serve: Serve) -> None:
@@ -117,6 +118,23 @@ async def test_unknown_label_is_refused(client: Client, form: bool) -> None:
 )
 async def test_invalid_parameter_is_refused(client: Client, query: dict[str, Any]) -> None:
     check_problem(await client.detect(**query), 422, "invalid-parameter", next(iter(query)))
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [("treshold", "did you mean threshold?"), ("min_score", "there are timeout, model, threshold, limit, labels")],
+)
+async def test_unknown_parameter_is_refused(client: Client, name: str, hint: str) -> None:
+    detail = f"{name}: there is no such parameter; {hint}"
+    check_problem(await client.detect(**{name: "0.5"}), 422, "invalid-parameter", detail)
+
+
+@pytest.mark.parametrize("path", ["/detect", "/detect/batch"])
+async def test_parameter_in_a_form_is_refused_and_other_fields_are_not(client: Client, path: str) -> None:
+    files = {"image": ("i", PHOTO_PNG)}
+    response = await client.post(path, files=files, data={"threshold": "0.5"})
+    check_problem(response, 400, "invalid-form", "send threshold in the query, as in ?threshold=…")
+    assert (await client.post(path, files=files, data={"camera": "door"})).status_code == 200
 
 
 async def test_full_queue_is_refused(serve: Serve, model_path: Path) -> None:

@@ -22,11 +22,11 @@ def test_configuration_is_measured_and_compared(
     settings = ["--precision", "bf16", "--against", "precision=fp32", "--against", "precision=fp32,batch-size=4"]
     run(shapes, *settings, "--json", "figures/speed.json")
     found = json.loads(Path("figures/speed.json").read_text())
-    speeds = found["pictures_per_second"]
+    speeds = found["images_per_second"]
     assert min(speeds["loader alone"], speeds["step alone"]) * found["both_of_the_slower"] == pytest.approx(
         speeds["both together"]
     )
-    assert set(found["step_alone_pictures_per_second"]) == {
+    assert set(found["step_alone_images_per_second"]) == {
         "as it is set",
         "precision = fp32",
         "precision = fp32, batch_size = 4",
@@ -42,7 +42,7 @@ def test_configuration_is_measured_and_compared(
 def test_efficiency_is_relative_to_the_slower_part() -> None:
     assert Speed(16, loader=0.5, step=1.0, both=1.25).efficiency == pytest.approx(0.8)
     assert Speed(16, loader=2.0, step=1.0, both=2.0).efficiency == 1
-    assert Speed(16, loader=2.0, step=1.0, both=2.0).pictures() == {
+    assert Speed(16, loader=2.0, step=1.0, both=2.0).images_per_second() == {
         "loader alone": 8, "step alone": 16, "both together": 8
     }  # fmt: skip
 

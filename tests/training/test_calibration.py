@@ -39,6 +39,7 @@ def test_scaling_lowers_the_calibration_error_on_unseen_detections() -> None:
         (np.linspace(0.1, 0.9, 100), np.arange(100) < 5),  # too few true positives
         (np.linspace(0.1, 0.9, 100), np.ones(100)),  # no false positives
         (np.linspace(0.1, 0.9, 100), np.arange(100) < 50),  # lower scores are correct
+        (np.repeat([0.05, 0.999], [89, 11]), np.arange(100) < 89),  # the same, where a Newton step would overflow
         (np.full(100, 0.04), np.arange(100) < 50),  # all below the minimum score
     ],
 )

@@ -22,7 +22,7 @@ def test_dry_run_measures_throughput_and_writes_only_an_image(
     text = " ".join(capsys.readouterr().out.split())
     rates = {
         title: (float(rate), float(seconds))
-        for title, rate, seconds in re.findall(r"(\w+ \w+) ([\d.]+) pictures/s, ([\d.]+) s a step", text)
+        for title, rate, seconds in re.findall(r"(\w+ \w+) ([\d.]+) images/s, ([\d.]+) s a step", text)
     }
     assert set(rates) == {"loader alone", "step alone", "both together"}
     for rate, seconds in rates.values():
@@ -46,7 +46,7 @@ def test_slow_loader_is_named_as_the_limit(
     command = ["train", str(CONFIGS / "tiny.toml"), "--dry-run", "--data-root", str(shapes), "--output", str(tmp_path)]
     main([*command, "--workers", "3"])
     text = " ".join(capsys.readouterr().out.split())
-    assert "loader alone 8.0 pictures/s, 2.000 s a step" in text
+    assert "loader alone 8.0 images/s, 2.000 s a step" in text
     assert "the loader limits: more than 3 workers" in text
     main([*command, "--device", "cpu"])
     text = " ".join(capsys.readouterr().out.split())

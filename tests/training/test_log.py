@@ -61,9 +61,9 @@ def test_log_file_has_no_colours_or_progress_bars(tmp_path: Path) -> None:
         console = Console(file=terminal, force_terminal=True, width=40)
         with Log(console, tmp_path / "log.txt"):
             with progress_bar(console, "title", 2) as advance:
-                advance(pictures=1)
+                advance(images=1)
                 console.print("[red]a fault[/red] that is [b]longer[/b] than the terminal is wide")
-                advance(pictures=1)
+                advance(images=1)
             console.print("[not markup", markup=False)
         console.print("afterwards")
 

@@ -62,7 +62,7 @@ def test_run_records_each_epoch_and_reports_the_best(shapes: Path, tmp_path: Pat
     rows = read_rows(folder)
     assert [row["ap"] for row in rows] == [10, 30, 20]
     assert rows[2]["loss"] == {"heatmap": 2.5, "giou": 0.5}
-    assert rows[2]["pictures_per_second"] == 4  # two steps of 8 images in 4 seconds
+    assert rows[2]["images_per_second"] == 4  # two steps of 8 images in 4 seconds
     assert rows[1]["learning_rate"] == 5e-4
     environment = json.loads((folder / "environment.json").read_text())
     assert environment["git_commit"] == "abc123"

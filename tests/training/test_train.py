@@ -411,7 +411,7 @@ def test_validate_every_n_validates_every_nth_and_the_last_epoch(
         for best in (every, some)
     )
     assert [row["epoch"] for row in fewer] == [2, 3]  # the last epoch is always validated
-    timed = {"seconds", "pictures_per_second"}
+    timed = {"seconds", "images_per_second"}
     assert [{key: row[key] for key in row.keys() - timed} for row in fewer] == [
         {key: row[key] for key in row.keys() - timed} for row in rows[1:]
     ]
