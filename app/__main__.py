@@ -3,23 +3,20 @@
 import asyncio
 import contextlib
 import gc
-import logging
 import signal
 import sys
 from collections.abc import Sequence
 
 import uvloop
 
-from app.connections.listener import listen, serve
+from app.connections.listener import AddressUnavailable, listen, serve
 from app.logs import set_up_logging
-from app.models import open_detector
+from app.models import open_detectors
 from app.server import create_app
-from app.settings import InvalidSettings, find_unknown_variables, read_settings
+from app.settings import InvalidSettings, read_settings, warn_of_unknown_variables
 from app.tracing import TracingUnavailable
 from model.gpu import ProviderUnavailable
 from model.metadata import InvalidModel
-
-logger = logging.getLogger(__name__)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -36,24 +33,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit(bench.main(arguments[1:]))
     if arguments[:1] == ["bulk"]:
         raise SystemExit(_run_bulk(arguments[1:]))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # during startup, and when uvicorn re-raises it after a stop
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there are models to reload
     try:
         settings = read_settings(arguments)
         set_up_logging(settings.log_level, settings.log_format)
-        for name in find_unknown_variables():
-            logger.warning("%s is not a setting: --help lists them all", name)
-        detectors = [open_detector(path, settings) for path in settings.find_models()]
+        warn_of_unknown_variables()
+        detectors = open_detectors(settings)
         app = create_app(settings, *detectors)
-    except (InvalidSettings, InvalidModel, ProviderUnavailable, TracingUnavailable) as error:
+        pairs = listen(app, settings)
+    except (InvalidSettings, InvalidModel, ProviderUnavailable, TracingUnavailable, AddressUnavailable) as error:
         print(f"centernet-serve: {error}", file=sys.stderr)
         raise SystemExit(2) from None
-    pairs = listen(app, settings)
     served = ", ".join(f"{detector.metadata.name} on {detector.provider}" for detector in detectors)
     for name, (_, listener) in zip((served, "metrics"), pairs, strict=False):
         host, port = listener.getsockname()[:2]
         address = f"[{host}]" if ":" in host else host
         print(f"centernet-serve: {name} at http://{address}:{port}", flush=True)
     gc.freeze()  # the garbage collector need not scan objects that live as long as the process
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # uvicorn re-raises the signal after its shutdown
     with contextlib.suppress(KeyboardInterrupt), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(serve(pairs))
 

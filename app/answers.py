@@ -32,6 +32,7 @@ def describe_model(model: ServedModel) -> ModelDescription:
         shapes=[Size(width=width, height=height) for height, width in model.detector.shapes],
         dataset=metadata.dataset,
         threshold=model.threshold,
+        max_detections=model.detector.max_detections,
         ap=metadata.ap,
         ap50=metadata.ap50,
         keypoint_ap=metadata.keypoint_ap,

@@ -2,7 +2,7 @@
 
 import argparse
 
-from app.settings import Settings, read_settings
+from app.settings import Settings, read_settings, warn_of_unknown_variables
 
 
 def add_filter_arguments(parser: argparse.ArgumentParser, source: str) -> argparse._ArgumentGroup:
@@ -16,6 +16,7 @@ def add_filter_arguments(parser: argparse.ArgumentParser, source: str) -> argpar
 
 def read_settings_from(parsed: argparse.Namespace, *names: str) -> Settings:
     """Returns the settings, overridden by the `names` that were given as flags; raises `InvalidSettings`."""
+    warn_of_unknown_variables("api_key")
     given = {name: getattr(parsed, name) for name in names}
     return read_settings([f"--{name}={value}" for name, value in given.items() if value is not None])
 

@@ -3,7 +3,7 @@
 import asyncio
 import binascii
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 from fastapi import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -140,7 +140,9 @@ async def read_images(request: Request, settings: Settings) -> list[bytes]:
     """
     parts = await read_parts(request, settings.max_request_bytes, settings, settings.max_request_images)
     files = _find_files(parts)
-    if request.headers.get("content-type", "").lower().startswith("application/json"):
+    content_type = request.headers.get("content-type", "").lower()
+    is_raw = not content_type.startswith("multipart/form-data")
+    if is_raw and (content_type.startswith("application/json") or files[0].startswith(b"{")):  # as no image does
         files = await asyncio.to_thread(_decode_json, files[0])
     if not any(files):
         raise EmptyBody("send images as the files of a multipart form, or as base64 in JSON")
@@ -148,15 +150,10 @@ async def read_images(request: Request, settings: Settings) -> list[bytes]:
 
 
 def _find_files(parts: Sequence[Part]) -> list[bytes]:
-    _refuse_parameters((part.name for part in parts if not part.is_file), InvalidForm)
+    for part in parts:
+        if not part.is_file and part.name in Parameters.model_fields:
+            raise InvalidForm(f"send {part.name} in the query, as in ?{part.name}=…, not in the form")
     return [part.data for part in parts if part.is_file]
-
-
-def _refuse_parameters(names: Iterable[str], error: type[Exception]) -> None:
-    """Raises `error` for the first parameter among the names of a body's fields, where it would have no effect."""
-    for name in names:
-        if name in Parameters.model_fields:
-            raise error(f"send {name} in the query, as in ?{name}=…, not in the body")
 
 
 def check_value_count(body: bytes, maximum: int) -> None:
@@ -167,13 +164,15 @@ def check_value_count(body: bytes, maximum: int) -> None:
 
 def _decode_json(body: bytes) -> list[bytes]:
     check_value_count(body, _MAX_JSON_VALUES)
+    usage = 'send {"images": ["<base64>", …]}, without line breaks or a data: prefix in the base64'
     try:
         fields = json.loads(body)
         images = [binascii.a2b_base64(image, strict_mode=True) for image in fields["images"]]
     except (ValueError, TypeError, KeyError, RecursionError) as error:
-        usage = 'send {"images": ["<base64>", …]}, without line breaks or a data: prefix in the base64'
         raise InvalidJson(f"{usage}: {error}") from error
-    _refuse_parameters(fields, InvalidJson)
+    for name in fields:
+        if name != "images":
+            raise InvalidJson(f"{usage}: there is no field {name!r}; parameters are in the query, as in ?limit=…")
     return images
 
 

@@ -215,6 +215,8 @@ def _to_file(image: Image) -> bytes:
         return image
     if isinstance(image, Path):
         return image.read_bytes()
+    if not isinstance(image, np.ndarray):
+        raise TypeError(f"pass an image file's bytes, its Path, or an array of pixels, not {type(image).__name__}")
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
         raise ValueError(f"pixels must be uint8, (height, width, 3), RGB; these are {image.dtype}, {image.shape}")
     return encode(image, "png", [cv2.IMWRITE_PNG_COMPRESSION, 1])

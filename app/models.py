@@ -2,13 +2,13 @@
 
 import asyncio
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from app.metrics import Metrics
 from app.served_model import ServedModel
 from app.settings import Settings
-from model.detector import Detector
+from model.detector import Detector, read_signature
 from model.gpu import ProviderUnavailable
 from model.metadata import InvalidModel
 
@@ -22,7 +22,7 @@ class UnknownModel(Exception):
 class Models:
     """The served models by file; a request that names none gets the first.
 
-    Raises `InvalidModel` if two files hold models of the same name.
+    Raises `InvalidModel` if two files hold models of the same name; if they are watched, it leaves out the second one.
     """
 
     def __init__(self, detectors: Sequence[Detector], settings: Settings, metrics: Metrics) -> None:
@@ -35,12 +35,26 @@ class Models:
         self.faults: dict[Path, str] = {}  # by file, why it could not be loaded
         metrics.refused.set_function(lambda: len(self.faults))
         for detector in detectors:
-            self._check_name(detector)
+            try:
+                self._check_name(detector)
+            except InvalidModel:
+                if not settings.watch:
+                    raise
+                continue  # the watch tries again, and reports it
             self._add(detector.path, ServedModel(detector, settings, metrics))
-            self._signatures[detector.path] = _read_signature(detector.path)
+            self._signatures[detector.path] = detector.signature
 
     def __iter__(self) -> Iterator[ServedModel]:
         return iter(self._served.values())
+
+    @property
+    def signatures(self) -> Mapping[Path, tuple[int, ...]]:
+        """The signatures of the files as of the last load, also of those that could not be loaded."""
+        return self._signatures
+
+    def read_signatures(self) -> dict[Path, tuple[int, ...]]:
+        """Returns the signatures of the files as they are now."""
+        return {path: read_signature(path) for path in self._settings.find_models()}
 
     def get(self, name: str | None = None) -> ServedModel:
         """Returns the model of that name; raises `UnknownModel`."""
@@ -73,7 +87,7 @@ class Models:
             paths = self._settings.find_models()
             removed = [path for path in self._served if path not in paths]
             for path in paths:
-                if _read_signature(path) != self._signatures.get(path) or path in self.faults:
+                if read_signature(path) != self._signatures.get(path) or path in self.faults:
                     await self._load(path, removed)
             self.faults = {path: reason for path, reason in self.faults.items() if path in paths}
             self._signatures = {path: signature for path, signature in self._signatures.items() if path in paths}
@@ -86,7 +100,7 @@ class Models:
             self._served = {path: self._served[path] for path in kept}
 
     async def _load(self, path: Path, removed: Sequence[Path]) -> None:
-        signature = _read_signature(path)
+        signature = read_signature(path)
 
         def open_and_warm_up() -> ServedModel:
             detector = open_detector(path, self._settings)
@@ -144,10 +158,19 @@ def open_detector(path: Path, settings: Settings) -> Detector:
     return Detector(path, settings.provider, settings.threads, settings.gpu)
 
 
-def _read_signature(path: Path) -> tuple[int, ...]:
-    """Returns values that change when the file is written or replaced; empty if it cannot be read."""
-    try:
-        state = path.stat()
-    except OSError:
-        return ()
-    return (state.st_mtime_ns, state.st_size, state.st_ino)
+def open_detectors(settings: Settings) -> list[Detector]:
+    """Opens all models of the settings; raises what `Detector` raises.
+
+    If the models are watched, it leaves out files that cannot be loaded, unless that is all of them.
+    """
+    detectors, errors = [], []
+    for path in settings.find_models():
+        try:
+            detectors.append(open_detector(path, settings))
+        except (InvalidModel, ProviderUnavailable) as error:
+            if not settings.watch:
+                raise
+            errors.append(error)  # the watch tries again, and reports it
+    if not detectors:
+        raise errors[0]
+    return detectors

@@ -5,7 +5,7 @@ FastAPI's own parsing of them costs as much as everything else that it does for 
 
 import difflib
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 from fastapi.exceptions import RequestValidationError
@@ -28,7 +28,9 @@ class Parameters(BaseModel, frozen=True):
     threshold: float | None = Field(
         None, ge=0, le=1, allow_inf_nan=False, description="minimum score; default: the model's threshold in `/models`"
     )
-    limit: int = Field(ge=1, description="maximum number of detections per image")
+    limit: int = Field(
+        ge=1, description="maximum number of detections per image; `max_detections` in `/models` is a maximum too"
+    )
     labels: str | None = Field(None, description="labels to return, separated by commas; default: all")
 
 
@@ -41,8 +43,7 @@ def build_parameters_reader(settings: Settings) -> ReadParameters:
 
     @functools.lru_cache(64)  # clients tend to repeat the same parameters
     def parse(query: bytes, timeout: str | None) -> Parameters:
-        given = dict(QueryParams(query))
-        _refuse_unknown(given)
+        given = _read_query(query)
         if timeout:
             given.setdefault("timeout", timeout)
         try:
@@ -74,13 +75,22 @@ def document_parameters(settings: Settings, label: str) -> dict[str, Any]:
     return {"parameters": [*parameters, header | {"schema": parameters[0]["schema"]}]}
 
 
-def _refuse_unknown(names: Iterable[str]) -> None:
+def _read_query(query: bytes) -> dict[str, str]:
+    """Returns the parameters by name; raises `RequestValidationError` for unknown and repeated ones.
+
+    Labels may be repeated, as HTTP libraries write a list.
+    """
     known = Parameters.model_fields
-    unknown = next((name for name in names if name not in known), None)
-    if unknown is not None:
-        near = difflib.get_close_matches(unknown, known, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
-        raise RequestValidationError([{"loc": ("query", unknown), "msg": f"there is no such parameter; {hint}"}])
+    given: dict[str, str] = {}
+    for name, value in QueryParams(query).multi_items():
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
+            raise RequestValidationError([{"loc": ("query", name), "msg": f"there is no such parameter; {hint}"}])
+        if name in given and name != "labels":
+            raise RequestValidationError([{"loc": ("query", name), "msg": "it is given more than once"}])
+        given[name] = f"{given[name]},{value}" if name in given else value
+    return given
 
 
 def _find_defaults(settings: Settings) -> dict[str, Any]:

@@ -6,10 +6,10 @@ import signal
 import threading
 from collections.abc import AsyncIterator
 
-import watchfiles
-
 from app.models import Models
 from app.settings import Settings
+
+_WATCH_SECONDS = 1.0
 
 
 @contextlib.asynccontextmanager
@@ -23,21 +23,30 @@ async def reloading(models: Models, settings: Settings) -> AsyncIterator[None]:
         tasks.add(task)
         task.add_done_callback(tasks.discard)
 
-    async def watch() -> None:
-        # watching a file itself would miss its replacement by a rename
-        folders = {path if path.is_dir() else path.parent for path in settings.model}
-        async for _ in watchfiles.awatch(*folders, recursive=False, stop_event=ended):
-            start_reload()
-
-    ended = asyncio.Event()
-    watcher = asyncio.create_task(watch()) if settings.watch else None
+    if settings.watch:
+        tasks.add(asyncio.create_task(_watch(models)))
     handles_signals = hasattr(signal, "SIGHUP") and threading.current_thread() is threading.main_thread()
     if handles_signals:
         loop.add_signal_handler(signal.SIGHUP, start_reload)
     try:
         yield
     finally:
-        ended.set()
         if handles_signals:
             loop.remove_signal_handler(signal.SIGHUP)
-        await asyncio.gather(*tasks, *([watcher] if watcher else []))
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _watch(models: Models) -> None:
+    """Reloads `models` when their files have changed, and have then not changed for a second: they may be incomplete.
+
+    Polls, because notifications miss changes on network volumes, of symbolic links and of whole folders.
+    """
+    previous = None
+    while True:
+        await asyncio.sleep(_WATCH_SECONDS)
+        signatures = await asyncio.to_thread(models.read_signatures)
+        if signatures == previous and signatures != models.signatures:
+            await models.reload()
+        previous = signatures

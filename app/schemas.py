@@ -91,6 +91,9 @@ class ModelDescription(BaseModel):
     shapes: list[Size] = Field(description="possible input sizes; the smallest that holds the scaled image is used")
     dataset: str = Field(examples=["COCO 2017"])
     threshold: float = Field(description="default minimum score of the detections returned")
+    max_detections: int = Field(
+        description="how many detections of an image the model finds at most, before threshold and labels select"
+    )
     ap: float | None
     ap50: float | None
     keypoint_ap: float | None

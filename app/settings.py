@@ -1,7 +1,10 @@
 """The server's settings: each is a flag, and an environment variable `CENTERNET_*` of the same name."""
 
 import argparse
+import difflib
 import importlib.resources
+import itertools
+import logging
 import os
 import re
 from collections.abc import Sequence
@@ -19,6 +22,8 @@ from model.gpu import Gpu, Provider
 from model.image import MAX_PIXELS, PILLOW_MAX_PIXELS
 from model.metadata import Metadata
 from model.session import count_cpus
+
+logger = logging.getLogger(__name__)
 
 _PREFIX = "CENTERNET_"
 _THRESHOLD = 0.3  # for models whose metadata has none
@@ -111,12 +116,16 @@ class Settings(BaseSettings):
     threshold: float | None = Field(
         None, ge=0, le=1, description="default minimum score of a detection; unset: the model's own threshold"
     )
-    limit: int = Field(100, ge=1, description="default maximum number of detections per image")
+    limit: int = Field(
+        100, ge=1, description="default maximum number of detections per image; a model has a maximum too"
+    )
     deepstack_limit: int = Field(20, ge=1, description="like limit, for /v1/vision: Frigate reads no more than 20")
     api_keys: Annotated[tuple[Digest, ...], NoDecode] = Field(
         (), repr=False, description="keys that clients must send, separated by commas; unset: no authentication"
     )
-    api_keys_file: Path | None = Field(None, description="file with further keys, one per line")
+    api_keys_file: Path | None = Field(
+        None, description="file with further keys, one per line; # begins a comment line"
+    )
     address_requests_per_minute: int | None = Field(None, ge=1, description="rate limit per client address")
     key_requests_per_minute: int | None = Field(None, ge=1, description="rate limit per API key")
     cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
@@ -137,28 +146,32 @@ class Settings(BaseSettings):
     @classmethod
     def _split(cls, value: object) -> object:
         values = value if isinstance(value, list | tuple) else [value]
-        return tuple(part for each in values for part in (each.split(",") if isinstance(each, str) else [each]))
+        parts = [part for each in values for part in (each.split(",") if isinstance(each, str) else [each])]
+        return tuple(part.strip() if isinstance(part, str) else part for part in parts)
 
     @field_validator("model")
     @classmethod
     def _must_exist(cls, paths: tuple[Path, ...]) -> tuple[Path, ...]:
         found = [path if path.exists() else find_shipped_model(str(path)) for path in paths]
         for path, file in zip(paths, found, strict=True):
-            if not file.exists():
+            if path == Path() or not file.exists():
                 raise ValueError(f"there is no file {path}; give the path of an exported model")
+            if not os.access(file, os.R_OK | os.X_OK if file.is_dir() else os.R_OK):
+                raise ValueError(f"{path} cannot be read by this user; change its permissions")
         return tuple(found)
 
     @field_validator("cors_origins", mode="before")
     @classmethod
     def _split_origins(cls, value: object) -> object:
-        return tuple(origin.strip() for origin in value.split(",")) if isinstance(value, str) else value
+        return tuple(origin.strip().lower() for origin in value.split(",")) if isinstance(value, str) else value
 
     @field_validator("cors_origins")
     @classmethod
     def _must_be_origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
         for origin in origins:
-            if origin != "*" and not re.fullmatch(r"https?://[^/?#@*]+", origin):
-                raise ValueError(f"{origin!r} is not an origin: write it as https://example.com, without a path")
+            # browsers send no default port
+            if origin != "*" and not re.fullmatch(r"(https://(?!.*:443$)|http://(?!.*:80$))[^/?#@*]+", origin):
+                raise ValueError(f"{origin!r} is not an origin: write it as https://example.com, only host and port")
         return origins
 
     @field_validator("api_keys", mode="before")
@@ -225,10 +238,14 @@ class Settings(BaseSettings):
         return _THRESHOLD if metadata.threshold is None else metadata.threshold
 
 
-def find_unknown_variables() -> list[str]:
-    """Returns the environment variables `CENTERNET_*` that are not settings, such as misspelt ones."""
-    known = {_PREFIX + name.upper() for name in (*Settings.model_fields, "api_key")}  # api_key is the client's
-    return sorted(name for name in os.environ if name.startswith(_PREFIX) and name not in known)
+def warn_of_unknown_variables(*also_known: str) -> None:
+    """Logs a warning for each environment variable `CENTERNET_*` that is no setting, such as a misspelt one."""
+    known = [name.upper() for name in (*Settings.model_fields, *also_known)]
+    for name in sorted(variable.removeprefix(_PREFIX) for variable in os.environ if variable.startswith(_PREFIX)):
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {_PREFIX}{near[0]}?" if near else "see --help"
+            logger.warning("%s%s is not a setting: %s", _PREFIX, name, hint)
 
 
 def _list_models(path: Path) -> list[Path]:
@@ -237,7 +254,8 @@ def _list_models(path: Path) -> list[Path]:
 
 def _read_keys(path: Path) -> tuple[Digest, ...]:
     try:
-        return hash_keys(path.read_text().split())
+        lines = (line.strip() for line in path.read_text().splitlines())
+        return hash_keys([line for line in lines if line and not line.startswith("#")])
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"it cannot be read: {error}") from error
 
@@ -252,6 +270,9 @@ def read_settings(arguments: Sequence[str]) -> Settings:
     flags: CliSettingsSource[Any] = CliSettingsSource(
         Settings, root_parser=parser, cli_parse_args=list(arguments), add_argument_method=_add_flag
     )
+    for before, argument in itertools.pairwise(["", *arguments]):
+        if not argument or re.fullmatch("--[a-z-]+=", argument):
+            raise InvalidSettings(f"{argument or before}: the value is empty; leave the flag out for the default")
     try:
         return Settings(_cli_settings_source=flags)
     except ValidationError as error:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -46,9 +47,10 @@ class Detections:
 class Detector:
     """An exported model in ONNX Runtime sessions on `provider`; "auto" is CUDA if it works, otherwise the CPU.
 
-    `path` is the model's file, `metadata` what is stored in it, `provider` where it really runs ("cpu", "cuda" or
-    "tensorrt"), and `shapes` the input shapes that images are letterboxed to, the smallest first. On a GPU there is
-    only the largest shape, so that batches fill up, and because each batch size needs a session of its own.
+    `path` is the model's file and `signature` its state before it was opened, `metadata` what is stored in it,
+    `provider` where it really runs ("cpu", "cuda" or "tensorrt"), `max_detections` the most that it finds in an image,
+    and `shapes` the input shapes that images are letterboxed to, the smallest first. On a GPU there is only the largest
+    shape, so that batches fill up, and because each batch size needs a session of its own.
     `threads` are CPU threads, by default all. Raises `InvalidModel`, naming the file, and `ProviderUnavailable`.
     """
 
@@ -57,7 +59,7 @@ class Detector:
     ) -> None:
         gpu = gpu or Gpu()
         gpu.check(provider)
-        self.path = path
+        self.path, self.signature = path, read_signature(path)
         self.provider: Literal["cpu", GpuProvider] = "cpu"
         self._session: ort.InferenceSession | BoundSession = open_session(path, threads)
         self._sessions_by_threads: dict[int, ort.InferenceSession | BoundSession] = {}  # with fewer threads
@@ -65,7 +67,7 @@ class Detector:
         try:
             self.metadata = Metadata.from_properties(session.get_modelmeta().custom_metadata_map)
             self.shapes = list_shapes(self.metadata.input_height, self.metadata.input_width, self.metadata.size_step)
-            _check_graph(session, self.metadata)
+            self.max_detections = _check_graph(session, self.metadata)
             self._outputs = list(_expected_outputs(self.metadata))
         except InvalidModel as error:
             raise InvalidModel(f"{path}: {error}") from error
@@ -130,6 +132,15 @@ class Detector:
         return [move_to_photo(rows, canvas.letterbox) for rows, canvas in zip(found, prepared, strict=True)]
 
 
+def read_signature(path: Path) -> tuple[int, ...]:
+    """Returns values that change when the file is written or replaced; empty if it cannot be read."""
+    try:
+        state = os.stat(path)
+    except OSError:
+        return ()
+    return (state.st_mtime_ns, state.st_size, state.st_ino)
+
+
 def move_to_photo(found: Detections, letterbox: Letterbox) -> Detections:
     """Converts boxes and joints from input pixels to photo pixels; boxes are clipped to the photo, joints are not."""
     keypoints = found.keypoints
@@ -148,8 +159,11 @@ def _expected_outputs(metadata: Metadata) -> dict[str, str]:
     return _OUTPUTS | (_KEYPOINTS if metadata.skeleton.joints else {})
 
 
-def _check_graph(session: ort.InferenceSession, metadata: Metadata) -> None:
-    """Raises `InvalidModel` if the graph's inputs or outputs differ from the metadata or from `DetectionGraph`'s."""
+def _check_graph(session: ort.InferenceSession, metadata: Metadata) -> int:
+    """Returns how many detections the graph outputs for each image.
+
+    Raises `InvalidModel` if its inputs or outputs differ from the metadata or from `DetectionGraph`'s.
+    """
     inputs = {each.name: each for each in session.get_inputs()}
     outputs = {each.name: each for each in session.get_outputs()}
     if set(inputs) != {"images"} or inputs["images"].type != "tensor(uint8)":
@@ -176,6 +190,7 @@ def _check_graph(session: ort.InferenceSession, metadata: Metadata) -> None:
             f"its keypoints are {outputs['keypoints'].shape[1:]} for each photo, not {rows} times the"
             f" {len(metadata.skeleton.joints)} keypoints that its metadata names"
         )
+    return rows
 
 
 def _describe(values: dict[str, ort.NodeArg]) -> dict[str, str]:

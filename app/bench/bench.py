@@ -22,7 +22,7 @@ from app.bench.operators import describe_operators, measure_operators
 from app.bench.parts import measure_limit, measure_parts, measure_squares
 from app.models import open_detector
 from app.schemas import Arrangement
-from app.settings import InvalidSettings, Settings, read_settings
+from app.settings import InvalidSettings, Settings, read_settings, warn_of_unknown_variables
 from model.detector import Detector
 from model.gpu import ProviderUnavailable
 from model.image import SUFFIXES, InvalidImage, quieten_decoders
@@ -83,14 +83,15 @@ def main(arguments: Sequence[str]) -> int:
     parsed, flags = parser.parse_known_args(arguments)
     quieten_decoders()
     try:
+        settings = _read_settings(flags)
         if parsed.operators:
-            operators = _profile(read_settings(flags), _read_photos(parsed.photos))
+            operators = _profile(settings, _read_photos(parsed.photos))
             print(describe_operators(operators))
             if parsed.json:
                 parsed.json.write_text(json.dumps(operators, indent=2) + "\n")
             return 0
         connections = [int(each) for each in parsed.connections.split(",")]
-        report = run(read_settings(flags), flags, _read_photos(parsed.photos), connections, parsed.seconds)
+        report = run(settings, flags, _read_photos(parsed.photos), connections, parsed.seconds)
     except (InvalidSettings, InvalidModel, ProviderUnavailable, Unusable, NotServing, ValueError) as error:
         print(f"centernet-serve bench: {error}", file=sys.stderr)
         return 2
@@ -98,6 +99,16 @@ def main(arguments: Sequence[str]) -> int:
     if parsed.json:
         parsed.json.write_text(report.model_dump_json(indent=2))
     return 0
+
+
+def _read_settings(flags: Sequence[str]) -> Settings:
+    """Returns the settings; raises `InvalidSettings`, also for those under which the server would refuse the load."""
+    settings = read_settings(flags)
+    warn_of_unknown_variables("api_key")
+    for name in ("metrics_port", "api_keys", "api_keys_file", "address_requests_per_minute"):
+        if getattr(settings, name):
+            raise InvalidSettings(f"{name}: it must not be set here; CENTERNET_{name.upper()}= unsets a variable")
+    return settings
 
 
 def run(
@@ -230,7 +241,7 @@ def _read_photos(folder: Path | None) -> dict[str, bytes]:
     files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
     if not files:
         raise Unusable(f"there is no photo in {folder}: name a folder of {', '.join(sorted(SUFFIXES))}")
-    return {path.name: path.read_bytes() for path in files[:100]}
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files[:100]}
 
 
 def draw_photo() -> bytes:

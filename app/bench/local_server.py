@@ -26,7 +26,10 @@ def run_server(flags: Sequence[str], log: IO[bytes] | None = None) -> Iterator[i
     `log` receives the server's standard error.
     """
     with subprocess.Popen(
-        [sys.executable, "-m", "app", *flags, "--port=0"], stdout=subprocess.PIPE, stderr=log, text=True
+        [sys.executable, "-m", "app", *flags, "--host=127.0.0.1", "--port=0"],
+        stdout=subprocess.PIPE,
+        stderr=log,
+        text=True,
     ) as server:
         assert server.stdout is not None
         line = server.stdout.readline()

@@ -14,13 +14,13 @@ from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.logs import set_up_logging
-from app.models import open_detector
+from app.models import open_detectors
 from app.request_id import HEADER
 from app.routes.admin import LocalAdmin
 from app.schemas import ModelList
 from app.server import create_app
 from app.service import Service
-from app.settings import InvalidSettings, Settings, read_settings
+from app.settings import InvalidSettings, Settings, read_settings, warn_of_unknown_variables
 
 _NAME = "detection"
 _BROADCAST_TIMEOUT_SECONDS = 30  # for the replicas' responses; a reload includes the warm-up of new models
@@ -37,8 +37,8 @@ class Replica:
     def __init__(self) -> None:
         settings = _fit(read_settings([]))
         set_up_logging(settings.log_level, settings.log_format)
-        detectors = [open_detector(path, settings) for path in settings.find_models()]
-        self._app = create_app(settings, *detectors, admin=_AllReplicas())
+        warn_of_unknown_variables()
+        self._app = create_app(settings, *open_detectors(settings), admin=_AllReplicas())
         self._app.add_middleware(_DropRequestId)
         self._service: Service = self._app.state.service
         for model in self._service.models:

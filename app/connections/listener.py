@@ -25,6 +25,10 @@ _OTHER_FILES = 100  # besides accepted connections and those over the limit
 logger = logging.getLogger(__name__)
 
 
+class AddressUnavailable(Exception):
+    """The server cannot listen on an address; the message names it."""
+
+
 class _MetricsServer(uvicorn.Server):
     """A server that leaves signals to the main server."""
 
@@ -65,16 +69,27 @@ def configure(app: FastAPI, settings: Settings, host: str, port: int) -> uvicorn
 
 
 def listen(app: FastAPI, settings: Settings) -> list[tuple[uvicorn.Server, socket.socket]]:
-    """Returns the server, and the metrics server if it has its own port, each with its listening socket."""
+    """Returns the server, and the metrics server if it has its own port, each with its listening socket.
+
+    Raises `AddressUnavailable`.
+    """
     raise_open_file_limit(2 * settings.max_connections + _OTHER_FILES)
     servers: list[uvicorn.Server] = [uvicorn.Server(configure(app, settings, settings.host, settings.port))]
     if settings.metrics_port is not None:
         host = settings.metrics_host or settings.host
         servers.append(_MetricsServer(configure(app.state.admin, settings, host, settings.metrics_port)))
-    pairs = [(server, server.config.bind_socket()) for server in servers]
-    for _, listener in pairs:
-        listener.listen()  # a client that reads the address may connect at once
-    return pairs
+    return [(server, _open_listener(server.config.host, server.config.port)) for server in servers]
+
+
+def _open_listener(host: str, port: int) -> socket.socket:
+    try:
+        if ":" not in host:
+            return socket.create_server((host, port))
+        dual_stack = socket.has_dualstack_ipv6()
+        return socket.create_server((host, port), family=socket.AF_INET6, dualstack_ipv6=dual_stack)
+    except OSError as error:
+        reason = str(error.strerror).partition(" (while")[0]  # the rest is the address as Python writes it
+        raise AddressUnavailable(f"cannot listen on {host}, port {port}: {reason}") from error
 
 
 async def serve(pairs: Sequence[tuple[uvicorn.Server, socket.socket]]) -> None:

@@ -115,8 +115,8 @@ def build_inference_router(service: Service) -> APIRouter:
     @router.post(
         "/v2/models/{model}/infer",
         summary="Detect objects in images",
-        response_description="`boxes` in pixels of each original image, `scores`, `labels` and `names`, sorted by "
-        "descending score; `keypoints` (x, y, score) if the model has them",
+        response_description="`boxes` in pixels of each original image, `scores`, `labels` (each a `label_id` of "
+        "`/models`) and `names`, sorted by descending score; `keypoints` (x, y, score) if the model has them",
         responses=document_problems(
             400, 401, 404, 408, 413, 415, 422, 429, 500, 503, 504, format_problem=format_problem
         ),
@@ -139,7 +139,7 @@ def build_inference_router(service: Service) -> APIRouter:
             )
             read = time.perf_counter()
             parameters = inference.parameters
-            wanted = build_filter(settings, metadata, parameters.threshold, parameters.limit)
+            wanted = build_filter(settings, metadata, parameters.threshold, parameters.limit, parameters.labels)
             with admit(service, served, request, timeout_seconds, len(images), arrival) as submit:
                 results = await find_objects_in_each(service, served, submit, images, wanted)
         computed = time.perf_counter()

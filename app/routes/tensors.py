@@ -65,10 +65,11 @@ class Output(BaseModel):
 
 
 class RequestParameters(BaseModel):
-    """Parameters as in the query of `/detect`, and whether outputs are binary by default."""
+    """Filters as in the query of `/detect`, and whether outputs are binary by default."""
 
     threshold: float | None = Field(None, ge=0, le=1, allow_inf_nan=False)
     limit: int | None = Field(None, ge=1)
+    labels: str | None = None
     binary_data_output: bool = False
 
 
@@ -218,8 +219,9 @@ def _stack(results: Sequence[DetectionResult], metadata: Metadata) -> dict[str, 
         indices[image, :count] = found.labels
         if found.keypoints is not None:
             keypoints[image, :count] = found.keypoints
-    names = np.array([*metadata.labels, ""], object)[indices]  # -1 selects the empty name
-    arrays = {"boxes": boxes, "scores": scores, "labels": indices, "names": names}
+    # index -1, of padding, selects the last element
+    ids, names = np.array([*metadata.label_ids, -1], "<i8")[indices], np.array([*metadata.labels, ""], object)[indices]
+    arrays = {"boxes": boxes, "scores": scores, "labels": ids, "names": names}
     return arrays | ({"keypoints": keypoints} if metadata.skeleton.joints else {})
 
 

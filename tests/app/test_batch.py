@@ -1,5 +1,6 @@
 import asyncio
 import base64
+import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -95,9 +96,16 @@ async def test_empty_and_malformed_bodies_are_refused(client: Client) -> None:
     )
 
 
-async def test_parameter_in_the_json_is_refused(client: Client) -> None:
+async def test_other_fields_of_the_json_are_refused(client: Client) -> None:
     response = await client.post("/detect/batch", json=to_json(PHOTO_PNG) | {"limit": 1})
-    check_problem(response, 400, "invalid-json", "send limit in the query, as in ?limit=…")
+    check_problem(response, 400, "invalid-json", "there is no field 'limit'; parameters are in the query")
+
+
+async def test_json_needs_no_content_type(client: Client) -> None:
+    content = json.dumps(to_json(PHOTO_PNG)).encode()
+    headers = {"content-type": "application/x-www-form-urlencoded"}
+    [result] = (await client.post("/detect/batch", content=content, headers=headers)).json()["results"]
+    assert result["detections"] == [RED_FOUND, GREEN_FOUND]
 
 
 async def test_numbers_of_images_and_bytes_are_limited(serve: Serve) -> None:

@@ -84,7 +84,7 @@ async def test_triton_client_sends_encoded_images(address: str) -> None:
     assert result.get_response()["id"] == "7"
     assert result.as_numpy("boxes").tolist() == [[RED_BOX, GREEN_BOX], [[0, 0, 24, 16], [0, 0, 0, 0]]]
     assert result.as_numpy("scores").tolist() == [[np.float32(0.9), np.float32(0.6)], [np.float32(0.6), 0]]
-    assert result.as_numpy("labels").tolist() == [[0, 1], [1, -1]]
+    assert result.as_numpy("labels").tolist() == [[10, 20], [20, -1]]
     assert result.as_numpy("names").tolist() == [[b"red", b"green"], [b"green", b""]]
 
 
@@ -93,7 +93,7 @@ async def test_triton_client_sends_encoded_images(address: str) -> None:
 async def test_triton_client_sends_pixels(address: str, binary_input: bool, binary_output: bool) -> None:
     inputs = [put("pixels", PHOTO[None], "UINT8", binary_input)]
     outputs = [triton.InferRequestedOutput(name, binary_data=binary_output) for name in ("names", "boxes")]
-    parameters = {"threshold": 0.1, "limit": 3}
+    parameters = {"threshold": 0.1, "limit": 3, "labels": "red,green,blue"}
     result = await call_client(
         address, lambda client: client.infer("colours", inputs, outputs=outputs, parameters=parameters)
     )
@@ -101,6 +101,14 @@ async def test_triton_client_sends_pixels(address: str, binary_input: bool, bina
     names = [name.decode() if binary_output else name for name in result.as_numpy("names").ravel()]
     assert names == ["red", "green", "blue"]
     assert result.as_numpy("scores") is None
+
+
+async def test_labels_are_filtered(address: str) -> None:
+    inputs = [put("pixels", PHOTO[None], "UINT8")]
+    result = await call_client(
+        address, lambda client: client.infer("colours", inputs, parameters={"labels": "green,blue"})
+    )
+    assert result.as_numpy("labels").tolist() == [[20]]
 
 
 async def test_triton_client_reads_empty_outputs(address: str) -> None:

@@ -1,4 +1,5 @@
 import asyncio
+import contextlib
 import os
 import shutil
 import signal
@@ -9,9 +10,10 @@ from typing import Any
 import httpx
 import pytest
 
+from app import reloading
 from app.arrangement import batch_sizes
 from app.metrics import Metrics
-from app.models import Models
+from app.models import Models, open_detectors
 from app.served_model import Computed, ServedModel
 from app.server import create_app
 from app.settings import Settings
@@ -176,16 +178,67 @@ async def test_sighup_reloads_the_models(client: Client, folder: Path) -> None:
     await until(are_reloaded)
 
 
-async def test_changes_in_a_watched_folder_reload_the_models(folder: Path) -> None:
-    settings = Settings(model=(folder,), provider="cpu", threads=1, decode_threads=1, watch=True)
-    app = create_app(settings, *load(settings))
+@contextlib.asynccontextmanager
+async def watching(model: Path, *others: Path) -> AsyncIterator[Client]:
+    settings = Settings(model=(model, *others), provider="cpu", threads=1, decode_threads=1, watch=True)
+    app = create_app(settings, *open_detectors(settings))
     transport = httpx.ASGITransport(app)
     async with app.router.lifespan_context(app), Client(transport=transport, base_url="http://server") as client:
-        async with asyncio.timeout(60):
-            generation = 0
-            while "first" in await names(client):  # the first change may precede the watch
-                put(folder, "a.onnx", f"watched-{(generation := generation + 1)}")
-                await asyncio.sleep(0.1)
+        yield client
+
+
+@pytest.fixture
+def fast_watch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reloading, "_WATCH_SECONDS", 0.02)
+
+
+@pytest.mark.usefixtures("fast_watch")
+async def test_changes_in_a_watched_folder_reload_the_models(folder: Path) -> None:
+    async with watching(folder) as client:
+        put(folder, "a.onnx", "changed")
+
+        async def are_reloaded() -> bool:
+            return await names(client) == ["changed", "second"]
+
+        await until(are_reloaded)
+
+
+@pytest.mark.usefixtures("fast_watch")
+async def test_watch_follows_a_symbolic_link_to_another_folder(folder: Path) -> None:
+    release = folder / "release"
+    release.mkdir()
+    put(release, "a.onnx", "third")
+    link = folder / "current"
+    link.symlink_to(folder, target_is_directory=True)
+    async with watching(link) as client:
+        new = folder / "new"
+        new.symlink_to(release, target_is_directory=True)
+        new.replace(link)
+
+        async def are_reloaded() -> bool:
+            return await names(client) == ["third"]
+
+        await until(are_reloaded)
+
+
+@pytest.mark.usefixtures("fast_watch")
+async def test_faulty_files_do_not_stop_a_watching_server_from_starting(folder: Path) -> None:
+    (folder / "faulty.onnx").write_bytes((folder / "a.onnx").read_bytes()[:1000])
+    shutil.copy(folder / "a.onnx", folder / "copy.onnx")
+    async with watching(folder) as client:
+        assert await names(client) == ["first", "second"]
+
+        async def are_refused() -> bool:
+            refused = (await client.get("/models")).json()["refused"]
+            return [each["file"] for each in refused] == ["copy.onnx", "faulty.onnx"]
+
+        await until(are_refused)
+    (folder / "a.onnx").unlink()
+    (folder / "b.onnx").unlink()
+    (folder / "copy.onnx").unlink()
+    with pytest.raises(InvalidModel, match="cannot be opened"):
+        async with watching(folder):
+            pass
 
 
 class FlakyDetector(Detector):

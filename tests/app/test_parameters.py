@@ -19,7 +19,7 @@ def read(query: bytes, header: str | None) -> Parameters:
         (b"", None, None, 30.0),
         (b"", "", None, 30.0),
         (b"model=day&timeout=2.5", None, "day", 2.5),
-        (b"timeout=1&timeout=2", "9", None, 2.0),
+        (b"timeout=2", "9", None, 2.0),
         (b"threshold=0.5", "9", None, 9.0),
         (b"model=%ff", None, "\ufffd", 30.0),
     ],
@@ -31,9 +31,20 @@ def test_parameters_are_read_from_query_and_header(
     assert (parameters.model, parameters.timeout, parameters.limit) == (model, seconds, 7)
 
 
+def test_repeated_labels_are_a_list() -> None:
+    assert read(b"labels=dog&labels=cat,cow", None).labels == "dog,cat,cow"
+
+
 @pytest.mark.parametrize(
     ("query", "header"),
-    [(b"timeout=soon", None), (b"timeout=nan", None), (b"timeout=-1", None), (b"\xff=&;%", "inf"), (b"limit=0", None)],
+    [
+        (b"timeout=soon", None),
+        (b"timeout=1&timeout=1", None),
+        (b"timeout=nan", None),
+        (b"timeout=-1", None),
+        (b"\xff=&;%", "inf"),
+        (b"limit=0", None),
+    ],
 )
 def test_invalid_parameters_are_refused_every_time(query: bytes, header: str | None) -> None:
     for _ in range(2):

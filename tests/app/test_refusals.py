@@ -133,7 +133,7 @@ async def test_unknown_parameter_is_refused(client: Client, name: str, hint: str
 async def test_parameter_in_a_form_is_refused_and_other_fields_are_not(client: Client, path: str) -> None:
     files = {"image": ("i", PHOTO_PNG)}
     response = await client.post(path, files=files, data={"threshold": "0.5"})
-    check_problem(response, 400, "invalid-form", "send threshold in the query, as in ?threshold=…")
+    check_problem(response, 400, "invalid-form", "send threshold in the query, as in ?threshold=…, not in")
     assert (await client.post(path, files=files, data={"camera": "door"})).status_code == 200
 
 

@@ -1,12 +1,13 @@
 import hashlib
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from app.settings import InvalidSettings, Settings, find_shipped_model, find_unknown_variables, read_settings
+from app.settings import InvalidSettings, Settings, find_shipped_model, read_settings, warn_of_unknown_variables
 
 
 @pytest.fixture(autouse=True)
@@ -76,6 +77,9 @@ def test_each_setting_is_a_flag_and_a_variable(name: str, monkeypatch: pytest.Mo
         ("log-level", "loud"),
         ("cors-origins", "https://example.com/"),
         ("cors-origins", "example.com"),
+        ("cors-origins", "https://example.com:443"),
+        ("cors-origins", "http://example.com:80"),
+        ("model", "default,"),
         ("address-requests-per-minute", "0"),
         ("max-held-bytes", "1000"),
         ("max-pixels", "200000000"),
@@ -97,7 +101,7 @@ def test_invalid_setting_is_named_in_the_error(flag: str, value: str) -> None:
 
 
 def test_shipped_models_are_selected_by_name(model_path: Path) -> None:
-    settings = read_settings([f"--model={model_path},default-fp32"])
+    settings = read_settings([f"--model={model_path}, default-fp32"])
     assert settings.model == (model_path, find_shipped_model("default-fp32"))
     assert settings.find_models()[1].exists()
 
@@ -119,6 +123,17 @@ def test_failed_start_exits_with_status_2_and_no_traceback(arguments: list[str],
     assert finished.stdout == ""
 
 
+def test_occupied_port_is_named_in_the_error() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as occupied:
+        port = occupied.getsockname()[1]
+        arguments = [sys.executable, "-m", "app", "--port", str(port), "--provider", "cpu"]
+        finished = subprocess.run(arguments, capture_output=True, text=True)
+    assert finished.returncode == 2
+    assert finished.stderr.splitlines()[-1] == (
+        f"centernet-serve: cannot listen on 127.0.0.1, port {port}: Address already in use"
+    )
+
+
 def test_watched_folder_may_be_empty_beside_another_model(model_path: Path, tmp_path: Path) -> None:
     both = f"{tmp_path},{model_path}"
     assert read_settings(["--model", both, "--watch", "true"]).find_models() == [model_path]
@@ -127,10 +142,39 @@ def test_watched_folder_may_be_empty_beside_another_model(model_path: Path, tmp_
             read_settings(arguments)
 
 
-def test_misspelt_variables_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("CENTERNET_MAX_QEUE", "CENTERNET_MAX_QUEUE", "CENTERNET_API_KEY"):
+def test_unknown_variables_are_logged_with_the_nearest_setting(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("CENTERNET_MAX_QEUE", "CENTERNET_MAX_QUEUE", "CENTERNET_API_KEY", "CENTERNET_XYZ"):
         monkeypatch.setenv(name, "3")
-    assert find_unknown_variables() == ["CENTERNET_MAX_QEUE"]
+    warn_of_unknown_variables("api_key")
+    expected = [
+        "CENTERNET_MAX_QEUE is not a setting: did you mean CENTERNET_MAX_QUEUE?",
+        "CENTERNET_XYZ is not a setting: see --help",
+    ]
+    assert caplog.messages == expected
+    caplog.clear()
+    warn_of_unknown_variables()
+    assert caplog.messages == [
+        "CENTERNET_API_KEY is not a setting: did you mean CENTERNET_API_KEYS?",
+        *expected,
+    ]
+
+
+@pytest.mark.parametrize("arguments", [["--api-keys", ""], ["--api-keys="], ["--port", "1", "--threshold="]])
+def test_empty_flag_is_refused(arguments: list[str]) -> None:
+    with pytest.raises(InvalidSettings, match="the value is empty"):
+        read_settings(arguments)
+
+
+def test_key_file_has_one_key_per_line_and_comments(tmp_path: Path) -> None:
+    path = tmp_path / "keys"
+    path.write_text("# cameras in the yard\nfirst=\n\n  second\r\n")
+    keys = read_settings(["--api-keys-file", str(path)]).find_keys()
+    assert keys == tuple(hashlib.sha256(key).digest() for key in (b"first=", b"second"))
+    path.write_text("my secret\n")
+    with pytest.raises(InvalidSettings, match="without spaces"):
+        read_settings(["--api-keys-file", str(path)])
 
 
 def test_help_names_every_flag_and_no_python() -> None:
