@@ -2,7 +2,6 @@
 
 import dataclasses
 import logging
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -135,7 +134,7 @@ class Detector:
 def read_signature(path: Path) -> tuple[int, ...]:
     """Returns values that change when the file is written or replaced; empty if it cannot be read."""
     try:
-        state = os.stat(path)
+        state = path.stat()
     except OSError:
         return ()
     return (state.st_mtime_ns, state.st_size, state.st_ino)

@@ -83,7 +83,8 @@ def main(arguments: Sequence[str]) -> int:
     parsed, flags = parser.parse_known_args(arguments)
     quieten_decoders()
     try:
-        settings = _read_settings(flags)
+        settings = read_settings(flags)
+        warn_of_unknown_variables("api_key")
         if parsed.operators:
             operators = _profile(settings, _read_photos(parsed.photos))
             print(describe_operators(operators))
@@ -101,20 +102,13 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _read_settings(flags: Sequence[str]) -> Settings:
-    """Returns the settings; raises `InvalidSettings`, also for those under which the server would refuse the load."""
-    settings = read_settings(flags)
-    warn_of_unknown_variables("api_key")
-    for name in ("metrics_port", "api_keys", "api_keys_file", "address_requests_per_minute"):
-        if getattr(settings, name):
-            raise InvalidSettings(f"{name}: it must not be set here; CENTERNET_{name.upper()}= unsets a variable")
-    return settings
-
-
 def run(
     settings: Settings, flags: Sequence[str], photos: dict[str, bytes], connections: Sequence[int], seconds: float
 ) -> Report:
     """Measures the parts, the limit and a server with these `flags`; raises what `Detector` raises, and `Unusable`."""
+    for name in ("metrics_port", "api_keys", "api_keys_file", "address_requests_per_minute"):
+        if getattr(settings, name):
+            raise Unusable(f"{name} must not be set for the server to measure; CENTERNET_{name.upper()}= unsets it")
     detector = open_detector(settings.find_models()[0], settings)
     metadata = detector.metadata
     blank = np.zeros((*detector.shapes[-1], 3), np.uint8)

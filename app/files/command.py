@@ -107,12 +107,16 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "paths",
         nargs="+",
         metavar="PATH",
-        help="photo, video, folder (searched recursively for photos), or quoted glob such as 'camera/**/*.mp4'",
+        help="photo, video, folder (searched recursively for photos, except through symbolic links), or quoted glob "
+        "such as 'camera/**/*.mp4'",
     )
     inference = parser.add_argument_group(
         "inference", "In this process, with the server's settings as CENTERNET_*, or at a server."
     )
-    inference.add_argument("--model", help="ONNX file, or with --url a model name there; default: the shipped model")
+    inference.add_argument(
+        "--model",
+        help="ONNX file (the first of a folder), or with --url a model's name there; default: the shipped model",
+    )
     inference.add_argument("--provider", help="auto, cpu or cuda; default: auto")
     inference.add_argument("--threads", help="CPU threads for inference; default: all usable CPUs")
     inference.add_argument("--url", help="run at this server instead, such as http://127.0.0.1:8000")

@@ -78,6 +78,14 @@ def test_unusable_arguments_are_reported(argument: str, message: str, capsys: py
     assert message in capsys.readouterr().err
 
 
+def test_settings_that_would_refuse_the_load_are_reported(
+    model_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("CENTERNET_API_KEYS", "secret")
+    assert bench(f"--model={model_path}") == 2
+    assert "api_keys must not be set" in capsys.readouterr().err
+
+
 def test_unreadable_photo_is_reported(model_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "broken.jpg").write_bytes(b"hello")
     assert bench(f"--photos={tmp_path}", f"--model={model_path}", "--instances=1", "--max-batch=1") == 2

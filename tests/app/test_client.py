@@ -228,6 +228,8 @@ async def test_silent_server_times_out(ask: Ask) -> None:
 async def test_array_that_is_not_an_image_is_not_sent(ask: Ask, shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="height, width, 3"):
         await ask("http://server", "detect", np.zeros(shape, np.uint8))
+    with pytest.raises(TypeError, match="its Path, or an array of pixels, not str"):
+        await ask("http://server", "detect", "photo.jpg")
     with pytest.raises(ValueError, match="uint8"):
         await ask("http://server", "detect", np.zeros((4, 4, 3), np.float32))
 

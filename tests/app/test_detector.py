@@ -178,8 +178,9 @@ BY_FASTAPI = {"opentelemetry"}  # where it is installed
 def test_serving_imports_only_the_listed_modules(model_path: Path) -> None:
     program = (
         "import sys, app.__main__\n"
+        "from pathlib import Path\n"
         "from model.detector import Detector\n"
-        f"Detector({str(model_path)!r}, 'cpu')\n"
+        f"Detector(Path({str(model_path)!r}), 'cpu')\n"
         "print(*sys.modules)"
     )
     finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
@@ -193,7 +194,9 @@ def test_serving_imports_only_the_listed_modules(model_path: Path) -> None:
 
 
 def test_onnx_runtime_telemetry_leaves_no_files_in_the_home_directory(model_path: Path, tmp_path: Path) -> None:
-    program = f"from model.detector import Detector; Detector({str(model_path)!r}, 'cpu')"
+    program = (
+        f"from pathlib import Path; from model.detector import Detector; Detector(Path({str(model_path)!r}), 'cpu')"
+    )
     environment = {name: value for name, value in os.environ.items() if name not in ("ORT_DISABLE_TELEMETRY", "CI")}
     subprocess.run([sys.executable, "-c", program], env=environment | {"HOME": str(tmp_path)}, check=True)
     assert list(tmp_path.iterdir()) == []

@@ -58,6 +58,7 @@ async def test_models_are_described(client: Client) -> None:
                 "ap50": None,
                 "keypoint_ap": None,
                 "threshold": 0.3,
+                "max_detections": 3,
                 "git_commit": "0" * 40,
                 "labels": [
                     {"label": "red", "label_id": 10},
