@@ -1,5 +1,6 @@
 """The one table from exceptions to error responses, as `application/problem+json` (RFC 9457)."""
 
+import asyncio
 import dataclasses
 import functools
 import http
@@ -13,6 +14,7 @@ from pydantic_core import to_json
 from starlette.exceptions import HTTPException
 from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.accept import NotAcceptable
 from app.admission import Overloaded, Stopped
@@ -21,6 +23,7 @@ from app.body import BodyTooLarge, EmptyBody, InvalidJson, SlowBody, UnknownEnco
 from app.connections.exceptions import HeadTooLarge, InvalidRequest, SlowHead, TooManyConnections
 from app.connections.write_backlog import SlowReader
 from app.deadline import DeadlineExceeded
+from app.disconnect import DISCONNECTED
 from app.form import InvalidForm
 from app.keys import Unauthorized
 from app.metrics import Metrics
@@ -125,8 +128,25 @@ def add_error_handlers(app: FastAPI, metrics: Metrics, formats: Mapping[str, Pro
         Exception: handle_unexpected,
     }
     app.exception_handlers = {HTTPException: handle_http_exception}  # replaces FastAPI's own, which run first
+    app.add_middleware(_RaiseStopped)
     # not as the app's handlers: those handle unexpected errors outside of all middleware, where nothing counts them
     app.add_middleware(ExceptionMiddleware, handlers=handlers)
+
+
+class _RaiseStopped:
+    """ASGI middleware that raises `Stopped` for a request that is still running when a stop has waited long enough."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await self._app(scope, receive, send)
+        except asyncio.CancelledError:
+            # deadlines and disconnects raise their own errors; only another server, such as Ray's, cancels for more
+            if DISCONNECTED not in scope.get("state", {}):
+                raise
+            raise Stopped("the server is stopping") from None
 
 
 def build_problem(error: Exception, metrics: Metrics) -> Problem:

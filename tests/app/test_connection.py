@@ -377,6 +377,25 @@ async def test_paused_client_is_answered_at_shutdown(
         assert has_room or (await first.read_response())[0] == 200
 
 
+async def test_requests_that_outlast_a_stop_are_refused(
+    make_settings: Make, model_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    detector = HeldDetector(model_path)
+    async with contextlib.AsyncExitStack() as stack:
+        async with listen(make_settings(stop_timeout_seconds=0.1), detector) as client:
+            await client.detect()
+            detector.gate.clear()
+            uploading, computing = [await stack.enter_async_context(connect(client)) for _ in range(2)]
+            uploading.send(b"POST /detect HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n" + b"x" * 9)
+            computing.send(b"POST /detect HTTP/1.1\r\nHost: x\r\n" + BODIES[0])
+            await client.until("centernet_requests_in_flight", 1)
+            await client.until("centernet_body_bytes", len(PHOTO_PNG) + 9)
+        await uploading.check_refused(503, "stopped")
+        await computing.check_refused(503, "stopped")
+        detector.gate.set()
+    assert not any(record.exc_info for record in caplog.records)
+
+
 async def test_paused_clients_may_disconnect(make_settings: Make, model_path: Path) -> None:
     async with serve_full_queue(make_settings, model_path) as (client, _):
         connections = await client.sample("centernet_connections")
