@@ -135,6 +135,29 @@ async def test_prepared_items_share_a_batch() -> None:
     assert compute.batches == [[1], [2, 3]]
 
 
+async def test_item_that_waits_to_be_prepared_is_queued() -> None:
+    gate, begun = threading.Event(), threading.Event()
+
+    def prepare(item: int) -> int:
+        begun.set()
+        assert gate.wait(30)
+        return item
+
+    with ThreadPoolExecutor(1) as preparers:
+        async with running(Doubling(), prepare=prepare) as batcher:
+            submitted = time.perf_counter()
+            tasks = [asyncio.create_task(submit(batcher, item, preparers)) for item in (1, 2)]
+            await asyncio.to_thread(begun.wait)
+            assert batcher.queued == 1
+            held = time.perf_counter()
+            await asyncio.sleep(0)
+            held_seconds = time.perf_counter() - held
+            gate.set()
+            first, second = await asyncio.gather(*tasks)
+    assert first.dequeued - submitted - first.queue_seconds >= held_seconds  # its own preparation is no wait
+    assert second.queue_seconds >= held_seconds
+
+
 async def test_item_that_cannot_be_prepared_fails_alone() -> None:
     compute = Doubling()
     with ThreadPoolExecutor(1) as preparers:
