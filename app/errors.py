@@ -93,7 +93,7 @@ def add_error_handlers(app: FastAPI, metrics: Metrics, formats: Mapping[str, Pro
     """
 
     async def handle(request: Request, error: Exception) -> Response:
-        return respond(request, build_problem(error, metrics), _choose_headers(error))
+        return respond(request, build_problem(error, metrics), _choose_headers(error), choose_log_level(error))
 
     async def handle_unexpected(request: Request, error: Exception) -> Response:
         logger.error("an unexpected error", exc_info=error)
@@ -111,11 +111,13 @@ def add_error_handlers(app: FastAPI, metrics: Metrics, formats: Mapping[str, Pro
         )
         return respond(request, problem, error.headers)
 
-    def respond(request: Request, problem: Problem, headers: Mapping[str, str] | None) -> Response:
+    def respond(
+        request: Request, problem: Problem, headers: Mapping[str, str] | None, log_level: int = logging.INFO
+    ) -> Response:
         path = request.scope["raw_path"].decode(errors="backslashreplace")
         fields = {"method": request.method, "path": path, "status": problem.status}  # for the JSON log format
-        message = "%s %s: %d %s: %s"
-        logger.info(message, request.method, path, problem.status, problem.title, problem.detail, extra=fields)
+        values = (request.method, path, problem.status, problem.title, problem.detail)
+        logger.log(log_level, "%s %s: %d %s: %s", *values, extra=fields)
         for prefix, format_problem in formats.items():
             if request.url.path.startswith(prefix):
                 return Response(to_json(format_problem(problem)), problem.status, headers, "application/json")
@@ -164,6 +166,12 @@ def encode_error_response(error: Exception, metrics: Metrics) -> tuple[int, byte
     head, before, after = _encode_around_id(kind, _find_detail(error), tuple(_choose_headers(error).items()))
     body = b"%b%b%b" % (before, to_json(get_request_id()), after)
     return kind.status, b"%bcontent-length: %d\r\n\r\n%b" % (head, len(body), body)
+
+
+def choose_log_level(error: Exception) -> int:
+    """Returns the level at which to log the refusal of a request."""
+    # under overload there are thousands of these a second: they would drown the rest of the log
+    return logging.DEBUG if isinstance(error, Overloaded | TooManyConnections) else logging.INFO
 
 
 def document_problems(*statuses: int, format_problem: ProblemFormat | None = None) -> dict[int | str, dict[str, Any]]:

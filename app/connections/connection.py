@@ -15,6 +15,7 @@ from app.connections.load_shedding import LoadShedder
 from app.connections.request_head import PlainHead, mask_upgrade, read_plain_head
 from app.connections.write_backlog import SlowReader, WriteBacklog
 from app.disconnect import DISCONNECTED
+from app.errors import choose_log_level
 from app.metrics import Metrics
 from app.request_id import RAW_HEADER, request_id_context
 from app.settings import Settings
@@ -327,10 +328,8 @@ class Connection(HttpToolsProtocol):
         self, error: Exception, headers: Sequence[tuple[bytes, bytes]] = (), request_id: str = ""
     ) -> tuple[int, bytes]:
         """Returns the status and bytes of an error's response; counts and logs it."""
-        # under overload there are thousands of these a second: they would drown the rest of the log
-        level = logging.DEBUG if isinstance(error, Overloaded | TooManyConnections) else logging.INFO
         with request_id_context(request_id) as request_id:
             status, rest = self._respond(error)
-            logger.log(level, "%s: %d %s", self.client[0] if self.client else "", status, error)
+            logger.log(choose_log_level(error), "%s: %d %s", self.client[0] if self.client else "", status, error)
         headers = [*self.server_state.default_headers, (RAW_HEADER, request_id.encode()), *headers]
         return status, b"".join([STATUS_LINE[status], *[b"%b: %b\r\n" % header for header in headers], rest])
