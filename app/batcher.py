@@ -3,6 +3,7 @@
 import asyncio
 import collections
 import contextlib
+import contextvars
 import dataclasses
 import logging
 import math
@@ -168,7 +169,8 @@ class Batcher(Generic[Item, Result]):
         else:
             self._enqueue(entry)
         if self._watchdog is None:
-            self._watchdog = loop.call_later(self._timeout_seconds, self._fail_hung_batches)
+            no_request = contextvars.Context()  # else its log lines would have the id of this one
+            self._watchdog = loop.call_later(self._timeout_seconds, self._fail_hung_batches, context=no_request)
         return await entry.future
 
     def _prepare_and_enqueue(self, entry: _Entry[Item, Result]) -> None:
