@@ -3,6 +3,7 @@
 import asyncio
 import collections
 import contextlib
+import contextvars
 import dataclasses
 import logging
 import math
@@ -28,7 +29,10 @@ class InferenceFailed(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Served(Generic[Result]):
-    """A result, and when its item entered and left the queue, by `time.perf_counter`."""
+    """A result, and when its item entered and left the queue, by `time.perf_counter`.
+
+    `queued` is later by the time that the item's preparation took, so that only waits lie between the two.
+    """
 
     result: Result
     queued: float
@@ -36,7 +40,7 @@ class Served(Generic[Result]):
 
     @property
     def queue_seconds(self) -> float:
-        """How long the item waited in the queue."""
+        """How long the item waited, for its preparation and for its batch."""
         return self.dequeued - self.queued
 
 
@@ -44,7 +48,7 @@ class Served(Generic[Result]):
 class _Entry(Generic[Item, Result]):
     item: Item
     future: asyncio.Future[Served[Result]]
-    queued: float  # when, by `time.perf_counter`
+    queued: float  # as in `Served`
 
     def resolve(self, result: Result, started: float) -> None:
         if not self.future.done():
@@ -93,6 +97,7 @@ class Batcher(Generic[Item, Result]):
         # guards the queue and the batches; workers take from the queue directly, and need no turn of the event loop
         self._changed = threading.Condition()
         self._queue: collections.deque[_Entry[Item, Result]] = collections.deque()
+        self._unprepared: set[asyncio.Future[Served[Result]]] = set()  # of the items that wait for a preparer
         self._computing: dict[threading.Thread, _Batch[Item, Result]] = {}
         self._hung_threads: set[threading.Thread] = set()  # replaced; their batches have failed
         self._batches_started = self._batches_finished = 0
@@ -103,8 +108,8 @@ class Batcher(Generic[Item, Result]):
 
     @property
     def queued(self) -> int:
-        """How many items wait for the next batch."""
-        return len(self._queue)
+        """How many items wait, for their preparation or for the next batch."""
+        return len(self._unprepared) + len(self._queue)
 
     @property
     def failing(self) -> bool:
@@ -159,20 +164,25 @@ class Batcher(Generic[Item, Result]):
         loop = asyncio.get_running_loop()
         entry = _Entry[Item, Result](item, loop.create_future(), time.perf_counter())
         if preparers:
+            self._unprepared.add(entry.future)
             preparers.submit(self._prepare_and_enqueue, entry)
         else:
             self._enqueue(entry)
         if self._watchdog is None:
-            self._watchdog = loop.call_later(self._timeout_seconds, self._fail_hung_batches)
+            no_request = contextvars.Context()  # else its log lines would have the id of this one
+            self._watchdog = loop.call_later(self._timeout_seconds, self._fail_hung_batches, context=no_request)
         return await entry.future
 
     def _prepare_and_enqueue(self, entry: _Entry[Item, Result]) -> None:
+        self._unprepared.discard(entry.future)
         if entry.future.done():
             return
         try:
             self._check_open()
+            started = time.perf_counter()
             item = self._prepare(entry.item)
-            self._enqueue(dataclasses.replace(entry, item=item, queued=time.perf_counter()))
+            queued = entry.queued + time.perf_counter() - started
+            self._enqueue(dataclasses.replace(entry, item=item, queued=queued))
         except Exception as error:
             entry.call_in_loop(entry.fail, error)
 

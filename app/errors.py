@@ -1,5 +1,6 @@
 """The one table from exceptions to error responses, as `application/problem+json` (RFC 9457)."""
 
+import asyncio
 import dataclasses
 import functools
 import http
@@ -13,6 +14,7 @@ from pydantic_core import to_json
 from starlette.exceptions import HTTPException
 from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.accept import NotAcceptable
 from app.admission import Overloaded, Stopped
@@ -21,6 +23,7 @@ from app.body import BodyTooLarge, EmptyBody, InvalidJson, SlowBody, UnknownEnco
 from app.connections.exceptions import HeadTooLarge, InvalidRequest, SlowHead, TooManyConnections
 from app.connections.write_backlog import SlowReader
 from app.deadline import DeadlineExceeded
+from app.disconnect import DISCONNECTED
 from app.form import InvalidForm
 from app.keys import Unauthorized
 from app.metrics import Metrics
@@ -90,7 +93,7 @@ def add_error_handlers(app: FastAPI, metrics: Metrics, formats: Mapping[str, Pro
     """
 
     async def handle(request: Request, error: Exception) -> Response:
-        return respond(request, build_problem(error, metrics), _choose_headers(error))
+        return respond(request, build_problem(error, metrics), _choose_headers(error), choose_log_level(error))
 
     async def handle_unexpected(request: Request, error: Exception) -> Response:
         logger.error("an unexpected error", exc_info=error)
@@ -108,11 +111,13 @@ def add_error_handlers(app: FastAPI, metrics: Metrics, formats: Mapping[str, Pro
         )
         return respond(request, problem, error.headers)
 
-    def respond(request: Request, problem: Problem, headers: Mapping[str, str] | None) -> Response:
+    def respond(
+        request: Request, problem: Problem, headers: Mapping[str, str] | None, log_level: int = logging.INFO
+    ) -> Response:
         path = request.scope["raw_path"].decode(errors="backslashreplace")
         fields = {"method": request.method, "path": path, "status": problem.status}  # for the JSON log format
-        message = "%s %s: %d %s: %s"
-        logger.info(message, request.method, path, problem.status, problem.title, problem.detail, extra=fields)
+        values = (request.method, path, problem.status, problem.title, problem.detail)
+        logger.log(log_level, "%s %s: %d %s: %s", *values, extra=fields)
         for prefix, format_problem in formats.items():
             if request.url.path.startswith(prefix):
                 return Response(to_json(format_problem(problem)), problem.status, headers, "application/json")
@@ -125,8 +130,25 @@ def add_error_handlers(app: FastAPI, metrics: Metrics, formats: Mapping[str, Pro
         Exception: handle_unexpected,
     }
     app.exception_handlers = {HTTPException: handle_http_exception}  # replaces FastAPI's own, which run first
+    app.add_middleware(_RaiseStopped)
     # not as the app's handlers: those handle unexpected errors outside of all middleware, where nothing counts them
     app.add_middleware(ExceptionMiddleware, handlers=handlers)
+
+
+class _RaiseStopped:
+    """ASGI middleware that raises `Stopped` for a request that is still running when a stop has waited long enough."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await self._app(scope, receive, send)
+        except asyncio.CancelledError:
+            # deadlines and disconnects raise their own errors; only another server, such as Ray's, cancels for more
+            if DISCONNECTED not in scope.get("state", {}):
+                raise
+            raise Stopped("the server is stopping") from None
 
 
 def build_problem(error: Exception, metrics: Metrics) -> Problem:
@@ -144,6 +166,12 @@ def encode_error_response(error: Exception, metrics: Metrics) -> tuple[int, byte
     head, before, after = _encode_around_id(kind, _find_detail(error), tuple(_choose_headers(error).items()))
     body = b"%b%b%b" % (before, to_json(get_request_id()), after)
     return kind.status, b"%bcontent-length: %d\r\n\r\n%b" % (head, len(body), body)
+
+
+def choose_log_level(error: Exception) -> int:
+    """Returns the level at which to log the refusal of a request."""
+    # under overload there are thousands of these a second: they would drown the rest of the log
+    return logging.DEBUG if isinstance(error, Overloaded | TooManyConnections) else logging.INFO
 
 
 def document_problems(*statuses: int, format_problem: ProblemFormat | None = None) -> dict[int | str, dict[str, Any]]:

@@ -47,7 +47,7 @@ class Metrics:
             "centernet_batch_size", "Images per inference batch.", ["model"], buckets=_BATCH, registry=registry
         )
         self.queue_depth = prometheus.Gauge(
-            "centernet_queue_depth", "Images waiting for inference.", ["model"], registry=registry
+            "centernet_queue_depth", "Images waiting for a decoder or for inference.", ["model"], registry=registry
         )
         self.in_flight = prometheus.Gauge(
             "centernet_requests_in_flight",

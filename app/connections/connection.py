@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import types
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ from app.connections.load_shedding import LoadShedder
 from app.connections.request_head import PlainHead, mask_upgrade, read_plain_head
 from app.connections.write_backlog import SlowReader, WriteBacklog
 from app.disconnect import DISCONNECTED
+from app.errors import choose_log_level
 from app.metrics import Metrics
 from app.request_id import RAW_HEADER, request_id_context
 from app.settings import Settings
@@ -64,6 +66,7 @@ class Connection(HttpToolsProtocol):
         self._socket: ClientSocket | None = None
         self._is_over_limit = False
         self._is_shutting_down = False  # the next response is the last
+        self._is_lingering = False  # the last response is sent, and what the client still sends is discarded
         self._arrival: Arrival | None = None
         self._head_bytes_left: int | None = settings.max_header_bytes  # None while a body is read
         self._refusal = b""  # a response that has not been sent yet
@@ -81,6 +84,10 @@ class Connection(HttpToolsProtocol):
             transport.abort()
             return
         self._socket = ClientSocket(transport, self._buffer)
+        # for uvicorn's responses, which would close it at once
+        self._response_transport: Any = types.SimpleNamespace(
+            write=transport.write, is_closing=transport.is_closing, close=self.close_after_response
+        )
         transport.set_write_buffer_limits(0)  # calls `pause_writing` as soon as a byte is unsent
         self._start_request_timer()
 
@@ -103,6 +110,9 @@ class Connection(HttpToolsProtocol):
         """Handles the bytes read: discards the body of a shed request, sheds the next, and parses the rest."""
         if self._is_over_limit:  # only now: closing with unread bytes resets the connection, and loses the response
             self._refuse(TooManyConnections(1))
+            return
+        if self._is_lingering:
+            self._unset_keepalive_if_required()
             return
         data = self._buffer[:nbytes]
         read = 0
@@ -161,6 +171,7 @@ class Connection(HttpToolsProtocol):
         if self._arrival and self._is_answered:  # else it belongs to the request before this one
             self.scope["state"]["arrival"] = self._arrival
         super().on_headers_complete()
+        self.cycle.transport = self._response_transport
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Stores a header; ignores trailers, which nothing reads."""
@@ -188,6 +199,17 @@ class Connection(HttpToolsProtocol):
                 self._shedder.pause_with_others(self)
             self._arrival = None
         self._update_request_timer()
+
+    def close_after_response(self) -> None:
+        """Closes; while the client still sends the body, only the sending half, until it closes or the timer ends.
+
+        Closing with unread bytes would reset the connection, and lose the response (RFC 9112, section 9.6).
+        """
+        if self._head_bytes_left is None and self._is_answered and not self.transport.is_closing():
+            self._is_lingering = True
+            self.transport.write_eof()
+        else:
+            self.transport.close()
 
     def send_400_response(self, msg: str) -> None:
         """Refuses what the parser cannot read."""
@@ -306,10 +328,8 @@ class Connection(HttpToolsProtocol):
         self, error: Exception, headers: Sequence[tuple[bytes, bytes]] = (), request_id: str = ""
     ) -> tuple[int, bytes]:
         """Returns the status and bytes of an error's response; counts and logs it."""
-        # under overload there are thousands of these a second: they would drown the rest of the log
-        level = logging.DEBUG if isinstance(error, Overloaded | TooManyConnections) else logging.INFO
         with request_id_context(request_id) as request_id:
             status, rest = self._respond(error)
-            logger.log(level, "%s: %d %s", self.client[0] if self.client else "", status, error)
+            logger.log(choose_log_level(error), "%s: %d %s", self.client[0] if self.client else "", status, error)
         headers = [*self.server_state.default_headers, (RAW_HEADER, request_id.encode()), *headers]
         return status, b"".join([STATUS_LINE[status], *[b"%b: %b\r\n" % header for header in headers], rest])

@@ -102,6 +102,9 @@ async def serve(pairs: Sequence[tuple[uvicorn.Server, socket.socket]]) -> None:
         for each, _ in others:
             each.should_exit = True
         await asyncio.gather(*tasks)
+        for each, _ in pairs:  # what is left would wait for clients that do not read
+            for connection in [*each.server_state.connections]:
+                connection.transport.abort()
 
 
 def raise_open_file_limit(count: int) -> None:

@@ -1,5 +1,6 @@
 import asyncio
 import contextlib
+import logging
 import threading
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -10,6 +11,7 @@ import pytest
 
 from app.admission import Overloaded, Stopped
 from app.batcher import Batcher, InferenceFailed, Served
+from app.request_id import get_request_id, request_id_context
 from tests.app.client import until
 
 pytestmark = pytest.mark.anyio
@@ -133,6 +135,29 @@ async def test_prepared_items_share_a_batch() -> None:
             compute.gate.set()
             assert [(await task).result for task in (first, *tasks)] == [2, 4, 6]
     assert compute.batches == [[1], [2, 3]]
+
+
+async def test_item_that_waits_to_be_prepared_is_queued() -> None:
+    gate, begun = threading.Event(), threading.Event()
+
+    def prepare(item: int) -> int:
+        begun.set()
+        assert gate.wait(30)
+        return item
+
+    with ThreadPoolExecutor(1) as preparers:
+        async with running(Doubling(), prepare=prepare) as batcher:
+            submitted = time.perf_counter()
+            tasks = [asyncio.create_task(submit(batcher, item, preparers)) for item in (1, 2)]
+            await asyncio.to_thread(begun.wait)
+            assert batcher.queued == 1
+            held = time.perf_counter()
+            await asyncio.sleep(0)
+            held_seconds = time.perf_counter() - held
+            gate.set()
+            first, second = await asyncio.gather(*tasks)
+    assert first.dequeued - submitted - first.queue_seconds >= held_seconds  # its own preparation is no wait
+    assert second.queue_seconds >= held_seconds
 
 
 async def test_item_that_cannot_be_prepared_fails_alone() -> None:
@@ -300,6 +325,23 @@ async def test_hung_batch_times_out_even_if_nothing_awaits_it() -> None:
     async with asyncio.timeout(30):
         await runner
     compute.gate.set()
+
+
+async def test_hung_batch_is_logged_without_the_id_of_a_request(caplog: pytest.LogCaptureFixture) -> None:
+    ids: list[str] = []
+
+    def record_id(record: logging.LogRecord) -> bool:
+        ids.append(get_request_id())
+        return True
+
+    compute = Doubling()
+    compute.gate.clear()
+    with caplog.filtering(record_id):  # type: ignore[arg-type]
+        async with running(compute, timeout_seconds=0.01) as batcher:
+            with request_id_context("mine"), pytest.raises(InferenceFailed, match="longer than"):
+                await submit(batcher, 1)
+            compute.gate.set()
+    assert ids == [""]
 
 
 async def test_batcher_is_failing_from_three_failures_in_a_row_until_a_success() -> None:

@@ -189,6 +189,28 @@ async def test_rest_of_a_refused_body_is_discarded_before_the_next_request(serve
         await wire.check_alive()
 
 
+@pytest.mark.parametrize("head", [b"HTTP/1.1\r\nConnection: close", b"HTTP/1.0"])
+async def test_early_refusal_reaches_a_client_that_sends_its_body_and_wants_to_close(
+    served: Listen, head: bytes
+) -> None:
+    async with served(max_image_bytes=1000) as client, connect(client) as wire:
+        wire.send(b"POST /detect %b\r\nHost: x\r\nContent-Length: 5000000\r\n\r\n" % head)
+        wire.send(bytes(5_000_000))
+        await wire.check_refused(413, "body-too-large")
+        async with asyncio.timeout(30):
+            await wire.writer.drain()
+        wire.writer.close()
+        await client.until("centernet_connections", 1)
+
+
+async def test_wait_for_the_body_of_a_refused_client_that_wants_to_close_is_limited(served: Listen) -> None:
+    async with served(header_timeout_seconds=0.05, max_image_bytes=1000) as client, connect(client) as wire:
+        wire.send(b"POST /detect HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 5000000\r\n\r\n")
+        await wire.check_refused(413, "body-too-large")  # the server's half is closed at once
+        wire.send(b"x")
+        await client.until("centernet_connections", 1)
+
+
 async def test_slow_reader_is_disconnected(served: Listen) -> None:
     async with served(answer_timeout_seconds=0.1) as client, connect(client) as wire:
         wire.writer.transport.pause_reading()  # type: ignore[attr-defined]
@@ -353,6 +375,25 @@ async def test_paused_client_is_answered_at_shutdown(
         assert await answer == (200 if has_room else 503, "close")
         await second.check_closed()
         assert has_room or (await first.read_response())[0] == 200
+
+
+async def test_requests_that_outlast_a_stop_are_refused(
+    make_settings: Make, model_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    detector = HeldDetector(model_path)
+    async with contextlib.AsyncExitStack() as stack:
+        async with listen(make_settings(stop_timeout_seconds=0.1), detector) as client:
+            await client.detect()
+            detector.gate.clear()
+            uploading, computing = [await stack.enter_async_context(connect(client)) for _ in range(2)]
+            uploading.send(b"POST /detect HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n" + b"x" * 9)
+            computing.send(b"POST /detect HTTP/1.1\r\nHost: x\r\n" + BODIES[0])
+            await client.until("centernet_requests_in_flight", 1)
+            await client.until("centernet_body_bytes", len(PHOTO_PNG) + 9)
+        await uploading.check_refused(503, "stopped")
+        await computing.check_refused(503, "stopped")
+        detector.gate.set()
+    assert not any(record.exc_info for record in caplog.records)
 
 
 async def test_paused_clients_may_disconnect(make_settings: Make, model_path: Path) -> None:

@@ -1,3 +1,4 @@
+import asyncio
 import json
 import logging
 import re
@@ -9,7 +10,7 @@ import pytest
 from app.logs import set_up_logging
 from tests.app.client import Client, Serve
 from tests.app.colours import PHOTO_PNG
-from tests.app.detectors import CrashingDetector
+from tests.app.detectors import CrashingDetector, HeldDetector
 
 pytestmark = pytest.mark.anyio
 
@@ -91,6 +92,23 @@ async def test_failure_is_logged_with_its_request_id(
     assert (failure["level"], failure["logger"]) == ("ERROR", "app.errors")
     assert failure["exception"].endswith("ZeroDivisionError: a secret")
     assert [line["request_id"] for line in lines if "warmed up" in line["message"]] == ["-"]
+
+
+async def test_refusals_of_a_full_queue_are_logged_at_debug(
+    serve: Serve, model_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    detector = HeldDetector(model_path)
+    async with serve(detector, max_queue=1) as client:
+        await client.detect()
+        set_up_logging("debug", "plain")
+        detector.gate.clear()
+        held = asyncio.create_task(client.detect())
+        await client.until("centernet_requests_in_flight", 1)
+        assert (await client.post("/v1/vision/detection", files={"image": PHOTO_PNG})).status_code == 503
+        detector.gate.set()
+        await held
+    [refused] = [line for line in capsys.readouterr().err.splitlines() if ": 503 " in line]
+    assert " DEBUG app.errors [" in refused
 
 
 @pytest.mark.parametrize("log_format", ["plain", "json"])
