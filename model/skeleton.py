@@ -3,10 +3,11 @@
 import dataclasses
 import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 _OPPOSITE = {"left": "right", "right": "left", "l": "r", "r": "l"}
+_WORDS = (r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])", r"^[LR](?=[A-Z])")  # left_knee, LeftKnee, LEFT_KNEE or L_KNEE; LKNEE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,19 +30,31 @@ class Skeleton:
     @functools.cached_property  # used for every photo that is read
     def mirrored(self) -> tuple[int, ...]:
         """For each joint, its counterpart in a mirrored image: `left_eye` and `right_eye` swap."""
-        partners = [_swap_sides(joint) for joint in self.joints]
-        return tuple(
-            self.joints.index(partner) if partner in self.joints else index for index, partner in enumerate(partners)
-        )
+        return tuple(self.joints.index(_find_partner(joint, self.joints)) for joint in self.joints)
+
+    def describe_mirroring(self) -> str:
+        """Names the joints that mirrored images swap, and those that stay, in one line."""
+        pairs = [(index, other) for index, other in enumerate(self.mirrored) if index <= other]
+        swapped = [f"{self.joints[index]}/{self.joints[other]}" for index, other in pairs if index < other]
+        kept = [self.joints[index] for index, other in pairs if index == other]
+        return f"mirrored images swap the keypoints {', '.join(swapped) or '-'}, but not {', '.join(kept) or '-'}"
 
 
 NO_JOINTS = Skeleton()
 
 
-def _swap_sides(joint: str) -> str:
-    def swap(match: re.Match[str]) -> str:
-        word = match.group()
-        opposite = _OPPOSITE.get(word.lower(), word)
-        return opposite.capitalize() if word[0].isupper() else opposite
+def _find_partner(joint: str, joints: Sequence[str]) -> str:
+    """Returns the joint of the other side, or `joint` itself if there is none."""
+    for word in _WORDS:
+        partner = re.sub(word, _swap_side, joint)
+        if partner != joint and partner in joints:
+            return partner
+    return joint
 
-    return re.sub(r"[A-Z]?[a-z]+|[A-Z]", swap, joint)
+
+def _swap_side(match: re.Match[str]) -> str:
+    word = match.group()
+    opposite = _OPPOSITE.get(word.lower(), word)
+    if word.isupper():
+        return opposite.upper()
+    return opposite.capitalize() if word[0].isupper() else opposite

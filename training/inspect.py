@@ -38,6 +38,8 @@ def inspect_dataset(dataset: Dataset, faults: Sequence[str], config: Config, fol
     )
     if not dataset.photos:
         return
+    if dataset.skeleton.joints:
+        console.print(dataset.skeleton.describe_mirroring(), soft_wrap=True, highlight=False)
     console.print(_tabulate_classes(dataset))
     console.print(_tabulate_collisions(dataset))
     folder.mkdir(parents=True, exist_ok=True)

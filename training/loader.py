@@ -17,7 +17,7 @@ from model.letterbox import place
 from model.session import count_cpus
 from training.augment import Example, letterboxed_view, paste_object, random_mosaic, random_view
 from training.config import Config
-from training.datasets.dataset import Dataset, InvalidDataset, Photo
+from training.datasets.dataset import Dataset, InvalidDataset, Photo, check_size, raise_fault
 from training.processes import SINGLE_PROCESS, Processes
 
 MicroBatch = tuple[Tensor, Targets]  # images and targets of one of the `accumulate` parts of a batch
@@ -130,7 +130,7 @@ def training_batches(
     """
     steps = steps_per_epoch(dataset, config)
     positions = np.arange(steps * config.batch_size).reshape(steps, config.accumulate, processes.world_size, -1)
-    local_positions = positions[first_step:, :, processes.rank].reshape((steps - first_step) * config.accumulate, -1)
+    local_positions = positions[first_step:, :, processes.rank].reshape(-1, positions.shape[-1])
     loader = DataLoader(
         TrainingViews(dataset, config, epoch),
         batch_sampler=local_positions.tolist(),
@@ -204,7 +204,8 @@ def prepare_photo(photo: Photo, prepare: Callable[[bytes], Canvas]) -> Canvas:
         canvas = prepare(photo.path.read_bytes())
     except image.InvalidImage as error:
         raise InvalidDataset(f"{photo.path}: {error}") from error
-    _check_size(photo, canvas.letterbox.photo_width, canvas.letterbox.photo_height)
+    size = (canvas.letterbox.photo_width, canvas.letterbox.photo_height)
+    check_size(photo.path, size, (photo.width, photo.height), raise_fault)
     return canvas
 
 
@@ -219,16 +220,8 @@ def read_photo(photo: Photo, min_width: int = 0, min_height: int = 0) -> NDArray
         pixels = image.decode(data, header, min_width, min_height)
     except image.InvalidImage as error:
         raise InvalidDataset(f"{photo.path}: {error}") from error
-    _check_size(photo, header.width, header.height)
+    check_size(photo.path, (header.width, header.height), (photo.width, photo.height), raise_fault)
     return pixels
-
-
-def _check_size(photo: Photo, width: int, height: int) -> None:
-    if (width, height) != (photo.width, photo.height):
-        raise InvalidDataset(
-            f"{photo.path}: is {width}x{height} pixels after its EXIF orientation is applied;"
-            f" the annotations say {photo.width}x{photo.height}"
-        )
 
 
 def _start_worker(_: int) -> None:

@@ -68,13 +68,12 @@ def train(config: Config, resume: bool, console: Console, processes: Processes =
                 if record:
                     record.add_step(epoch * steps + progress.step, result)
                 progress.step += 1
-                if record and progress.step % config.save_every == 0 and progress.step < steps:
+                # the last step's checkpoint precedes validation, with which a resumed run continues
+                if record and (progress.step % config.save_every == 0 or progress.step == steps):
                     _make_checkpoint(learner, train_set, progress, commit).save(last_path)
         progress.epoch, progress.step = epoch + 1, 0
         seconds = time.monotonic() - started
         if progress.epoch % config.validate_every and progress.epoch < config.epochs:
-            if record:
-                _make_checkpoint(learner, train_set, progress, commit).save(last_path)
             console.print(f"{title}: {seconds:.0f} s of training")
             continue
 
@@ -150,7 +149,7 @@ def _make_checkpoint(
 
 
 def load_data(config: Config, processes: Processes, console: Console) -> tuple[Dataset, Dataset]:
-    """Loads the training and validation sets; raises `InvalidConfig` if their labels or joints differ."""
+    """Loads the training and validation sets; raises `InvalidConfig` if they do not fit together."""
     if config.generate and processes.is_first:
         generate_dataset(config.data_root, config.generate, config.seed)
     processes.broadcast(None)  # barrier: the data set is generated
@@ -166,7 +165,14 @@ def load_data(config: Config, processes: Processes, console: Console) -> tuple[D
             " photos: AP should approach 100",
             soft_wrap=True,
         )
+    elif common := {photo.path for photo in train_set.photos} & {photo.path for photo in val_set.photos}:
+        raise InvalidConfig(
+            f"{len(common)} photos are in both splits, such as {min(common)}: set train_images and val_images"
+            " (YOLO), or train_annotations and val_annotations, to different photos"
+        )
     console.print(f"{len(train_set.photos)} photos to train on, {len(val_set.photos)} to validate on")
+    if train_set.skeleton.joints:
+        console.print(train_set.skeleton.describe_mirroring(), soft_wrap=True, highlight=False)
     return train_set, val_set
 
 

@@ -118,6 +118,12 @@ def test_annotated_areas_take_precedence_over_box_areas(write: Callable[[Any], P
     assert load_dataset(path, path.parent).photos[0].areas.tolist() == [77.5, 1200]
 
 
+@pytest.mark.parametrize("area", [0, 0.1])
+def test_area_below_a_pixel_is_replaced_by_the_box_area(write: Callable[[Any], Path], area: float) -> None:
+    path = write(change("annotations", 0, area=area))
+    assert load_dataset(path, path.parent).photos[0].areas.tolist() == [210, 1200]
+
+
 def test_empty_box_with_area_zero_is_skipped(write: Callable[[Any], Path]) -> None:
     path = write(change("annotations", 0, bbox=[10, 5, 4, 0.0], area=0.0))
     assert len(load_dataset(path, path.parent).photos[0].labels) == 1
@@ -161,6 +167,12 @@ def change(key: str, index: int, **changes: Any) -> dict[str, Any]:
         (change("images", 1, file_name=None), r"images\[1\]: file_name: Input should be a valid string"),
         (change("annotations", 2, category_id=[1]), r"annotations\[2\]: category_id: Input should be a valid integer"),
         (change("annotations", 0, bbox=[10, 5, 0, 4], area=12), "annotation 1: .* no positive width"),
+        (change("annotations", 0, bbox=[40.2, 5, 0.5, 10]), "annotation 1: .* no positive width"),
+        (change("annotations", 0, area=-1), "annotation 1: area -1 is not that of an object in its box"),
+        (change("annotations", 0, area=float("nan")), "annotation 1: area nan"),
+        (change("annotations", 0, area=5000), "annotation 1: area 5000"),
+        (change("images", 1, width=21), r"b\.png: is 20x20 pixels .* the annotations say 21x20"),
+        (change("images", 1, file_name="a.png", width=40, height=30), r"2 entries have the same photo .*a\.png"),
         (CONTENT | {"annotations": []}, "no boxes to train on"),
         (CONTENT | {"images": {}}, "has no list 'images'"),
         ({"images": [{}], "annotations": [], "categories": []}, "categories are empty"),
@@ -170,6 +182,13 @@ def change(key: str, index: int, **changes: Any) -> dict[str, Any]:
 def test_each_fault_is_named_with_its_annotation(write: Callable[[Any], Path], content: Any, message: str) -> None:
     path = write(content)
     with pytest.raises(InvalidDataset, match=message):
+        load_dataset(path, path.parent)
+
+
+def test_empty_photo_is_named(write: Callable[[Any], Path]) -> None:
+    path = write(CONTENT)
+    (path.parent / "b.png").write_bytes(b"")
+    with pytest.raises(InvalidDataset, match=r"b\.png: these bytes are no image"):
         load_dataset(path, path.parent)
 
 
@@ -241,6 +260,8 @@ def test_voc_boxes_are_one_based_and_difficult_objects_ignored(voc: Path) -> Non
         ("<xmax>30</xmax>", "", r"000001\.xml: object 1: bndbox.* are not numbers"),
         ("<name>cat</name>", "", r"000001\.xml: object 2: has no name"),
         ("<height>30</height>", "", r"000001\.xml: size.* are not whole numbers"),
+        ("<width>40</width>", "<width>0</width>", r"000001\.jpg: is 40x30 pixels .* the annotations say 0x30"),
+        ("000001.jpg", "000002.jpg", r"2 entries have the same photo .*000002\.jpg"),
         ("000001.jpg", "other.jpg", r"000001\.xml: no file .*other\.jpg"),
         ("</annotation>", "", r"000001\.xml: not valid XML"),
     ],
@@ -289,8 +310,8 @@ def test_yolo_fractions_become_pixels_and_photos_without_a_label_file_are_empty(
     assert dataset.photos[0].labels.tolist() == [1]
     assert dataset.photos[1].boxes_xyxy.shape == (0, 4)
     assert dataset.photos[2].boxes_xyxy.tolist() == pytest.approx(np.array([[4, 3, 24, 27]]))
-    yolo.write_text("names: [cat, dog]")
-    assert load_dataset(yolo, yolo.parent / "images" / "train").labels == ("cat", "dog")
+    yolo.write_text("names: [no, 010]")  # without quotes, YAML's False and 8
+    assert load_dataset(yolo, yolo.parent / "images" / "train").labels == ("no", "010")
 
 
 @pytest.mark.parametrize(
@@ -334,4 +355,21 @@ def test_invalid_data_yaml_is_rejected(yolo: Path, content: str) -> None:
 def test_broken_yolo_photo_is_named(yolo: Path) -> None:
     (yolo.parent / "images" / "train" / "c.png").write_bytes(b"no picture")
     with pytest.raises(InvalidDataset, match=r"c\.png: these bytes are no image"):
+        load_dataset(yolo, yolo.parent / "images" / "train")
+
+
+@pytest.mark.parametrize("name", ["c.TXT", "d.txt", "deeper/e.txt"])
+def test_labels_without_a_photo_are_named(yolo: Path, name: str) -> None:
+    labels = yolo.parent / "labels" / "train"
+    (labels / "classes.txt").write_text("cat\ndog\n")
+    (labels / name).write_text("1 0.5 0.5 0.5 0.2\n")
+    write_photo(yolo.parent / "images" / "train" / "d.png")
+    (yolo.parent / "images" / "train" / "d.png").rename(yolo.parent / "images" / "train" / "d.jfif")
+    with pytest.raises(InvalidDataset, match=rf"{name}: no photo for these labels"):
+        load_dataset(yolo, yolo.parent / "images" / "train")
+
+
+def test_yolo_folder_without_labels_says_where_they_would_be(yolo: Path) -> None:
+    (yolo.parent / "labels").rename(yolo.parent / "label")
+    with pytest.raises(InvalidDataset, match=r"no boxes .* labels of .*a\.png would be in .*labels/train/a\.txt"):
         load_dataset(yolo, yolo.parent / "images" / "train")

@@ -7,6 +7,7 @@ import pytest
 
 from model.draw import choose_colour
 from tests.training.configs import small_config
+from tests.training.joints import add_joints
 from training.__main__ import main
 from training.datasets.dataset import Dataset, Object, make_photo
 from training.datasets.load import load_dataset
@@ -23,6 +24,12 @@ def test_valid_data_set_is_counted_and_drawn(shapes: Path, tmp_path: Path, capsy
     circles = [a for a in content["annotations"] if a["category_id"] == 1]
     assert [int(cell) for cell in row.split("│")[2:4]] == [len({a["image_id"] for a in circles}), len(circles)]
     assert cv2.imread(str(tmp_path / "views.jpg")).shape == (4 * 64, 4 * 2 * 64, 3)
+
+
+def test_swapped_keypoints_are_named(shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = add_joints(shapes / "train.json", tmp_path / "joints.json", keypoints=["LEFT_CORNER", "RIGHT_CORNER"])
+    main(["inspect", str(path), str(shapes / "images"), "--output", str(tmp_path), "--input-size", "64"])
+    assert "mirrored images swap the keypoints LEFT_CORNER/RIGHT_CORNER, but not -" in capsys.readouterr().out
 
 
 def test_every_fault_is_named(shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

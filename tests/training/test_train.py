@@ -98,6 +98,27 @@ def test_resumed_run_equals_an_uninterrupted_run(
     assert have_same_weights(whole, resumed)
 
 
+def test_run_whose_validation_failed_resumes_with_it(
+    shapes: Path, tmp_path: Path, console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise MemoryError
+
+    config = small_config(shapes, tmp_path, epochs=1)
+    with monkeypatch.context() as patch, pytest.raises(MemoryError):
+        patch.setattr(training, "detect_with_network", fail)
+        train(config, False, console)
+    monkeypatch.setattr(learner, "detection_losses", fail)  # no step is repeated
+    best = load_checkpoint(train(config, True, console))
+    assert best.epoch == 1
+    assert best.ap is not None
+
+
+def test_photos_in_both_splits_are_refused(shapes: Path, tmp_path: Path, console: Console) -> None:
+    with pytest.raises(InvalidConfig, match=r"6 photos are in both splits, such as .*val_00001\.png"):
+        load_data(small_config(shapes, tmp_path, train_annotations="val.json"), SINGLE_PROCESS, console)
+
+
 def test_run_is_neither_overwritten_nor_resumed_with_other_settings(
     shapes: Path, tmp_path: Path, console: Console
 ) -> None:

@@ -17,13 +17,17 @@ from training.datasets.dataset import (
     Object,
     OnFault,
     check_joint,
+    check_size,
     clip_box,
     make_dataset,
     make_photo,
     raise_fault,
+    read_size,
 )
 
 Entry = TypeVar("Entry", bound=BaseModel)
+
+_MAX_AREA = 2.0  # of a mask, relative to its box, which is rounded
 
 
 class _Image(BaseModel):
@@ -91,16 +95,15 @@ def load_coco(annotations_path: Path, images_folder: Path, on_fault: OnFault = r
                 keypoints = None
                 if categories[label].keypoints:
                     keypoints = _read_keypoints(annotation, skeleton, image.width, image.height, where, on_fault)
-                objects[image.id].append(Object(box, label, annotation.iscrowd, annotation.area, keypoints))
+                area = _read_area(annotation, box, where, on_fault)
+                objects[image.id].append(Object(box, label, annotation.iscrowd, area, keypoints))
 
     photos = []
     for image in images.values():
-        photo_path = images_folder / image.file_name
-        if photo_path.is_file():
-            size = (image.width, image.height)
+        photo_path, annotated = images_folder / image.file_name, (image.width, image.height)
+        size = read_size(photo_path, f"{path}: image {image.id}", on_fault)
+        if size and check_size(photo_path, size, annotated, on_fault):
             photos.append(make_photo(image.id, photo_path, *size, objects[image.id], len(skeleton.joints)))
-        else:
-            on_fault(f"{path}: image {image.id}: no file {photo_path}")
     labels, label_ids = [category.name for category in categories], list(label_of_id)
     return make_dataset(path, labels, label_ids, photos, on_fault, skeleton)
 
@@ -174,3 +177,15 @@ def _read_box(annotation: _Annotation, image: _Image, where: str, on_fault: OnFa
         return None
     hint = "it must be [x, y, width, height] in pixels, not corners and not fractions"
     return clip_box([x, y, x + w, y + h], image.width, image.height, f"{where}: bbox {box}", hint, on_fault)
+
+
+def _read_area(annotation: _Annotation, box_xyxy: Sequence[float], where: str, on_fault: OnFault) -> float | None:
+    """Returns the area in square pixels; None, for that of the box, if it is missing, below a pixel or invalid."""
+    area = annotation.area
+    if area is None or 0 <= area < 1:
+        return None
+    x0, y0, x1, y1 = box_xyxy
+    if not 0 < area <= _MAX_AREA * (x1 - x0 + 1) * (y1 - y0 + 1):
+        on_fault(f"{where}: area {area:g} is not that of an object in its box: without `area` the box's is used")
+        return None
+    return area

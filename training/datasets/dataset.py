@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -9,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from model import image
 from model.skeleton import NO_JOINTS, Skeleton
 
 _TOLERANCE = 1.0  # pixels by which a box or joint may exceed its image: annotators round
@@ -103,6 +105,29 @@ def raise_fault(fault: str) -> None:
     raise InvalidDataset(fault)
 
 
+def read_size(path: Path, where: str, on_fault: OnFault) -> tuple[int, int] | None:
+    """Reads a photo's width and height, in pixels, from its header; reports a fault and returns None if it cannot."""
+    try:
+        header = image.read_header(path.read_bytes())
+    except OSError:
+        on_fault(f"{where}: no file {path}")
+        return None
+    except image.InvalidImage as error:
+        on_fault(f"{path}: {error}")
+        return None
+    return header.width, header.height
+
+
+def check_size(path: Path, size: tuple[int, int], annotated: tuple[int, int], on_fault: OnFault) -> bool:
+    """Returns whether a photo has the annotated width and height, in pixels; reports a fault if not."""
+    if size != annotated:
+        on_fault(
+            f"{path}: is {size[0]}x{size[1]} pixels after its EXIF orientation is applied;"
+            f" the annotations say {annotated[0]}x{annotated[1]}"
+        )
+    return size == annotated
+
+
 def make_photo(
     photo_id: int, path: Path, width: int, height: int, objects: Sequence[Object], joint_count: int = 0
 ) -> Photo:
@@ -133,10 +158,14 @@ def make_dataset(
     photos: Sequence[Photo],
     on_fault: OnFault,
     skeleton: Skeleton = NO_JOINTS,
+    hint: str = "",
 ) -> Dataset:
-    """Builds a `Dataset`; reports a fault if it has no boxes to train on."""
+    """Builds a `Dataset`; reports a fault, with `hint`, if it has no boxes to train on, and for repeated photos."""
+    for path, count in Counter(photo.path for photo in photos).items():
+        if count > 1:
+            on_fault(f"{annotations_path}: {count} entries have the same photo {path}")
     if all(photo.is_ignored.all() for photo in photos):
-        on_fault(f"{annotations_path}: no boxes to train on")
+        on_fault(f"{annotations_path}: no boxes to train on{hint}")
     return Dataset(annotations_path, tuple(labels), tuple(label_ids), tuple(photos), skeleton)
 
 
@@ -145,13 +174,14 @@ def clip_box(
 ) -> list[float] | None:
     """Clips a box to its image; reports a fault and returns None if it is empty or too far outside."""
     x0, y0, x1, y1 = box_xyxy
-    if not np.isfinite(box_xyxy).all() or x1 <= x0 or y1 <= y0:
-        on_fault(f"{what} has no positive width and height")
-        return None
     if x0 < -_TOLERANCE or y0 < -_TOLERANCE or x1 > width + _TOLERANCE or y1 > height + _TOLERANCE:
         on_fault(f"{what} reaches outside its {width}x{height} image: {hint}")
         return None
-    return [max(0.0, x0), max(0.0, y0), min(float(width), x1), min(float(height), y1)]
+    left, top, right, bottom = max(0.0, x0), max(0.0, y0), min(float(width), x1), min(float(height), y1)
+    if not np.isfinite(box_xyxy).all() or right <= left or bottom <= top:
+        on_fault(f"{what} has no positive width and height in its {width}x{height} image")
+        return None
+    return [left, top, right, bottom]
 
 
 def check_joint(joint: Sequence[float], width: int, height: int) -> Sequence[float]:

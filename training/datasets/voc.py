@@ -9,10 +9,12 @@ from training.datasets.dataset import (
     Object,
     OnFault,
     Photo,
+    check_size,
     clip_box,
     make_dataset,
     make_photo,
     raise_fault,
+    read_size,
 )
 
 
@@ -43,13 +45,13 @@ def load_voc(split_path: Path, images_folder: Path, on_fault: OnFault = raise_fa
             continue
         root, path = roots[name], annotations / f"{name}.xml"
         photo_path = images_folder / root.findtext("filename", f"{name}.jpg")
-        if not photo_path.is_file():
-            on_fault(f"{path}: no file {photo_path}")
-            continue
         try:
             width, height = int(root.findtext("size/width", "")), int(root.findtext("size/height", ""))
         except ValueError:
             on_fault(f"{path}: size/width and size/height are not whole numbers")
+            continue
+        size = read_size(photo_path, str(path), on_fault)
+        if not size or not check_size(photo_path, size, (width, height), on_fault):
             continue
         objects = [
             found
