@@ -185,6 +185,9 @@ def _report_path(target: Path) -> Path:
 def _average(parsed: argparse.Namespace, console: Console) -> None:
     if len(parsed.checkpoints) < 2:
         raise InvalidConfig("average: needs at least two checkpoints, then the output file")
+    _check_writable("OUTPUT.pt", parsed.output)
+    if parsed.output.exists():
+        raise InvalidConfig(f"{parsed.output} exists: give the output file last, or remove it")
     average_checkpoints(parsed.checkpoints).save(parsed.output)
     console.print(f"wrote {parsed.output}, the average of {len(parsed.checkpoints)} checkpoints; not evaluated yet")
 

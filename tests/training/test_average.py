@@ -31,6 +31,19 @@ def test_average_is_a_checkpoint_of_mean_weights(shapes: Path, tmp_path: Path) -
     mean.build_network()
 
 
+def test_no_command_overwrites_a_checkpoint(shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    paths = [str(write_checkpoint(shapes, tmp_path / f"{seed}.pt", seed)) for seed in range(3)]
+    before = Path(paths[-1]).read_bytes()
+    for command, message in (
+        (["average", *paths], f"{paths[-1]} exists: give the output file last"),
+        (["export", paths[0], paths[-1]], "must end in .onnx"),
+    ):
+        with pytest.raises(SystemExit, match="2"):
+            main(command)
+        assert message in capsys.readouterr().err
+        assert Path(paths[-1]).read_bytes() == before
+
+
 @pytest.mark.parametrize(
     ("other", "message"),
     [
