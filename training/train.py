@@ -44,7 +44,7 @@ def train(config: Config, resume: bool, console: Console, processes: Processes =
     learner = Learner(config, train_set, processes, console)
     console.print(learner.describe_steps(), soft_wrap=True)
     last_path, best_path = config.run_folder / "last.pt", config.run_folder / "best.pt"
-    progress = _start_or_resume(learner, last_path, resume, console)
+    progress = _start_or_resume(learner, train_set, last_path, resume, console)
     commit, steps = find_git_commit(), learner.steps_per_epoch
     first_step = progress.epoch * steps + progress.step
     record = Record(config, learner.device, commit, first_step) if processes.is_first else None
@@ -102,7 +102,7 @@ def train(config: Config, resume: bool, console: Console, processes: Processes =
     return best_path
 
 
-def _start_or_resume(learner: Learner, last_path: Path, resume: bool, console: Console) -> Progress:
+def _start_or_resume(learner: Learner, dataset: Dataset, last_path: Path, resume: bool, console: Console) -> Progress:
     """Returns the starting position, restoring `learner` on resume; raises `InvalidConfig` if `last_path` conflicts."""
     if not resume:
         if last_path.exists():
@@ -111,7 +111,7 @@ def _start_or_resume(learner: Learner, last_path: Path, resume: bool, console: C
     if learner.processes.may_start_fresh(last_path):
         console.print(f"nothing to resume: {last_path} does not exist yet")
         return Progress()
-    saved = _load_resumable(last_path, learner.config)
+    saved = _load_resumable(last_path, learner, dataset)
     learner.load_state_dict(saved)
     best_epoch = saved.get("best_epoch", saved["epoch"])  # older checkpoints have none
     progress = Progress(saved["epoch"], saved["step"], best_ap=saved["best_ap"], best_epoch=best_epoch)
@@ -191,12 +191,27 @@ def _take_first(dataset: Dataset, config: Config) -> tuple[Dataset, Dataset]:
     return dataclasses.replace(dataset, photos=repeated), dataclasses.replace(dataset, photos=photos)
 
 
-def _load_resumable(path: Path, config: Config) -> dict[str, Any]:
+def _load_resumable(path: Path, learner: Learner, dataset: Dataset) -> dict[str, Any]:
+    """Loads the training state in `path`; raises `InvalidConfig` if it is not of the same settings and data."""
     saved = load_checkpoint(path)
-    old, new = saved.config.model_dump(mode="json"), config.model_dump(mode="json")
+    old, new = saved.config.model_dump(mode="json"), learner.config.model_dump(mode="json")
     changed = [key for key in new if old[key] != new[key] and key not in _CHANGEABLE_ON_RESUME]
     if changed:
         raise InvalidConfig(f"{path} was made with other settings: {', '.join(changed)}. Give a new run another --name")
     if saved.progress is None:
         raise InvalidConfig(f"{path} holds no optimiser state and cannot be resumed")
-    return saved.progress
+    facts = {
+        "categories": (saved.labels, dataset.labels),
+        "category ids": (saved.label_ids, dataset.label_ids),
+        "keypoints": (saved.skeleton.joints, dataset.skeleton.joints),
+    }
+    changed = [f"{name} {old}, now {new}" for name, (old, new) in facts.items() if old != new]
+    if changed:
+        raise InvalidConfig(f"{path} was made on other data: {'; '.join(changed)}. Give a new run another --name")
+    progress, steps = saved.progress, learner.steps_per_epoch
+    if divmod(progress["scheduler"]["last_epoch"], steps) != (progress["epoch"], progress["step"]):
+        raise InvalidConfig(
+            f"{path} was made on another number of photos than the {len(dataset.photos)} of {dataset.annotations_path}."
+            " Give a new run another --name"
+        )
+    return progress

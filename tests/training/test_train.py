@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import re
 from collections import Counter
@@ -20,6 +21,7 @@ from training import learner
 from training import train as training
 from training.checkpoint import Checkpoint, build_network, load_checkpoint
 from training.config import InvalidConfig
+from training.datasets.dataset import Dataset
 from training.datasets.load import load_dataset
 from training.evaluate import detect_with_network
 from training.keypoint_metrics import KeypointMetrics
@@ -107,6 +109,29 @@ def test_run_is_neither_overwritten_nor_resumed_with_other_settings(
         train(config, False, console)
     with pytest.raises(InvalidConfig, match="other settings: learning_rate"):
         train(config.model_copy(update={"learning_rate": 1.0, "workers": 1}), True, console)
+
+
+def test_run_is_not_resumed_on_other_data(
+    shapes: Path, tmp_path: Path, console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = small_config(shapes, tmp_path, epochs=1)
+    train(config, False, console)
+    for change, message in (
+        ({"labels": ("circle", "triangle", "square")}, "other data: categories .*'square', 'triangle'.*, now "),
+        ({"labels": tuple("abcd"), "label_ids": (1, 2, 3, 4)}, "other data: categories .*; category ids .*, now .* 4"),
+        ({"skeleton": Skeleton(("head",))}, r"other data: keypoints \(\), now \('head',\)"),
+        ({"photos": 2}, "another number of photos than the 48 of"),
+        ({"photos": 0.5}, "another number of photos than the 12 of"),
+    ):
+
+        def load_changed(*paths: Path, change: dict[str, Any] = change) -> Dataset:
+            dataset = load_dataset(*paths)
+            photos = (2 * dataset.photos)[: int(len(dataset.photos) * change.get("photos", 1))]
+            return dataclasses.replace(dataset, **change | {"photos": photos})
+
+        monkeypatch.setattr(training, "load_dataset", load_changed)
+        with pytest.raises(InvalidConfig, match=message):
+            train(config, True, console)
 
 
 def test_non_finite_loss_stops_the_run_and_is_named(
