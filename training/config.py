@@ -32,7 +32,11 @@ class Config(BaseModel):
     val_annotations: Path = Field(Path("val.json"), description="annotations of the validation split")
     val_images: Path = Field(Path("images"), description="folder of the validation photos")
     dataset: str = Field(description="name of the data set in the exported model's metadata")
-    generate: int = Field(0, ge=0, description="generate so many training images of shapes in data_root if it has none")
+    generate: int = Field(
+        0,
+        ge=0,
+        description="generate so many training images of shapes, whatever the seed, if data_root is missing or empty",
+    )
 
     # network
     backbone: str = Field("efficientnet_lite0", description="one of those that `python -m training models` lists")

@@ -150,11 +150,16 @@ def _make_checkpoint(
 
 
 def load_data(config: Config, processes: Processes, console: Console) -> tuple[Dataset, Dataset]:
-    """Loads the training and validation sets; raises `InvalidConfig` if their labels or joints differ."""
+    """Loads the training and validation sets; raises `InvalidConfig` if they contradict each other or `generate`."""
     if config.generate and processes.is_first:
-        generate_dataset(config.data_root, config.generate, config.seed)
+        generate_dataset(config.data_root, config.generate)
     processes.broadcast(None)  # barrier: the data set is generated
     train_set, val_set = load_split(config, "train"), load_split(config, "val")
+    if config.generate not in (0, len(train_set.photos)):
+        raise InvalidConfig(
+            f"{config.data_root} holds {len(train_set.photos)} photos, not the {config.generate} of generate:"
+            " set generate = 0 for your own data"
+        )
     if val_set.labels != train_set.labels:
         raise InvalidConfig(f"{val_set.annotations_path} and {train_set.annotations_path} name different categories")
     if val_set.skeleton.joints != train_set.skeleton.joints:
