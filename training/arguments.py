@@ -94,7 +94,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--precision", choices=("fp32", "fp16", "int8"), default="fp32", help="fp16 for GPUs, int8 for CPUs"
     )
     exporting.add_argument(
-        "--max-ap50-loss", type=float, default=1.0, help="maximum loss of AP50 by fp16 or int8, in points; default: 1"
+        "--max-ap50-loss", type=float, help="maximum loss of AP50 by fp16 or int8, in points; default: 1"
     )
     exporting.add_argument(
         "--train-annotations", type=Path, help="data to calibrate int8 on; default: the checkpoint's training split"

@@ -22,7 +22,7 @@ class Config(BaseModel):
 
     name: str = Field(pattern=r"^[A-Za-z0-9._-]+$", description="name of the run's folder and of the exported model")
     output: Path = Field(Path("runs"), description="parent of the run's folder")
-    seed: int = Field(0, description="seed of all random draws")
+    seed: int = Field(0, ge=0, description="seed of all random draws")
 
     # data; paths are relative to data_root. Annotations are a COCO .json, the .txt of a Pascal VOC split
     # (ImageSets/Main/train.txt), or YOLO's data.yaml, the same for both splits
@@ -197,6 +197,16 @@ class Config(BaseModel):
             raise ValueError("mean and std go together: give both or neither")
         if value and min(value) <= 0:
             raise ValueError("must be positive")
+        if value and (max(value) < 1 or 0 < max(info.data.get("mean") or (0,)) <= 1):
+            raise ValueError("mean and std are of pixels in 0..255: multiply those of pixels in 0..1 by 255")
+        return value
+
+    @field_validator("frozen_stages")
+    @classmethod
+    def _check_frozen_stages(cls, value: int, info: ValidationInfo) -> int:
+        backbone = info.data.get("backbone")
+        if backbone and value > (count := len(describe_backbone(backbone).stages())):
+            raise ValueError(f"{backbone} has only {count} stages")
         return value
 
     @field_validator("input_size", "train_size", "first_train_size")

@@ -67,3 +67,15 @@ def test_incompatible_checkpoints_are_rejected(
         main(["average", *map(str, paths), str(tmp_path / "mean.pt")])
     assert re.search(message, capsys.readouterr().err)
     assert not (tmp_path / "mean.pt").exists()
+
+
+def test_checkpoint_with_an_unknown_setting_is_named(
+    shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_checkpoint(shapes, tmp_path / "one.pt", 0)
+    content = torch.load(path)
+    content["config"]["zzz"] = 1
+    torch.save(content, path)
+    with pytest.raises(SystemExit, match="2"):
+        main(["average", str(path), str(path), str(tmp_path / "mean.pt")])
+    assert capsys.readouterr().err == f"centernet-train: {path}: zzz is not a setting\n"
