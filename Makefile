@@ -26,12 +26,12 @@ weights: .venv/ready
 	test -n "$(DATA)"
 	$(TRAIN) train training/configs/photos.toml --data-root "$(DATA)" $(ARGS)
 	cp runs/photos/best.pt model/weights/default.pt
-	$(TRAIN) export runs/photos/best.pt model/weights/default.onnx --precision int8 $(ON_DATA)
+	$(TRAIN) export runs/photos/best.pt model/weights/default.onnx $(ON_DATA) $(IN_INT8)
 	$(TRAIN) export runs/photos/best.pt model/weights/default-fp32.onnx $(ON_DATA)
-	$(TRAIN) export runs/photos/best.pt model/weights/fast.onnx --precision int8 --input-size 256 $(ON_DATA)
+	$(TRAIN) export runs/photos/best.pt model/weights/fast.onnx --input-size 256 $(ON_DATA) $(IN_INT8)
 TRAIN = .venv/bin/python -m training
-ON_DATA = --annotations "$(DATA)/val.json" --images "$(DATA)/images" \
-	--train-annotations "$(DATA)/train.json" --train-images "$(DATA)/images"
+ON_DATA = --annotations "$(DATA)/val.json" --images "$(DATA)/images"
+IN_INT8 = --precision int8 --train-annotations "$(DATA)/train.json" --train-images "$(DATA)/images"
 
 # check: lint, format, types, import rules, and the workflows
 check: .venv/ready

@@ -89,12 +89,12 @@ def build_parser() -> argparse.ArgumentParser:
     comparing.add_argument("--json", type=Path, help="write the results as JSON")
     exporting = commands.add_parser("export", parents=[data], help="export a checkpoint to ONNX for serving")
     exporting.add_argument("checkpoint", type=Path)
-    exporting.add_argument("model", type=Path, metavar="MODEL.onnx")
+    exporting.add_argument("model", type=_read_model, metavar="MODEL.onnx")
     exporting.add_argument(
         "--precision", choices=("fp32", "fp16", "int8"), default="fp32", help="fp16 for GPUs, int8 for CPUs"
     )
     exporting.add_argument(
-        "--max-ap50-loss", type=float, default=1.0, help="maximum loss of AP50 by fp16 or int8, in points; default: 1"
+        "--max-ap50-loss", type=float, help="maximum loss of AP50 by fp16 or int8, in points; default: 1"
     )
     exporting.add_argument(
         "--train-annotations", type=Path, help="data to calibrate int8 on; default: the checkpoint's training split"
@@ -153,9 +153,17 @@ def _read_point(text: str) -> Point:
 
 
 def _read_chart(text: str) -> Path:
+    return _read_path(text, (".png", ".svg"))
+
+
+def _read_model(text: str) -> Path:
+    return _read_path(text, (".onnx",))
+
+
+def _read_path(text: str, suffixes: tuple[str, ...]) -> Path:
     path = Path(text)
-    if path.suffix not in (".png", ".svg"):
-        raise argparse.ArgumentTypeError(f"{text!r}: must end in .png or .svg")
+    if path.suffix not in suffixes:
+        raise argparse.ArgumentTypeError(f"{text!r}: must end in {' or '.join(suffixes)}")
     return path
 
 

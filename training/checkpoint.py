@@ -8,7 +8,8 @@ import torch
 
 from model.network import CenterNet
 from model.skeleton import NO_JOINTS, Skeleton
-from training.config import Config
+from training.config import Config, InvalidConfig
+from training.config_file import make_config
 from training.pretrained import load_strictly
 
 FORMAT_VERSION = 1
@@ -62,8 +63,11 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise InvalidCheckpoint(f"{path}: not a checkpoint of this package ({type(error).__name__})") from error
     if version != FORMAT_VERSION:
         raise InvalidCheckpoint(f"{path}: format_version {version}, this release reads {FORMAT_VERSION}")
-    skeleton = Skeleton.from_json(content.get("skeleton", {}))
-    return Checkpoint(**content | {"config": Config.model_validate(content["config"]), "skeleton": skeleton})
+    try:
+        config = make_config(content["config"])
+    except InvalidConfig as error:
+        raise InvalidCheckpoint(f"{path}: {error}") from error
+    return Checkpoint(**content | {"config": config, "skeleton": Skeleton.from_json(content.get("skeleton", {}))})
 
 
 def build_network(config: Config, class_count: int, joint_count: int = 0) -> CenterNet:

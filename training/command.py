@@ -72,6 +72,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _train(parsed: argparse.Namespace, overrides: dict[str, str], console: Console) -> None:
+    if parsed.dry_run and (parsed.resume or parsed.export):
+        raise InvalidConfig("--dry-run writes no weights: give it without --resume and --export")
     config = load_config(parsed.config, overrides)
     if parsed.export:
         _check_writable("--export", _model_path(parsed.export, config.name))
@@ -113,15 +115,20 @@ def _export_best(best: Path, target: Path, console: Console) -> None:
 
 
 def _export(parsed: argparse.Namespace, console: Console) -> None:
-    if parsed.report and parsed.precision == "fp32":
-        raise InvalidConfig("--report compares precisions: it needs --precision fp16 or int8")
+    for flag, value in (("--report", parsed.report), ("--max-ap50-loss", parsed.max_ap50_loss)):
+        if value is not None and parsed.precision == "fp32":
+            raise InvalidConfig(f"{flag} compares precisions: it needs --precision fp16 or int8")
+    if (parsed.train_annotations or parsed.train_images) and parsed.precision != "int8":
+        raise InvalidConfig("--train-annotations and --train-images calibrate int8: they need --precision int8")
     _check_writable("MODEL.onnx", parsed.model)
     _check_writable("--report", parsed.report)
     checkpoint = load_checkpoint(parsed.checkpoint)
     dataset = _val_set(parsed, checkpoint.config)
     target = None
     if parsed.precision != "fp32":
-        target = PrecisionTarget(parsed.precision, parsed.max_ap50_loss, _train_set(parsed, checkpoint.config))
+        train_set = _train_set(parsed, checkpoint.config) if parsed.precision == "int8" else None
+        max_ap50_loss = 1.0 if parsed.max_ap50_loss is None else parsed.max_ap50_loss
+        target = PrecisionTarget(parsed.precision, max_ap50_loss, train_set)
     path, input_size = parsed.model, parsed.input_size
     export(checkpoint, dataset, path, console, target=target, report=parsed.report, input_size=input_size)
 
@@ -131,6 +138,8 @@ def _model_path(target: Path, name: str) -> Path:
 
 
 def _evaluate(parsed: argparse.Namespace, console: Console) -> None:
+    if parsed.without_photos and not parsed.report:
+        raise InvalidConfig("--without-photos changes the report: it needs --report")
     page = parsed.report and _report_path(parsed.report)
     _check_writable("--json", parsed.json)
     _check_writable("--report", page)
@@ -145,6 +154,7 @@ def _evaluate(parsed: argparse.Namespace, console: Console) -> None:
         dataset = _val_set(parsed, None)
         found = detect_with_model(detector, dataset, console)
         name, commit, device = detector.metadata.name, detector.metadata.git_commit, detector.provider
+        labels = detector.metadata.labels
         rows = []
         configuration, input_size = dataclasses.asdict(detector.metadata), detector.metadata.input_height
     else:
@@ -154,10 +164,13 @@ def _evaluate(parsed: argparse.Namespace, console: Console) -> None:
         network = checkpoint.build_network()
         found = detect_with_checkpoint(checkpoint, network, dataset, config.input_size, console, tta)
         name, commit, device = config.name, checkpoint.git_commit, "cpu"
+        labels = checkpoint.labels
         rows = read_rows(path.parent)
         configuration, input_size = config.model_dump(mode="json") | {"test_time": tta}, config.input_size
     metrics = measure(dataset, found)
     metrics.print(console)
+    if undetected := [label for label in metrics.by_class if label not in labels]:
+        console.print(f"counted with an AP of 0, as the model lacks them: {', '.join(undetected)}", soft_wrap=True)
     as_voc = measure_as_voc(dataset, found)
     console.print(f"VOC mAP: {as_voc.eleven_points:.1f} by 11 points (2007), {as_voc.area:.1f} by area (2010)")
     console.print(f"crowds: {measure_crowds(dataset, found, input_size)}", soft_wrap=True)
@@ -185,6 +198,9 @@ def _report_path(target: Path) -> Path:
 def _average(parsed: argparse.Namespace, console: Console) -> None:
     if len(parsed.checkpoints) < 2:
         raise InvalidConfig("average: needs at least two checkpoints, then the output file")
+    _check_writable("OUTPUT.pt", parsed.output)
+    if parsed.output.exists():
+        raise InvalidConfig(f"{parsed.output} exists: give the output file last, or remove it")
     average_checkpoints(parsed.checkpoints).save(parsed.output)
     console.print(f"wrote {parsed.output}, the average of {len(parsed.checkpoints)} checkpoints; not evaluated yet")
 

@@ -22,7 +22,7 @@ class Config(BaseModel):
 
     name: str = Field(pattern=r"^[A-Za-z0-9._-]+$", description="name of the run's folder and of the exported model")
     output: Path = Field(Path("runs"), description="parent of the run's folder")
-    seed: int = Field(0, description="seed of all random draws")
+    seed: int = Field(0, ge=0, description="seed of all random draws")
 
     # data; paths are relative to data_root. Annotations are a COCO .json, the .txt of a Pascal VOC split
     # (ImageSets/Main/train.txt), or YOLO's data.yaml, the same for both splits
@@ -32,7 +32,11 @@ class Config(BaseModel):
     val_annotations: Path = Field(Path("val.json"), description="annotations of the validation split")
     val_images: Path = Field(Path("images"), description="folder of the validation photos")
     dataset: str = Field(description="name of the data set in the exported model's metadata")
-    generate: int = Field(0, ge=0, description="generate so many training images of shapes in data_root if it has none")
+    generate: int = Field(
+        0,
+        ge=0,
+        description="generate so many training images of shapes, whatever the seed, if data_root is missing or empty",
+    )
 
     # network
     backbone: str = Field("efficientnet_lite0", description="one of those that `python -m training models` lists")
@@ -193,6 +197,16 @@ class Config(BaseModel):
             raise ValueError("mean and std go together: give both or neither")
         if value and min(value) <= 0:
             raise ValueError("must be positive")
+        if value and (max(value) < 1 or 0 < max(info.data.get("mean") or (0,)) <= 1):
+            raise ValueError("mean and std are of pixels in 0..255: multiply those of pixels in 0..1 by 255")
+        return value
+
+    @field_validator("frozen_stages")
+    @classmethod
+    def _check_frozen_stages(cls, value: int, info: ValidationInfo) -> int:
+        backbone = info.data.get("backbone")
+        if backbone and value > (count := len(describe_backbone(backbone).stages())):
+            raise ValueError(f"{backbone} has only {count} stages")
         return value
 
     @field_validator("input_size", "train_size", "first_train_size")

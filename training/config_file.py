@@ -14,11 +14,13 @@ from training.config import Config, InvalidConfig
 def load_config(path: Path, overrides: Mapping[str, str]) -> Config:
     """Reads a TOML file and applies `overrides`; raises `InvalidConfig` naming the invalid settings."""
     try:
-        settings = tomllib.loads(path.read_text())
+        settings = tomllib.loads(path.read_text("utf-8-sig"))  # editors on Windows may begin it with a BOM
     except FileNotFoundError:
         raise InvalidConfig(f"{path}: no such configuration file") from None
-    except tomllib.TOMLDecodeError as error:
-        raise InvalidConfig(f"{path}: not valid TOML: {error}") from error
+    except OSError as error:
+        raise InvalidConfig(f"{path}: cannot be read: {error.strerror}") from error
+    except ValueError as error:  # of TOML or of UTF-8
+        raise InvalidConfig(f"{path}: not valid TOML in UTF-8: {error}") from error
     try:
         return make_config(settings | dict(overrides))
     except InvalidConfig as fault:

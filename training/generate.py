@@ -13,9 +13,9 @@ LABELS = ("circle", "square", "triangle")
 _SIZE = 160  # pixels, both sides
 
 
-def generate_dataset(folder: Path, count: int, seed: int) -> None:
-    """Writes `count` training images and a quarter as many for validation, in COCO format, unless they exist."""
-    if (folder / "train.json").exists():
+def generate_dataset(folder: Path, count: int, seed: int = 0) -> None:
+    """Writes `count` training images and a quarter as many for validation, in COCO format, if `folder` is empty."""
+    if any(folder.glob("*")):
         return
     (folder / "images").mkdir(parents=True, exist_ok=True)
     for split, image_count in (("val", max(1, count // 4)), ("train", count)):

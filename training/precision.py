@@ -34,13 +34,13 @@ class PrecisionLoss(Exception):
 class PrecisionTarget:
     """The precision to convert a model to.
 
-    `max_ap50_loss` is in points of AP50 on the validation photos, for boxes and for keypoints. int8 uses photos of
+    `max_ap50_loss` is in points of AP50 on the validation photos, for boxes and for keypoints. int8 needs photos of
     `train_set` for calibration and for choosing the layers that stay in float32.
     """
 
     precision: Literal["fp16", "int8"]
     max_ap50_loss: float
-    train_set: Dataset
+    train_set: Dataset | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +110,7 @@ def reduce_precision(
     Raises `PrecisionLoss` if every candidate loses more AP50 than allowed.
     """
     metadata = dataclasses.replace(detector.metadata, precision=target.precision)
-    trial_set = _sample_photos(target.train_set, _TRIAL_PHOTOS, 1)
+    trial_set = None if target.train_set is None else _sample_photos(target.train_set, _TRIAL_PHOTOS, 1)
     smallest_loss = np.inf
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "reduced.onnx")
@@ -119,6 +119,7 @@ def reduce_precision(
             save_onnx(reduced, metadata, path)
             candidate = Detector(path, "cpu")
             if target.precision == "int8":  # fp16 has a single candidate
+                assert trial_set is not None
                 before_trial = before_trial or measure(trial_set, detect_with_model(detector, trial_set, console))
                 loss = _measure_loss(before_trial, measure(trial_set, detect_with_model(candidate, trial_set, console)))
                 console.print(
@@ -150,6 +151,7 @@ def _generate_candidates(
     if target.precision == "fp16":
         yield convert_to_fp16(proto), ()
         return
+    assert target.train_set is not None
     photos = _sample_photos(target.train_set, _CALIBRATION_PHOTOS, 0).photos
     quantizer = Quantizer(proto, [detector.prepare(photo.path.read_bytes()).pixels for photo in photos])
     yield quantizer.build(), ()

@@ -44,7 +44,7 @@ def train(config: Config, resume: bool, console: Console, processes: Processes =
     learner = Learner(config, train_set, processes, console)
     console.print(learner.describe_steps(), soft_wrap=True)
     last_path, best_path = config.run_folder / "last.pt", config.run_folder / "best.pt"
-    progress = _start_or_resume(learner, last_path, resume, console)
+    progress = _start_or_resume(learner, train_set, last_path, resume, console)
     commit, steps = find_git_commit(), learner.steps_per_epoch
     first_step = progress.epoch * steps + progress.step
     record = Record(config, learner.device, commit, first_step) if processes.is_first else None
@@ -101,7 +101,7 @@ def train(config: Config, resume: bool, console: Console, processes: Processes =
     return best_path
 
 
-def _start_or_resume(learner: Learner, last_path: Path, resume: bool, console: Console) -> Progress:
+def _start_or_resume(learner: Learner, dataset: Dataset, last_path: Path, resume: bool, console: Console) -> Progress:
     """Returns the starting position, restoring `learner` on resume; raises `InvalidConfig` if `last_path` conflicts."""
     if not resume:
         if last_path.exists():
@@ -110,7 +110,7 @@ def _start_or_resume(learner: Learner, last_path: Path, resume: bool, console: C
     if learner.processes.may_start_fresh(last_path):
         console.print(f"nothing to resume: {last_path} does not exist yet")
         return Progress()
-    saved = _load_resumable(last_path, learner.config)
+    saved = _load_resumable(last_path, learner, dataset)
     learner.load_state_dict(saved)
     best_epoch = saved.get("best_epoch", saved["epoch"])  # older checkpoints have none
     progress = Progress(saved["epoch"], saved["step"], best_ap=saved["best_ap"], best_epoch=best_epoch)
@@ -149,11 +149,16 @@ def _make_checkpoint(
 
 
 def load_data(config: Config, processes: Processes, console: Console) -> tuple[Dataset, Dataset]:
-    """Loads the training and validation sets; raises `InvalidConfig` if they do not fit together."""
+    """Loads the training and validation sets; raises `InvalidConfig` if they contradict each other or `generate`."""
     if config.generate and processes.is_first:
-        generate_dataset(config.data_root, config.generate, config.seed)
+        generate_dataset(config.data_root, config.generate)
     processes.broadcast(None)  # barrier: the data set is generated
     train_set, val_set = load_split(config, "train"), load_split(config, "val")
+    if config.generate not in (0, len(train_set.photos)):
+        raise InvalidConfig(
+            f"{config.data_root} holds {len(train_set.photos)} photos, not the {config.generate} of generate:"
+            " set generate = 0 for your own data"
+        )
     if val_set.labels != train_set.labels:
         raise InvalidConfig(f"{val_set.annotations_path} and {train_set.annotations_path} name different categories")
     if val_set.skeleton.joints != train_set.skeleton.joints:
@@ -197,12 +202,27 @@ def _take_first(dataset: Dataset, config: Config) -> tuple[Dataset, Dataset]:
     return dataclasses.replace(dataset, photos=repeated), dataclasses.replace(dataset, photos=photos)
 
 
-def _load_resumable(path: Path, config: Config) -> dict[str, Any]:
+def _load_resumable(path: Path, learner: Learner, dataset: Dataset) -> dict[str, Any]:
+    """Loads the training state in `path`; raises `InvalidConfig` if it is not of the same settings and data."""
     saved = load_checkpoint(path)
-    old, new = saved.config.model_dump(mode="json"), config.model_dump(mode="json")
+    old, new = saved.config.model_dump(mode="json"), learner.config.model_dump(mode="json")
     changed = [key for key in new if old[key] != new[key] and key not in _CHANGEABLE_ON_RESUME]
     if changed:
         raise InvalidConfig(f"{path} was made with other settings: {', '.join(changed)}. Give a new run another --name")
     if saved.progress is None:
         raise InvalidConfig(f"{path} holds no optimiser state and cannot be resumed")
-    return saved.progress
+    facts = {
+        "categories": (saved.labels, dataset.labels),
+        "category ids": (saved.label_ids, dataset.label_ids),
+        "keypoints": (saved.skeleton.joints, dataset.skeleton.joints),
+    }
+    changed = [f"{name} {old}, now {new}" for name, (old, new) in facts.items() if old != new]
+    if changed:
+        raise InvalidConfig(f"{path} was made on other data: {'; '.join(changed)}. Give a new run another --name")
+    progress, steps = saved.progress, learner.steps_per_epoch
+    if progress["scheduler"]["last_epoch"] != progress["epoch"] * steps + progress["step"]:
+        raise InvalidConfig(
+            f"{path} was made on another number of photos than the {len(dataset.photos)} of {dataset.annotations_path}."
+            " Give a new run another --name"
+        )
+    return progress

@@ -65,6 +65,7 @@ def make_data() -> Iterator[Path]:
         for old, new in {
             '"tiny"': '"trained"',
             "input_size = 160": "input_size = 96",
+            "generate = 300": "generate = 0",
         }.items():
             assert old in recipe
             recipe = recipe.replace(old, new)

@@ -1,5 +1,7 @@
 import dataclasses
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,17 +12,18 @@ from training.checkpoint import Checkpoint, build_network, load_checkpoint
 
 
 def write_checkpoint(
-    shapes: Path, path: Path, seed: int, width: int = 8, labels: tuple[str, ...] = ("a", "b", "c")
+    shapes: Path, path: Path, seed: int, labels: tuple[str, ...] = ("a", "b", "c"), **settings: Any
 ) -> Path:
     torch.manual_seed(seed)
-    config = small_config(shapes, path.parent, name=path.stem, neck_width=width)
+    config = small_config(shapes, path.parent, name=path.stem, seed=seed, **settings)
     weights = build_network(config, len(labels)).state_dict()
     Checkpoint(config, labels, tuple(range(len(labels))), weights, 3, "0123abc", ap=12.0, ap50=20.0).save(path)
     return path
 
 
 def test_average_is_a_checkpoint_of_mean_weights(shapes: Path, tmp_path: Path) -> None:
-    paths = [write_checkpoint(shapes, tmp_path / f"{seed}.pt", seed) for seed in range(3)]
+    first = write_checkpoint(shapes, tmp_path / "0.pt", 0)
+    paths = [first, *(write_checkpoint(shapes, tmp_path / f"{n}.pt", n, pretrained=str(first)) for n in (1, 2))]
     main(["average", *map(str, paths), str(tmp_path / "mean.pt")])
     mean, parts = load_checkpoint(tmp_path / "mean.pt"), [load_checkpoint(path) for path in paths]
     for key, value in mean.weights.items():
@@ -31,10 +34,25 @@ def test_average_is_a_checkpoint_of_mean_weights(shapes: Path, tmp_path: Path) -
     mean.build_network()
 
 
+def test_no_command_overwrites_a_checkpoint(shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    paths = [str(write_checkpoint(shapes, tmp_path / f"{seed}.pt", seed)) for seed in range(3)]
+    before = Path(paths[-1]).read_bytes()
+    for command, message in (
+        (["average", *paths], f"{paths[-1]} exists: give the output file last"),
+        (["export", paths[0], paths[-1]], "must end in .onnx"),
+    ):
+        with pytest.raises(SystemExit, match="2"):
+            main(command)
+        assert message in capsys.readouterr().err
+        assert Path(paths[-1]).read_bytes() == before
+
+
 @pytest.mark.parametrize(
     ("other", "message"),
     [
-        ({"width": 16}, "different networks"),
+        ({"neck_width": 16}, "different networks"),
+        ({"mean": (1, 2, 3), "std": (1, 1, 1)}, "different mean or std"),
+        ({"pretrained": "imagenet"}, "one.pt and .*other.pt: neck and heads started from different random weights"),
         ({"labels": ("a", "b", "z")}, "different labels"),
         (None, "at least two checkpoints"),
     ],
@@ -47,5 +65,17 @@ def test_incompatible_checkpoints_are_rejected(
         paths.append(write_checkpoint(shapes, tmp_path / "other.pt", 1, **other))  # type: ignore[arg-type]
     with pytest.raises(SystemExit, match="2"):
         main(["average", *map(str, paths), str(tmp_path / "mean.pt")])
-    assert message in capsys.readouterr().err
+    assert re.search(message, capsys.readouterr().err)
     assert not (tmp_path / "mean.pt").exists()
+
+
+def test_checkpoint_with_an_unknown_setting_is_named(
+    shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_checkpoint(shapes, tmp_path / "one.pt", 0)
+    content = torch.load(path)
+    content["config"]["zzz"] = 1
+    torch.save(content, path)
+    with pytest.raises(SystemExit, match="2"):
+        main(["average", str(path), str(path), str(tmp_path / "mean.pt")])
+    assert capsys.readouterr().err == f"centernet-train: {path}: zzz is not a setting\n"

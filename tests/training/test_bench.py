@@ -11,7 +11,7 @@ CONFIGS = Path(__file__).parents[2] / "training" / "configs"
 
 
 def run(shapes: Path, *flags: str) -> None:
-    sizes = ["--input-size", "64", "--batch-size", "8", "--workers", "0", "--frozen-stages", "5"]
+    sizes = ["--input-size", "64", "--batch-size", "8", "--workers", "0", "--frozen-stages", "5", "--generate", "0"]
     main(["bench", str(CONFIGS / "tiny.toml"), "--data-root", str(shapes), "--seconds", "0.1", *sizes, *flags])
 
 

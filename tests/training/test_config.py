@@ -39,6 +39,8 @@ def test_every_setting_can_be_a_flag(name: str) -> None:
         ({"backbone": "hourglass104", "neck": "none", "input_size": "320"}, "input_size.*multiple of 128"),
         ({"mean": "1,2,3"}, "std: .*both or neither"),
         ({"mean": "1,2,3", "std": "1,0,1"}, "std: .*positive"),
+        ({"mean": "0.485,0.456,0.406", "std": "0.229,0.224,0.225"}, r"std: .*pixels in 0\.\.255"),
+        ({"mean": "0.5,0.5,0.5", "std": "58,57,57"}, r"std: .*pixels in 0\.\.255"),
         ({"scale_range": "wide"}, "scale_range"),
         ({"scale_range": "2,1"}, "scale_range.*the smaller first"),
         ({"device": "tpu"}, "device"),
@@ -51,7 +53,9 @@ def test_every_setting_can_be_a_flag(name: str) -> None:
         ({"frozen_stages": "2", "pretrained": ""}, "would freeze random weights: set pretrained"),
         ({"freeze_statistics": "true", "pretrained": ""}, "would freeze random weights: set pretrained"),
         ({"input_size": "0"}, "input_size.*greater than 0"),
+        ({"frozen_stages": "6"}, "frozen_stages: efficientnet_lite0 has only 5 stages"),
         ({"patience": "-1"}, "patience.*greater than or equal to 0"),
+        ({"seed": "-1"}, "seed.*greater than or equal to 0"),
     ],
 )
 def test_invalid_setting_is_named(override: dict[str, str], message: str) -> None:
@@ -81,6 +85,18 @@ def test_missing_or_invalid_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "bad.toml").write_text("epochs = ")
     with pytest.raises(InvalidConfig, match="not valid TOML"):
         load_config(tmp_path / "bad.toml", {})
+    (tmp_path / "latin.toml").write_text('dataset = "Tür"', "latin-1")
+    with pytest.raises(InvalidConfig, match="not valid TOML in UTF-8"):
+        load_config(tmp_path / "latin.toml", {})
+    with pytest.raises(InvalidConfig, match="Is a directory"):
+        load_config(tmp_path, {})
+    (tmp_path / "windows.toml").write_text((CONFIGS / "tiny.toml").read_text(), "utf-8-sig")
+    assert load_config(tmp_path / "windows.toml", {}) == load_config(CONFIGS / "tiny.toml", {})
+
+
+@pytest.mark.parametrize("settings", [{"mean": "0,0,0", "std": "255,255,255"}, {"mean": "104,117,123", "std": "1,1,1"}])
+def test_other_normalisations_are_accepted(settings: dict[str, str]) -> None:
+    load_config(CONFIGS / "tiny.toml", settings)
 
 
 def test_image_size_grows_to_the_final_size(shapes: Path, tmp_path: Path) -> None:

@@ -12,11 +12,15 @@ from training.speed import Speed
 CONFIGS = Path(__file__).parents[2] / "training" / "configs"
 
 
+def on_shapes(shapes: Path, output: Path) -> list[str]:
+    return ["--data-root", str(shapes), "--generate", "0", "--output", str(output)]
+
+
 def test_dry_run_measures_throughput_and_writes_only_an_image(
     shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(dry_running, "_SECONDS", 0.1)
-    flags = ["--data-root", str(shapes), "--output", str(tmp_path), "--workers", "1", "--precision", "fp32"]
+    flags = [*on_shapes(shapes, tmp_path), "--workers", "1", "--precision", "fp32"]
     sizes = ["--input-size", "64", "--first-train-size", "32", "--batch-size", "8", "--accumulate", "2"]
     main(["train", str(CONFIGS / "tiny.toml"), "--dry-run", "--frozen-stages", "5", *flags, *sizes])
     text = " ".join(capsys.readouterr().out.split())
@@ -43,7 +47,7 @@ def test_slow_loader_is_named_as_the_limit(
 ) -> None:
     slow = Speed(batch_size=16, loader=2.0, step=0.5, both=2.1)
     monkeypatch.setattr(dry_running, "measure_speed", lambda *_, **__: slow)
-    command = ["train", str(CONFIGS / "tiny.toml"), "--dry-run", "--data-root", str(shapes), "--output", str(tmp_path)]
+    command = ["train", str(CONFIGS / "tiny.toml"), "--dry-run", *on_shapes(shapes, tmp_path)]
     main([*command, "--workers", "3"])
     text = " ".join(capsys.readouterr().out.split())
     assert "loader alone 8.0 images/s, 2.000 s a step" in text

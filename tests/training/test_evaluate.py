@@ -143,6 +143,10 @@ def test_command_accepts_test_time_augmentation_for_checkpoints_only(
     main(["evaluate", str(path), *data, str(tmp_path / "turned.json")])  # labels are matched by name
     assert (tmp_path / "turned.json").read_text() == (tmp_path / "folder" / "as-trained.json").read_text()
     capsys.readouterr()
+    fewer = build_network(config, 1).state_dict()
+    Checkpoint(config, ("square",), (2,), fewer, 0, "0").save(path)
+    main(["evaluate", str(path), *data, str(tmp_path / "fewer.json")])
+    assert "counted with an AP of 0, as the model lacks them: circle, triangle\n" in capsys.readouterr().out
     Checkpoint(config, ("circle", "square", "star"), (1, 2, 3), weights, 0, "0").save(path)
     with pytest.raises(SystemExit):
         main(["evaluate", str(path), *data, str(tmp_path / "none.json")])

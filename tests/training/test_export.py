@@ -285,6 +285,12 @@ def test_training_does_not_start_if_the_export_path_is_not_writable(
         (["import", "none.pth", "out.pt"], "none.pth: no such file of weights"),
         (["train", "none.toml"], "none.toml: no such configuration file"),
         (["evaluate", "none.pt", "--threshold", "3"], "unknown argument --threshold"),
+        (["evaluate", "none.pt", "--without-photos"], "it needs --report"),
+        (["export", "none.pt", "out.onnx", "--max-ap50-loss", "1"], "--max-ap50-loss compares precisions: it needs"),
+        (["export", "none.pt", "out.onnx", "--train-images", "."], "they need --precision int8"),
+        (["export", "none.pt", "out.onnx", "--precision=fp16", "--train-images", "."], "they need --precision int8"),
+        (["train", "training/configs/tiny.toml", "--dry-run", "--resume"], "without --resume and --export"),
+        (["train", "training/configs/tiny.toml", "--dry-run", "--export", "models"], "without --resume and --export"),
     ],
 )
 def test_invalid_input_ends_the_command_with_one_line(

@@ -143,6 +143,14 @@ def test_command_exports_int8(
     assert "triangle" in capsys.readouterr().out
 
 
+def test_fp16_needs_no_training_photos(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    without = checkpoint.config.model_copy(update={"train_annotations": Path("none.json")})
+    dataclasses.replace(checkpoint, config=without).save(tmp_path / "best.pt")
+    arguments = ["--precision", "fp16", "--max-ap50-loss", "100"]
+    main(["export", str(tmp_path / "best.pt"), str(tmp_path / "half.onnx"), *arguments])
+    assert Detector(tmp_path / "half.onnx", "cpu").metadata.precision == "fp16"
+
+
 def test_model_that_loses_too_much_ap50_is_not_written(
     checkpoint: Checkpoint, self_labelled: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import re
 from collections import Counter
@@ -20,6 +21,7 @@ from training import learner
 from training import train as training
 from training.checkpoint import Checkpoint, build_network, load_checkpoint
 from training.config import InvalidConfig
+from training.datasets.dataset import Dataset, InvalidDataset
 from training.datasets.load import load_dataset
 from training.evaluate import detect_with_network
 from training.keypoint_metrics import KeypointMetrics
@@ -128,6 +130,29 @@ def test_run_is_neither_overwritten_nor_resumed_with_other_settings(
         train(config, False, console)
     with pytest.raises(InvalidConfig, match="other settings: learning_rate"):
         train(config.model_copy(update={"learning_rate": 1.0, "workers": 1}), True, console)
+
+
+def test_run_is_not_resumed_on_other_data(
+    shapes: Path, tmp_path: Path, console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = small_config(shapes, tmp_path, epochs=1)
+    train(config, False, console)
+    for change, message in (
+        ({"labels": ("circle", "triangle", "square")}, "other data: categories .*'square', 'triangle'.*, now "),
+        ({"labels": tuple("abcd"), "label_ids": (1, 2, 3, 4)}, "other data: categories .*; category ids .*, now .* 4"),
+        ({"skeleton": Skeleton(("head",))}, r"other data: keypoints \(\), now \('head',\)"),
+        ({"photos": 2}, "another number of photos than the 48 of"),
+        ({"photos": 0.5}, "another number of photos than the 12 of"),
+    ):
+
+        def load_changed(*paths: Path, change: dict[str, Any] = change) -> Dataset:
+            dataset = load_dataset(*paths)
+            photos = (2 * dataset.photos)[: int(len(dataset.photos) * change.get("photos", 1))]
+            return dataclasses.replace(dataset, **change | {"photos": photos})
+
+        monkeypatch.setattr(training, "load_dataset", load_changed)
+        with pytest.raises(InvalidConfig, match=message):
+            train(config, True, console)
 
 
 def test_non_finite_loss_stops_the_run_and_is_named(
@@ -451,6 +476,21 @@ def test_overfitting_trains_on_the_first_photos_without_augmentation(
     for position in range(8):
         evaluated = prepare(train_set.photos[views.order[position]].path.read_bytes(), [(64, 64)]).pixels
         np.testing.assert_array_equal(views[position][0], evaluated)
+
+
+def test_shapes_are_generated_only_into_an_empty_folder(shapes: Path, tmp_path: Path, console: Console) -> None:
+    empty, own = tmp_path / "empty", tmp_path / "own"
+    for seed in (0, 1):  # the second run finds the photos of the first
+        config = small_config(empty, tmp_path, generate=24, seed=seed)
+        assert len(load_data(config, SINGLE_PROCESS, console)[0].photos) == 24
+    assert (empty / "train.json").read_text() == (shapes / "train.json").read_text()
+    with pytest.raises(InvalidConfig, match="empty holds 24 photos, not the 16 of generate: set generate = 0"):
+        load_data(config.model_copy(update={"generate": 16}), SINGLE_PROCESS, console)
+    own.mkdir()
+    (own / "mine.json").touch()
+    with pytest.raises(InvalidDataset, match=r"own/train\.json: no such annotation file"):
+        load_data(small_config(own, tmp_path, generate=24), SINGLE_PROCESS, console)
+    assert [path.name for path in own.iterdir()] == ["mine.json"]
 
 
 def test_overfitting_more_photos_than_the_data_set_has_is_rejected(
