@@ -1,4 +1,6 @@
 import json
+import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -25,6 +27,16 @@ def test_failed_write_keeps_the_old_file(tmp_path: Path) -> None:
     with pytest.raises(UnicodeEncodeError):
         write_text(path, "after \ud800")  # an unpaired surrogate
     assert path.read_text() == "before"
+
+
+def test_pipe_is_written_to_and_kept(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with ThreadPoolExecutor(1) as reader:
+        text = reader.submit(pipe.read_text)
+        write_text(pipe, "figures")
+        assert text.result(30) == "figures"
+    assert pipe.is_fifo()
 
 
 @pytest.mark.parametrize(
