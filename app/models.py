@@ -87,8 +87,10 @@ class Models:
             paths = self._settings.find_models()
             removed = [path for path in self._served if path not in paths]
             for path in paths:
-                if read_signature(path) != self._signatures.get(path) or path in self.faults:
+                signature = read_signature(path)
+                if signature != self._signatures.get(path) or path in self.faults:
                     await self._load(path, removed)
+                    self._signatures[path] = signature
             self.faults = {path: reason for path, reason in self.faults.items() if path in paths}
             self._signatures = {path: signature for path, signature in self._signatures.items() if path in paths}
             kept = [path for path in paths if path in self._served]
@@ -100,24 +102,19 @@ class Models:
             self._served = {path: self._served[path] for path in kept}
 
     async def _load(self, path: Path, removed: Sequence[Path]) -> None:
-        signature = read_signature(path)
-
-        def open_and_warm_up() -> ServedModel:
+        def open_model() -> ServedModel:
             detector = open_detector(path, self._settings)
             self._check_name(detector, removed)
-            model = ServedModel(detector, self._settings, self._metrics)
-            model.warm_up()
-            return model
+            return ServedModel(detector, self._settings, self._metrics)
 
         try:
-            model = await asyncio.to_thread(open_and_warm_up)
+            model = await asyncio.to_thread(open_model)
+            await model.warm_up_in_thread()
         except Exception as error:
             known = isinstance(error, InvalidModel | ProviderUnavailable)
             self.faults[path] = str(error) if known else f"{path}: it cannot be run: {error}"
             logger.error("not loaded: %s", self.faults[path], exc_info=not known)
             return
-        finally:
-            self._signatures[path] = signature
         self.faults.pop(path, None)
         previous = self._served.get(path)
         self._add(path, model)  # keeps its position: the first stays the first

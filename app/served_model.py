@@ -85,6 +85,14 @@ class ServedModel:
         self.describe()
         logger.info("%s: warmed up in %.1f s: %s", self.name, time.perf_counter() - started, arrangement)
 
+    async def warm_up_in_thread(self) -> None:
+        """Warms up in a thread, and stops the model if this is cancelled: the event loop joins threads as it closes."""
+        try:
+            await asyncio.to_thread(self.warm_up)
+        except asyncio.CancelledError:
+            self.detector.stop()
+            raise
+
     def describe(self) -> None:
         """Publishes the model and its arrangement as the metric `centernet_model`."""
         arrangement = self.arrangement.model_dump(exclude={"images_per_second"}) if self.arrangement else {}
@@ -107,7 +115,7 @@ class ServedModel:
     async def run(self) -> None:
         """Warms the model up, then runs the batcher until it is closed."""
         try:
-            await asyncio.to_thread(self.warm_up)
+            await self.warm_up_in_thread()
             assert self.arrangement is not None
             await self.batcher.run(self.arrangement.instances, self.arrangement.max_batch)
         except Exception:

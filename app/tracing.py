@@ -4,6 +4,8 @@ OpenTelemetry's own environment variables configure the exporter, above all `OTE
 """
 
 import asyncio
+import logging
+import threading
 
 from fastapi import FastAPI
 
@@ -11,6 +13,9 @@ from app.request_id import HEADER
 
 _SERVICE_NAME = "centernet-service"
 _UNTRACED = "/health/,/metrics"  # polled all the time by probes and scrapers
+_FLUSH_SECONDS = 1.0  # with the default `stop_timeout_seconds`, a stop ends before `docker stop` kills
+
+logger = logging.getLogger(__name__)
 
 
 class TracingUnavailable(Exception):
@@ -49,5 +54,10 @@ class Tracing:
         )
 
     async def flush(self) -> None:
-        """Exports the remaining spans and shuts the exporter down."""
-        await asyncio.to_thread(self._provider.shutdown)
+        """Exports the remaining spans and shuts the exporter down; gives up after `_FLUSH_SECONDS`."""
+        # the exporter retries for as long as it likes, in a daemon that does not keep the process alive
+        exporting = threading.Thread(target=self._provider.shutdown, name="flush-traces", daemon=True)
+        exporting.start()
+        await asyncio.to_thread(exporting.join, _FLUSH_SECONDS)
+        if exporting.is_alive():
+            logger.warning("the collector did not accept the last traces within %g s", _FLUSH_SECONDS)

@@ -60,6 +60,7 @@ class Detector:
         gpu.check(provider)
         self.path, self.signature = path, read_signature(path)
         self.provider: Literal["cpu", GpuProvider] = "cpu"
+        self._run_options = ort.RunOptions()  # of all inferences, so that `stop` ends them together
         self._session: ort.InferenceSession | BoundSession = open_session(path, threads)
         self._sessions_by_threads: dict[int, ort.InferenceSession | BoundSession] = {}  # with fewer threads
         session = self._session
@@ -118,17 +119,28 @@ class Detector:
             indices_by_shape.setdefault(canvas.shape, []).append(index)
         found: dict[int, Detections] = {}
         for indices in indices_by_shape.values():
-            outputs = _run(session, self._outputs, [canvases[index] for index in indices])
+            outputs = self._run(session, [canvases[index] for index in indices])
             for index, *rows in zip(indices, *outputs, strict=True):
                 padded = Detections(*rows)
                 found[index] = padded.select(slice(np.count_nonzero(padded.scores)))  # rows of score 0 are padding
         return [found[index] for index in range(len(canvases))]
+
+    def stop(self) -> None:
+        """Makes `infer` raise from now on; on a CPU, calls that are running raise at their next operator."""
+        self._run_options.terminate = True
 
     def detect(self, files: Sequence[bytes], max_pixels: int = image.MAX_PIXELS) -> list[Detections]:
         """Detects objects in image files, one batch per input shape; boxes in photo pixels, without a threshold."""
         prepared = [self.prepare(data, max_pixels) for data in files]
         found = self.infer([canvas.pixels for canvas in prepared])
         return [move_to_photo(rows, canvas.letterbox) for rows, canvas in zip(found, prepared, strict=True)]
+
+    def _run(self, session: ort.InferenceSession | BoundSession, canvases: Canvases) -> Any:
+        if isinstance(session, ort.InferenceSession):
+            return session.run(self._outputs, {"images": np.stack(canvases)}, self._run_options)
+        if self._run_options.terminate:  # a batch takes a GPU so little time that it may complete
+            raise RuntimeError(f"{self.metadata.name} has been stopped")
+        return session.infer(self._outputs, canvases)
 
 
 def read_signature(path: Path) -> tuple[int, ...]:
@@ -146,12 +158,6 @@ def move_to_photo(found: Detections, letterbox: Letterbox) -> Detections:
     if keypoints is not None:
         keypoints = np.concatenate([letterbox.points_to_photo(keypoints[..., :2]), keypoints[..., 2:]], axis=-1)
     return dataclasses.replace(found, boxes_xyxy=letterbox.to_photo(found.boxes_xyxy), keypoints=keypoints)
-
-
-def _run(session: ort.InferenceSession | BoundSession, names: Sequence[str], canvases: Canvases) -> Any:
-    if isinstance(session, BoundSession):
-        return session.infer(names, canvases)
-    return session.run(names, {"images": np.stack(canvases)})
 
 
 def _expected_outputs(metadata: Metadata) -> dict[str, str]:

@@ -52,6 +52,13 @@ def test_permissions_are_minimal_and_actions_pinned(name: str) -> None:
         assert re.fullmatch(r"actions/[\w-]+@[0-9a-f]{40}", action)
 
 
+def test_called_workflows_do_not_share_their_callers_concurrency_group() -> None:
+    called = [workflow for workflow in WORKFLOWS.values() if "workflow_call" in workflow[True]]  # YAML reads on as true
+    assert called
+    for workflow in called:
+        assert "github.workflow" not in workflow["concurrency"]["group"]  # it is the caller's name: a deadlock
+
+
 @pytest.mark.parametrize("name", WORKFLOWS)
 def test_commands_are_valid_shell(name: str) -> None:
     commands = [re.sub(r"\$\{\{.*?\}\}", "x", step["run"]) for step in find_steps(name) if "run" in step]

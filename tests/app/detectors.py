@@ -9,7 +9,7 @@ from model.detector import Detections, Detector
 
 
 class HeldDetector(Detector):
-    """Blocks inference while `gate` is cleared, and records the sizes and image shapes of its batches."""
+    """Blocks inference while `gate` is cleared, unless stopped; records the sizes and image shapes of its batches."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path, "cpu", 1)
@@ -23,6 +23,10 @@ class HeldDetector(Detector):
         self.shapes_seen.append([canvas.shape[:2] for canvas in canvases])
         assert self.gate.wait(30)
         return super().infer(canvases, threads)
+
+    def stop(self) -> None:
+        super().stop()
+        self.gate.set()
 
 
 class OutOfMemoryDetector(Detector):

@@ -54,6 +54,17 @@ def test_batches_of_all_sizes_equal_those_of_a_plain_session(model_path: Path, c
             np.testing.assert_array_equal(output, expected)
 
 
+@pytest.mark.parametrize("is_bound", [False, True])
+def test_a_stopped_detector_computes_no_more(model_path: Path, is_bound: bool) -> None:
+    detector = Detector(model_path, "cpu", 1)
+    if is_bound:
+        detector._session = open_bound(model_path)
+    assert len(detector.infer(CANVASES)) == len(CANVASES)
+    detector.stop()
+    with pytest.raises(Exception, match=r"terminate flag|has been stopped"):
+        detector.infer(CANVASES)
+
+
 def test_each_shape_has_a_session_and_batches_are_padded_to_powers_of_two(tmp_path: Path) -> None:
     opened: list[BatchShape] = []
     bound = open_bound(save_rectangular_model(tmp_path / "rectangles.onnx"), opened=opened)

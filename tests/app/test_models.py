@@ -321,6 +321,37 @@ async def test_hung_model_does_not_block_shutdown(folder: Path) -> None:
     held.gate.set()
 
 
+async def test_a_stop_ends_the_warm_up(folder: Path) -> None:
+    settings = Settings(model=(folder,), provider="cpu", threads=1, decode_threads=1, stop_timeout_seconds=0.05)
+    held = HeldDetector(folder / "a.onnx")
+    held.gate.clear()
+    app = create_app(settings, held)
+    async with asyncio.timeout(30), app.router.lifespan_context(app):
+        await until(lambda: held.batches)
+    assert held.gate.is_set()
+
+
+async def test_a_cancelled_reload_ends_its_warm_up_and_can_be_repeated(
+    folder: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models = Models(load(settings), settings, Metrics())
+    put(folder, "a.onnx", "better")
+    held = HeldDetector(folder / "a.onnx")
+    held.gate.clear()
+    with monkeypatch.context() as patch:
+        patch.setattr("app.models.open_detector", lambda *_: held)
+        reload = asyncio.create_task(models.reload())
+        await until(lambda: held.batches)
+        reload.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await reload
+    assert held.gate.is_set()
+    assert [model.name for model in models] == ["first", "second"]
+    await models.reload()
+    assert [model.name for model in models] == ["better", "second"]
+    await models.stop(30)
+
+
 async def test_order_of_the_models_is_kept_during_a_reload(client: Client, folder: Path) -> None:
     for generation in range(3):
         put(folder, "a.onnx", "first", dataset=f"generation-{generation}")

@@ -2,6 +2,7 @@
 
 import contextlib
 import http.server
+import socket
 import sys
 import threading
 from collections.abc import Iterator
@@ -95,6 +96,18 @@ async def test_images_of_a_batch_have_their_own_stage_spans(serve: Serve, monkey
     assert sorted(span.name for span in spans) == sorted(
         ["POST /detect/batch", "read", "encode", *["decode", "queue", "inference"] * 3]
     )
+
+
+async def test_a_collector_that_does_not_respond_does_not_keep_a_server_from_stopping(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("app.tracing._FLUSH_SECONDS", 0.01)
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "1")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        async with serve(traces=True) as client:
+            await client.detect()
+        assert "the collector did not accept the last traces within 0.01 s" in caplog.text
 
 
 async def test_traces_without_opentelemetry_are_refused(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:

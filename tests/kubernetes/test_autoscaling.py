@@ -74,6 +74,21 @@ def test_queries_have_the_load_as_value_and_0_without_load(tmp_path: Path) -> No
                     for time, value in values.items()
                 ],
             },
+            {  # after five minutes two pods are replaced, which counts none twice
+                "interval": "15s",
+                "input_series": [
+                    {"series": f'centernet_requests_in_flight{{namespace="centernet",pod="{pod}"}}', "values": values}
+                    for pod, values in {
+                        "a": "4x20 stale",
+                        "b": "4x20 stale",
+                        "c": "_x21 4x20",
+                        "d": "_x21 4x20",
+                    }.items()
+                ],
+                "promql_expr_test": [
+                    {"expr": queries["in-flight"], "eval_time": "6m", "exp_samples": [{"labels": "{}", "value": 8}]}
+                ],
+            },
             {  # 0 before anything is scraped
                 "promql_expr_test": [
                     {"expr": queries["queue-wait"], "eval_time": "1m", "exp_samples": [{"labels": "{}", "value": 0}]}

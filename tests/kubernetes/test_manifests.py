@@ -3,18 +3,20 @@
 import functools
 import json
 import re
+import subprocess
 
 import kubernetes_validate
 import pytest
 import yaml
 from cloudcoil.models.keda.v1alpha1 import ScaledObject
-from cloudcoil.models.prometheus_operator.v1 import ServiceMonitor
+from cloudcoil.models.prometheus_operator.v1 import PrometheusRule, ServiceMonitor
 from pydantic import BaseModel, ValidationError
 
 from app import __version__
 from app.settings import Settings
 from tests.kubernetes.manifests import (
     COMPONENTS,
+    GUIDE,
     OVERLAYS,
     ROOT,
     Manifest,
@@ -174,3 +176,14 @@ def test_replicas_are_left_to_the_autoscaler() -> None:
     assert "replicas" not in deployment["spec"]
     assert scaled["spec"]["scaleTargetRef"]["name"] == deployment["metadata"]["name"]
     assert 2 <= scaled["spec"]["minReplicaCount"] < scaled["spec"]["maxReplicaCount"]
+
+
+def test_the_guides_prometheus_rules_are_valid_and_have_the_label_that_the_operator_selects() -> None:
+    [command] = re.findall(r"^```sh\n(release=.*?)^```", GUIDE, re.MULTILINE | re.DOTALL)
+    shell = f'kubectl() {{ [ "$3" != apply ] || cat; }}\n{command}'
+    created = subprocess.run(["bash", "-euc", shell], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    rules = [manifest for manifest in yaml.safe_load_all(created) if manifest]
+    for name, rule in zip(("recording", "alerts"), rules, strict=True):
+        PrometheusRule.model_validate(rule, extra="forbid")
+        assert rule["metadata"] == {"name": f"centernet-{name}", "labels": {"release": "kube-prometheus-stack"}}
+        assert rule["spec"] == yaml.safe_load((ROOT / "docker" / "prometheus" / f"{name}.yml").read_text())
