@@ -148,6 +148,14 @@ class Batcher(Generic[Item, Result]):
                 for entry in batch.entries:
                     entry.fail(Stopped("the server is stopping"))
 
+    def join_workers(self, timeout_seconds: float) -> None:
+        """Waits until no thread computes a batch, at most about `timeout_seconds`."""
+        until = time.perf_counter() + timeout_seconds
+        with self._changed:
+            threads = [*self._computing, *self._hung_threads]
+        for thread in threads:
+            thread.join(max(0.0, until - time.perf_counter()))
+
     def close(self) -> None:
         """Closes the admission, and fails the queued items with `Stopped`."""
         with self._changed:

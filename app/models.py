@@ -30,7 +30,7 @@ class Models:
         self._metrics = metrics
         self._served: dict[Path, ServedModel] = {}
         self._signatures: dict[Path, tuple[int, ...]] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[asyncio.Task[None], ServedModel] = {}
         self._reloading = asyncio.Lock()
         self.faults: dict[Path, str] = {}  # by file, why it could not be loaded
         metrics.refused.set_function(lambda: len(self.faults))
@@ -72,6 +72,9 @@ class Models:
         """Fails queued items and waits for running batches, at most `timeout_seconds`."""
         for model in self:
             model.batcher.close()
+        for task, model in self._tasks.items():
+            if not model.batcher.running:  # it is being warmed up
+                task.cancel()
         if self._tasks:
             _, hanging = await asyncio.wait(self._tasks, timeout=timeout_seconds)
             for task in hanging:
@@ -138,8 +141,8 @@ class Models:
 
     def _start(self, model: ServedModel) -> None:
         task = asyncio.create_task(model.run())
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks[task] = model
+        task.add_done_callback(self._tasks.pop)
 
     def _retire(self, model: ServedModel) -> None:
         if all(other.name != model.name for other in self):

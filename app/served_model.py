@@ -21,6 +21,8 @@ from model.detector import Detections, Detector
 
 logger = logging.getLogger(__name__)
 
+_STOP_SECONDS = 1.0  # for running batches to end once the detector is stopped
+
 Image = bytes | NDArray[np.uint8]  # an image file, or RGB pixels (h, w, 3)
 
 
@@ -118,6 +120,11 @@ class ServedModel:
             await self.warm_up_in_thread()
             assert self.arrangement is not None
             await self.batcher.run(self.arrangement.instances, self.arrangement.max_batch)
+        except asyncio.CancelledError:
+            self.detector.stop()
+            # a thread that is still within ONNX Runtime when Python exits would abort the process
+            await asyncio.to_thread(self.batcher.join_workers, _STOP_SECONDS)
+            raise
         except Exception:
             logger.exception("%s cannot be run", self.name)
         finally:
