@@ -144,16 +144,17 @@ class Batcher(Generic[Item, Result]):
         finally:
             self.running = False
             self.close()
-            for batch in self._computing.values():  # there are some only if this task was cancelled
+            with self._changed:
+                abandoned, self._computing = self._computing, {}  # not empty only if this task was cancelled
+                self._hung_threads |= abandoned.keys()
+            for batch in abandoned.values():
                 for entry in batch.entries:
                     entry.fail(Stopped("the server is stopping"))
 
     def join_workers(self, timeout_seconds: float) -> None:
-        """Waits until no thread computes a batch, at most about `timeout_seconds`."""
+        """Waits for the threads whose batches were abandoned, at most about `timeout_seconds`."""
         until = time.perf_counter() + timeout_seconds
-        with self._changed:
-            threads = [*self._computing, *self._hung_threads]
-        for thread in threads:
+        for thread in self._hung_threads:
             thread.join(max(0.0, until - time.perf_counter()))
 
     def close(self) -> None:

@@ -54,7 +54,7 @@ _FATAL_STATUSES = {401, 403, 404}
 
 
 class OutputConflict(Exception):
-    """An output would overwrite an input or another output."""
+    """An output would overwrite an input or another output, or its input can be read only once."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -75,25 +75,32 @@ def run(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit status: 1 if an image failed or it had to stop, 2 for unusable arguments."""
     parsed = _parse(arguments)
     quieten_decoders()
-    with contextlib.ExitStack() as stack:
-        try:
-            sources = find_sources(parsed.paths, parsed.annotated)
-            _check_outputs(parsed, sources)
-            portal = stack.enter_context(start_blocking_portal())
-            backend = stack.enter_context(portal.wrap_async_context_manager(_open_backend(parsed)))
-            writes = stack.enter_context(_open_outputs(parsed))
-        except (NoImages, OutputConflict, InvalidSettings, InvalidModel, ProviderUnavailable, UnknownLabel) as error:
-            return _report_error(error, 2)
-        except (Refused, OSError, ModuleNotFoundError) as error:  # from the server, the outputs, httpx
-            return _report_error(error, 2)
-        try:
+    try:
+        with contextlib.ExitStack() as stack:
+            try:
+                sources = find_sources(parsed.paths, parsed.annotated)
+                _check_outputs(parsed, sources)
+                portal = stack.enter_context(start_blocking_portal())
+                backend = stack.enter_context(portal.wrap_async_context_manager(_open_backend(parsed)))
+                writes = stack.enter_context(_open_outputs(parsed))
+            except (
+                NoImages,
+                OutputConflict,
+                InvalidSettings,
+                InvalidModel,
+                ProviderUnavailable,
+                UnknownLabel,
+            ) as error:
+                return _report_error(error, 2)
+            except (Refused, OSError, ModuleNotFoundError) as error:  # from the server, the outputs, httpx
+                return _report_error(error, 2)
             return _process_all(parsed, sources, portal, backend, writes)
-        except Refused as error:
-            return _report_error(error, 2 if error.problem.status < 500 else 1)
-        except BrokenPipeError:
-            raise
-        except OSError as error:
-            return _report_error(error, 1)
+    except Refused as error:
+        return _report_error(error, 2 if error.problem.status < 500 else 1)
+    except BrokenPipeError:
+        raise
+    except OSError as error:  # also from closing the outputs
+        return _report_error(error, 1)
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -140,7 +147,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _check_outputs(parsed: argparse.Namespace, sources: Sequence[Source]) -> None:
-    """Raises `OutputConflict` if an output would overwrite an input or another output."""
+    """Raises `OutputConflict`."""
     files = [file for file in (parsed.jsonl, parsed.csv) if file not in (None, _STDOUT)]
     for file in files:
         if file.suffix.lower() in SUFFIXES | VIDEO_SUFFIXES:  # as in --csv *.jpg, expanded by the shell
@@ -151,6 +158,10 @@ def _check_outputs(parsed: argparse.Namespace, sources: Sequence[Source]) -> Non
     for copy, times in collections.Counter(copies).items():
         if times > 1:
             raise OutputConflict(f"{copy} would be the copy of {times} files: name the folder that contains them all")
+    if parsed.annotated:
+        for source in sources:
+            if not source.path.is_file():
+                raise OutputConflict(f"{source.path} is a pipe, which can be read only once: annotate a file")
     inputs = {(status.st_dev, status.st_ino) for status in (source.path.stat() for source in sources)}
     for file in [*files, *copies]:
         if file.exists() and ((status := file.stat()).st_dev, status.st_ino) in inputs:

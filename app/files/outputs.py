@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from app.files.sources import InputImage, Source
+from app.files.sources import InputImage, Source, UnreadableFile, check_video_name, count_frames
 from app.schemas import Answer, ModelDescription, Problem
 from model.detector import Detections
 from model.draw import draw_detections, draw_file
@@ -75,7 +75,7 @@ class AnnotatedCopies:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._source: Source | None = None
-        self._video: cv2.VideoWriter | None = None
+        self._video: _VideoFile | None = None
 
     def write(self, processed: ImageResult) -> None:
         """Writes the image's copy, if there is one."""
@@ -95,18 +95,42 @@ class AnnotatedCopies:
         assert frame is not None
         if self._video is None:
             height, width, _ = processed.copy.shape
-            self._video = cv2.VideoWriter(
-                str(path), cv2.CAP_FFMPEG, cv2.VideoWriter.fourcc(*"mp4v"), frame.per_second, (width, height)
-            )
-            if not self._video.isOpened():
-                raise OSError(f"no video can be written to {path}")
-        self._video.write(cv2.cvtColor(processed.copy, cv2.COLOR_RGB2BGR))
+            self._video = _VideoFile(path, frame.per_second, width, height)
+        self._video.write(processed.copy)
 
     def close(self) -> None:
-        """Completes the current video, if any."""
+        """Completes the current video, if any; raises `OSError` if it could not be written."""
         if self._video is not None:
-            self._video.release()
-            self._video = None
+            video, self._video = self._video, None
+            video.close()
+
+
+class _VideoFile:
+    """An MP4 file that is written beside its place, and moved there by `close`. Raises `OSError`."""
+
+    def __init__(self, path: Path, per_second: float, width: int, height: int) -> None:
+        self._path, self._part = path, path.with_name(f".{path.stem}.part.mp4")
+        self._count = 0
+        try:
+            check_video_name(path)
+        except UnreadableFile as error:
+            raise OSError(f"{path}: {error}") from error
+        codec = cv2.VideoWriter.fourcc(*"mp4v")
+        self._writer = cv2.VideoWriter(str(self._part), cv2.CAP_FFMPEG, codec, per_second, (width, height))
+        if not self._writer.isOpened():
+            raise OSError(f"no video can be written to {path}")
+
+    def write(self, frame: NDArray[np.uint8]) -> None:
+        """Appends a frame (h, w, 3), RGB."""
+        self._writer.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
+        self._count += 1
+
+    def close(self) -> None:
+        """Completes the file."""
+        self._writer.release()
+        if count_frames(self._part) != self._count:  # OpenCV reports no errors of writing
+            raise OSError(f"{self._path} could not be written completely: is the disk full?")
+        self._part.replace(self._path)
 
 
 def name_copy(source: Source) -> Path:

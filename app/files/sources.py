@@ -20,6 +20,7 @@ VIDEO_SUFFIXES = {
     *(".3gp", ".ogv"),
 }
 _DEFAULT_FRAME_RATE = 25.0  # for videos without one
+_MIN_COMPLETE = 0.9  # of the declared frames or of their duration; less is a truncated video
 
 
 class NoImages(Exception):
@@ -81,7 +82,7 @@ def count_images(sources: Sequence[Source], every: int) -> int | None:
     """Returns how many images `read_images` should yield; None if a video's frame count is unknown."""
     total = 0
     for source in sources:
-        frames = _count_frames(source.path) if source.is_video else 1
+        frames = count_frames(source.path) if source.is_video else 1
         if frames is None:
             return None
         total += -(-frames // every)
@@ -137,12 +138,13 @@ def _read_frames(source: Source, every: int) -> Iterator[InputImage]:
     with _opened(source.path) as video:
         per_second = video.get(cv2.CAP_PROP_FPS)
         per_second = per_second if 0 < per_second < math.inf else _DEFAULT_FRAME_RATE
+        count, seconds = video.get(cv2.CAP_PROP_FRAME_COUNT), 0.0
         for index in itertools.count():
             if not video.grab():
                 break
+            seconds = video.get(cv2.CAP_PROP_POS_MSEC) / 1000 or index / per_second
             if index % every:
                 continue
-            seconds = video.get(cv2.CAP_PROP_POS_MSEC) / 1000 or index / per_second
             taken, bgr = video.retrieve()
             if not taken:
                 raise UnreadableFile(f"its frame {index} cannot be decoded")
@@ -150,9 +152,13 @@ def _read_frames(source: Source, every: int) -> Iterator[InputImage]:
             yield InputImage(source, pixels, Frame(index, round(seconds, 3), per_second / every))
     if not index:
         raise UnreadableFile("the video has no frame that can be decoded")
+    # of a varying frame rate the count is an estimate, so the time must be short of it too
+    if max(index, seconds * per_second) < _MIN_COMPLETE * count:
+        raise UnreadableFile(f"the video ends after {index} of about {count:.0f} frames: it is truncated or damaged")
 
 
-def _count_frames(path: Path) -> int | None:
+def count_frames(path: Path) -> int | None:
+    """Returns how many frames a video declares, 1 for a file that is not a readable video, or None if unknown."""
     try:
         with _opened(path) as video:
             frames = int(video.get(cv2.CAP_PROP_FRAME_COUNT))
@@ -161,8 +167,17 @@ def _count_frames(path: Path) -> int | None:
     return frames if frames > 0 else None
 
 
+def check_video_name(path: Path) -> None:
+    """Raises `UnreadableFile` for a name that is not UTF-8, on which OpenCV crashes."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise UnreadableFile("its name is not UTF-8: rename it") from None
+
+
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[cv2.VideoCapture]:
+    check_video_name(path)
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # errors are reported by this program, not printed by FFmpeg
     video = cv2.VideoCapture(str(path.absolute()), cv2.CAP_FFMPEG)
     try:

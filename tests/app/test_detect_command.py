@@ -4,6 +4,7 @@ import io
 import json
 import os
 import pty
+import resource
 import signal
 import subprocess
 import sys
@@ -203,6 +204,49 @@ def test_invalid_images_do_not_stop_the_run(detect: Run) -> None:
     ]
 
 
+@pytest.mark.parametrize("name", ["film.avi", "film.mkv"])
+def test_truncated_video_is_reported_after_its_frames(detect: Run, name: str) -> None:
+    film = write_video(name, 50)
+    film.write_bytes(film.read_bytes()[: film.stat().st_size // 2])
+    status, lines, errors = detect(film, put("a.png", GREEN_PNG))
+    assert (status, lines[-2]["type"], lines[-1]["file"]) == (1, "/docs#unreadable-file", "a.png")
+    assert [line["frame"] for line in lines[:-2]] == list(range(len(lines) - 2))
+    assert 10 < len(lines) < 40
+    assert f"the video ends after {len(lines) - 2} of about 50 frames" in errors
+
+
+@pytest.mark.parametrize(("film", "folder"), [("caf\udce9.avi", "out"), ("film.avi", "caf\udce9")])
+def test_video_name_that_is_not_utf_8_is_reported(film: str, folder: str) -> None:
+    write_video("new.avi", 2).rename(film)
+    command = [sys.executable, "-m", "app", "detect", film, "--annotated", folder]
+    finished = subprocess.run(command, capture_output=True, text=True, env=environment())
+    assert finished.returncode == 1
+    assert "its name is not UTF-8: rename it" in finished.stderr
+
+
+def test_full_disk_is_reported_and_leaves_no_broken_video() -> None:
+    write_video("film.avi", 60)
+    command = [sys.executable, "-m", "app", "detect", "film.avi", "--annotated", "out"]
+    limit = (60_000, 60_000)  # bytes of a file, as on a disk that is full
+    finished = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        env=environment(),
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limit),
+    )
+    assert finished.returncode == 1
+    assert finished.stderr == "centernet-detect: out/film.avi.mp4 could not be written completely: is the disk full?\n"
+    assert not Path("out/film.avi.mp4").exists()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
+def test_full_output_is_reported_without_a_traceback(detect: Run) -> None:
+    status, lines, errors = detect(put("a.png"), "--jsonl", "/dev/full")
+    assert (status, lines, errors.count("\n")) == (1, [], 1)
+    assert "No space left on device" in errors
+
+
 def test_file_over_the_limit_is_not_read(detect: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CENTERNET_MAX_IMAGE_BYTES", str(len(PHOTO_PNG) - 1))
     status, lines, _ = detect(put("large.png"), put("small.png", GREEN_PNG))
@@ -216,6 +260,8 @@ def test_image_can_be_read_from_a_pipe(detect: Run) -> None:
     status, [line], _ = detect("pipe")
     writer.join()
     assert (status, [each["label"] for each in line["detections"]]) == (0, ["red", "green"])
+    status, _, errors = detect("pipe", "--annotated", "out")
+    assert (status, "pipe is a pipe, which can be read only once" in errors) == (2, True)
 
 
 def test_csv_has_a_row_for_each_object(detect: Run) -> None:
