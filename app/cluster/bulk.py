@@ -116,8 +116,8 @@ def _find_objects(
     reader = ReadPhotos(photos.filesystem, photos.prefix, shapes, settings.max_image_bytes, settings.max_pixels)
     (
         ray.data.from_arrow(parts)
-        # in separate tasks if there are GPUs; otherwise Ray fuses it into the actors
-        .map_batches(reader, batch_format="numpy", num_cpus=1)
+        # in separate tasks if there are GPUs; otherwise Ray fuses it into the actors, whose resources it must equal
+        .map_batches(reader, batch_format="numpy", num_cpus=1 if parsed.gpus else parsed.cpus)
         .map_batches(
             FindObjects,
             fn_constructor_args=(detector.path, settings.provider, parsed.cpus, wanted, shapes),
@@ -138,7 +138,7 @@ def _find_objects(
 
 def _count_actors(parsed: argparse.Namespace) -> int:
     resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    fitting = resources.get("CPU", 0) / parsed.cpus
+    fitting = (resources.get("CPU", 0) - bool(parsed.gpus)) / parsed.cpus  # with GPUs, tasks need a CPU to read photos
     if parsed.gpus:
         fitting = min(fitting, resources.get("GPU", 0) / parsed.gpus)
     if (parsed.actors or 1) > fitting:
