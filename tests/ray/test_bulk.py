@@ -92,6 +92,12 @@ def test_two_actors_give_the_results_of_the_detect_command(start: Start, tmp_pat
     (photos / "later.png").write_bytes(PHOTO_PNG)
     options = ("--labels", "green", "--limit", "1", "--threshold", "0.5", "--gpus", "0.5")
     status, _, errors = finish(start("bulk", photos, found, *options))
+    origin = "model colours, threshold 0.3, limit 100, all labels"
+    assert status == 2 and f"its rows are from {origin}: use another folder" in errors
+
+    for file in found.glob("*.parquet"):  # as earlier versions wrote them
+        pq.write_table(pq.read_table(file).replace_schema_metadata(), file)
+    status, _, errors = finish(start("bulk", photos / "deep" / "..", found, *options))
     assert status == 1 and "43 photos, 42 of them done" in errors
     [later] = [row for row in read(found) if row not in rows]
     assert later["file"] == str(photos / "later.png") and [each["label"] for each in later["detections"]] == ["green"]
