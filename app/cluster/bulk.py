@@ -12,7 +12,7 @@ import ray
 from ray.data import ActorPoolStrategy
 
 from app.arguments import add_filter_arguments, count, read_settings_from
-from app.cluster.bulk_steps import FindObjects, ReadPhotos
+from app.cluster.bulk_steps import FindObjects, ReadPhotos, describe_origin
 from app.cluster.storage import Storage, UnusableStorage, open_storage, read_column
 from app.files.sources import NoImages
 from app.pipeline import Filter, UnknownLabel, build_filter
@@ -40,13 +40,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         model = settings.find_models()[0].absolute()
         detector = Detector(model, "cpu", 1)
         wanted = build_filter(settings, detector.metadata, parsed.threshold, parsed.limit, parsed.labels)
+        origin = describe_origin(detector.metadata, wanted)
         photos, found = open_storage(parsed.photos), open_storage(parsed.found)
-        names, missing = _find_missing(photos, found)
+        names, missing = _find_missing(photos, found, origin)
         print(f"{names} photos, {names - len(missing)} of them done", file=sys.stderr)
         if missing:
             _connect()
             _find_objects(parsed, settings, detector, wanted, photos, found, missing)
-        problems = read_column(found, "problem")
+        problems = read_column(found, "problem", origin)
     except (
         *(InvalidSettings, InvalidModel, ProviderUnavailable, UnknownLabel, NoImages, UnusableStorage),
         *(TooManyActors, OSError),
@@ -84,12 +85,12 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _find_missing(photos: Storage, found: Storage) -> tuple[int, pa.Array]:
+def _find_missing(photos: Storage, found: Storage, origin: str) -> tuple[int, pa.Array]:
     """Returns the number of photos, and the names of those without a row; raises `NoImages`."""
     names = pa.array([photos.prefix + file.path for file in photos.list_files(SUFFIXES)], pa.string())
     if not len(names):
         raise NoImages(f"{photos.prefix}{photos.path}: no photos in this folder")
-    done = read_column(found, "file")
+    done = read_column(found, "file", origin)
     return len(names), names.filter(pc.invert(pc.is_in(names, done)))
 
 
@@ -116,8 +117,8 @@ def _find_objects(
     reader = ReadPhotos(photos.filesystem, photos.prefix, shapes, settings.max_image_bytes, settings.max_pixels)
     (
         ray.data.from_arrow(parts)
-        # in separate tasks if there are GPUs; otherwise Ray fuses it into the actors
-        .map_batches(reader, batch_format="numpy", num_cpus=1)
+        # in separate tasks if there are GPUs; otherwise Ray fuses it into the actors, whose resources it must equal
+        .map_batches(reader, batch_format="numpy", num_cpus=1 if parsed.gpus else parsed.cpus)
         .map_batches(
             FindObjects,
             fn_constructor_args=(detector.path, settings.provider, parsed.cpus, wanted, shapes),
@@ -138,7 +139,7 @@ def _find_objects(
 
 def _count_actors(parsed: argparse.Namespace) -> int:
     resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    fitting = resources.get("CPU", 0) / parsed.cpus
+    fitting = (resources.get("CPU", 0) - bool(parsed.gpus)) / parsed.cpus  # with GPUs, tasks need a CPU to read photos
     if parsed.gpus:
         fitting = min(fitting, resources.get("GPU", 0) / parsed.gpus)
     if (parsed.actors or 1) > fitting:

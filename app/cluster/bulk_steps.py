@@ -12,6 +12,7 @@ from pyarrow import fs
 
 from app.answers import describe_detections
 from app.body import BodyTooLarge, EmptyBody, check_file_size
+from app.cluster.storage import ORIGIN
 from app.errors import PROBLEM_KINDS
 from app.pipeline import Filter
 from model.canvas import prepare
@@ -79,7 +80,7 @@ class FindObjects:
         self._detector = Detector(model, provider, threads)
         self._wanted = wanted
         self._shapes = shapes
-        self._schema = make_schema(self._detector.metadata)
+        self._schema = make_schema(self._detector.metadata, wanted)
 
     def __call__(self, batch: Batch) -> pa.Table:
         """Computes one batch; skips photos with a problem."""
@@ -108,7 +109,15 @@ class FindObjects:
         return {"width": letterbox.photo_width, "height": letterbox.photo_height, "detections": detections}
 
 
-def make_schema(metadata: Metadata) -> pa.Schema:
+def describe_origin(metadata: Metadata, wanted: Filter) -> str:
+    """Returns in words what a row depends on besides its photo."""
+    labels = "all labels"
+    if wanted.labels is not None:
+        labels = "labels " + ", ".join(metadata.labels[index] for index in sorted(set(wanted.labels)))
+    return f"model {metadata.name}, threshold {wanted.threshold}, limit {wanted.limit}, {labels}"
+
+
+def make_schema(metadata: Metadata, wanted: Filter) -> pa.Schema:
     """Returns the schema of the Parquet files: one row per photo, with a list of detections or a problem."""
     edges = [pa.field(name, pa.float32()) for name in ("x_min", "y_min", "x_max", "y_max")]
     detection = [pa.field("label", pa.string()), pa.field("label_id", pa.int64()), pa.field("score", pa.float32())]
@@ -125,5 +134,6 @@ def make_schema(metadata: Metadata) -> pa.Schema:
             "detections": pa.list_(pa.struct(detection)),
             "problem": pa.string(),
             "detail": pa.string(),
-        }
+        },
+        {ORIGIN: describe_origin(metadata, wanted)},
     )

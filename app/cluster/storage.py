@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import os
 from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
@@ -11,6 +12,7 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 _CONCURRENT_READS = 16  # from an object store
+ORIGIN = "origin"  # key in a file's metadata: what its rows are from
 
 
 class UnusableStorage(Exception):
@@ -28,42 +30,49 @@ class Storage:
     def list_files(self, suffixes: Collection[str]) -> list[fs.FileInfo]:
         """Returns the files with these suffixes, recursively, sorted by path, without hidden ones.
 
-        Empty if the folder does not exist.
+        Empty if the folder does not exist; raises `UnusableStorage` for a name that is not UTF-8, as Parquet requires.
         """
         selector = fs.FileSelector(self.path, recursive=True, allow_not_found=True)
-        return sorted(
-            (
-                file
-                for file in self.filesystem.get_file_info(selector)
-                if file.is_file
-                and PurePosixPath(file.path).suffix.lower() in suffixes
-                and not any(part.startswith(".") for part in PurePosixPath(file.path).relative_to(self.path).parts)
-            ),
-            key=lambda file: file.path,
-        )
+        try:
+            return sorted(
+                (
+                    file
+                    for file in self.filesystem.get_file_info(selector)
+                    if file.is_file
+                    and PurePosixPath(file.path).suffix.lower() in suffixes
+                    and not any(part.startswith(".") for part in PurePosixPath(file.path).relative_to(self.path).parts)
+                ),
+                key=lambda file: file.path,
+            )
+        except UnicodeDecodeError as error:
+            raise UnusableStorage(f"{self.path}: a file's name is not UTF-8, rename it: {error.object!r}") from error
 
 
 def open_storage(name: str) -> Storage:
     """Opens a path, or a URI that pyarrow supports, such as s3://bucket/folder; raises `UnusableStorage`."""
     scheme, separator, _ = name.partition("://")
     try:
-        filesystem, path = fs.FileSystem.from_uri(name if separator else str(Path(name).absolute()))
-    except (pa.ArrowInvalid, OSError) as error:
+        filesystem, path = fs.FileSystem.from_uri(name if separator else os.path.normpath(Path(name).absolute()))
+    except (pa.ArrowInvalid, OSError, UnicodeEncodeError) as error:
         raise UnusableStorage(f"{name}: {error}") from error
     return Storage(filesystem, path, "" if scheme == "file" or not separator else scheme + separator)
 
 
-def read_column(storage: Storage, column: str) -> pa.ChunkedArray:
+def read_column(storage: Storage, column: str, origin: str) -> pa.ChunkedArray:
     """Returns one text column of all Parquet files; deletes truncated files, which a killed run leaves behind.
 
-    Raises `UnusableStorage` if a file lacks the column.
+    Raises `UnusableStorage` if a file lacks the column, or its metadata say that its rows are from another origin.
     """
 
     def read(file: fs.FileInfo) -> pa.ChunkedArray:
         try:
             with storage.filesystem.open_input_file(file.path) as stream, pq.ParquetFile(stream) as parquet:
-                if column not in parquet.schema_arrow.names:
+                schema = parquet.schema_arrow
+                if column not in schema.names:
                     raise UnusableStorage(f"{file.path}: it has no column {column!r}: use a separate folder")
+                actual = (schema.metadata or {}).get(ORIGIN.encode(), origin.encode()).decode()
+                if actual != origin:
+                    raise UnusableStorage(f"{file.path}: its rows are from {actual}: use another folder")
                 return parquet.read(columns=[column]).column(column)
         except pa.ArrowInvalid:  # the footer, written last, is missing
             with contextlib.suppress(FileNotFoundError):

@@ -22,7 +22,7 @@ def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="package")
 def ray_environment() -> Iterator[Mapping[str, str]]:
-    """Environment variables for commands to reach a Ray cluster of four CPUs, which runs for these tests."""
+    """Environment variables to reach a Ray cluster of four CPUs and two GPUs, which runs for these tests."""
     pytest.importorskip("ray")
     if not Path("/proc/self").exists():
         pytest.skip("needs /proc to find the processes that Ray leaves running")

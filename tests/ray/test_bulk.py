@@ -63,7 +63,9 @@ def test_two_actors_give_the_results_of_the_detect_command(start: Start, tmp_pat
     (photos / "empty.jpg").touch()
     (photos / "notes.txt").write_text("no photo")
     (photos / ".hidden.jpg").write_bytes(BROKEN)
-    status, output, errors = finish(start("bulk", photos, found, "--actors", "2", "--photos-per-file", "16"))
+    status, output, errors = finish(
+        start("bulk", photos, found, "--actors", "2", "--cpus", "2", "--photos-per-file", "16")
+    )
     assert status == 1, errors
     assert "42 photos, 0 of them done" in errors and f"42 photos in {found}, 2 of them with a problem" in errors
     rows = read(found)
@@ -88,8 +90,14 @@ def test_two_actors_give_the_results_of_the_detect_command(start: Start, tmp_pat
     assert sorted(found.iterdir()) == before
 
     (photos / "later.png").write_bytes(PHOTO_PNG)
-    options = ("--labels", "green", "--limit", "1", "--threshold", "0.5")
+    options = ("--labels", "green", "--limit", "1", "--threshold", "0.5", "--gpus", "0.5")
     status, _, errors = finish(start("bulk", photos, found, *options))
+    origin = "model colours, threshold 0.3, limit 100, all labels"
+    assert status == 2 and f"its rows are from {origin}: use another folder" in errors
+
+    for file in found.glob("*.parquet"):  # as earlier versions wrote them
+        pq.write_table(pq.read_table(file).replace_schema_metadata(), file)
+    status, _, errors = finish(start("bulk", photos / "deep" / "..", found, *options))
     assert status == 1 and "43 photos, 42 of them done" in errors
     [later] = [row for row in read(found) if row not in rows]
     assert later["file"] == str(photos / "later.png") and [each["label"] for each in later["detections"]] == ["green"]
@@ -126,6 +134,10 @@ def test_rerun_after_a_kill_computes_the_missing_photos(start: Start, tmp_path: 
         (
             ("photos", "found", "--actors", "99"),
             "there is room for 4 actors with 1 CPUs and 0 GPUs each: lower --actors",
+        ),
+        (
+            ("photos", "found", "--actors", "4", "--gpus", "0.5"),
+            "there is room for 3 actors with 1 CPUs and 0.5 GPUs each: lower --actors",
         ),
         (("nowhere", "found"), "no photos in this folder"),
         (("nonsense://photos", "found"), "nonsense://photos: Unrecognized filesystem"),
