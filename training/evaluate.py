@@ -66,12 +66,11 @@ def _detect_at(
 
 
 def split_batch(found: codec.Detections) -> list[Detections]:
-    """Splits a batch of B images with K detections each into B `Detections` (arrays, in input pixels)."""
+    """Splits a batch of B images with K rows each into B `Detections` without padding (arrays, in input pixels)."""
     boxes, scores, labels = (each.cpu().numpy() for each in (found.boxes, found.scores, found.labels))
     keypoints = [None] * len(boxes) if found.keypoints is None else found.keypoints.cpu().numpy()
     return [
-        Detections(boxes_xyxy=boxes[row], scores=scores[row], labels=labels[row], keypoints=keypoints[row])
-        for row in range(len(boxes))
+        Detections(boxes[row], scores[row], labels[row], keypoints[row]).without_padding() for row in range(len(boxes))
     ]
 
 

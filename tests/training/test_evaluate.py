@@ -8,7 +8,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from model.cells import DenseMap
-from model.codec import encode
+from model.codec import decode, encode
 from model.detector import Detections
 from model.heads import HeadMaps, KeypointMaps
 from tests.training.configs import small_config
@@ -17,7 +17,7 @@ from training.__main__ import main
 from training.checkpoint import Checkpoint, build_network
 from training.datasets.dataset import Dataset, InvalidDataset
 from training.datasets.load import load_dataset
-from training.evaluate import detect_with_network
+from training.evaluate import detect_with_network, split_batch
 from training.test_time_augmentation import TestTimeAugmentation, soft_nms
 
 
@@ -46,6 +46,18 @@ class Oracle(nn.Module):
         logits = torch.logit(targets.heatmap.clamp(1e-4, 1 - 1e-4))
         heatmap, *boxes = (each.expand(len(images), *each.shape) for each in (logits, targets.size, targets.offset))
         return HeadMaps(heatmap, *map(DenseMap, boxes))
+
+
+def test_suppressed_boxes_are_no_detections() -> None:
+    boxes = torch.tensor([[40.0, 40.0, 70.0, 70.0], [44.0, 40.0, 74.0, 70.0]])  # their IoU is 0.76
+    none = torch.zeros(2, dtype=torch.int64), torch.zeros(2, dtype=torch.bool), torch.zeros(2, 0, 3)
+    targets = encode(boxes, *none, 1, (80, 80), stride=2)
+    heatmap = torch.logit(targets.heatmap.clamp(1e-4, 1 - 1e-4))[None]
+    maps = HeadMaps(heatmap, DenseMap(targets.size[None]), DenseMap(targets.offset[None]))
+    for stride, count in ((4, 2), (2, 1)):  # only finer strides than 4 have NMS
+        [found] = split_batch(decode(maps, stride=stride))
+        assert (np.ptp(found.boxes_xyxy[:, ::2], axis=1) > 0).sum() == count  # boxes of other cells are points
+        assert found.scores.min() > 0
 
 
 def test_photos_that_contradict_the_annotations_are_named(dataset: Dataset, tmp_path: Path) -> None:
