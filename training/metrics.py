@@ -25,11 +25,11 @@ class Metrics:
     ap_medium: float | None
     ap_large: float | None  # area above 96 x 96 pixels
     by_class: dict[str, tuple[float, float]]  # label → AP and AP50
-    keypoints: KeypointMetrics | None = None  # None if the data has no keypoints
+    keypoints: KeypointMetrics | None = None  # None if the data has no annotated keypoints
 
     @property
     def task_ap(self) -> float:
-        """AP that selects the best checkpoint: keypoint AP if the data has keypoints, else box AP."""
+        """AP that selects the best checkpoint: keypoint AP if the data has annotated keypoints, else box AP."""
         return self.keypoints.ap if self.keypoints else self.ap
 
     def __str__(self) -> str:
@@ -63,7 +63,7 @@ def measure(dataset: Dataset, detections: list[Detections]) -> Metrics:
         for photo, found in zip(dataset.photos, detections, strict=True)
         for (x0, y0, x1, y1), score, label in zip(found.boxes_xyxy, found.scores, found.labels, strict=True)
     ]
-    keypoints = measure_keypoints(dataset, detections) if dataset.skeleton.joints else None
+    keypoints = measure_keypoints(dataset, detections) if dataset.labels_with_keypoints else None
     if not rows:
         zeros = dict.fromkeys(dataset.labels, (0.0, 0.0))
         return Metrics(0.0, 0.0, 0.0, None, None, None, by_class=zeros, keypoints=keypoints)

@@ -178,6 +178,12 @@ def load_data(config: Config, processes: Processes, console: Console) -> tuple[D
     console.print(f"{len(train_set.photos)} photos to train on, {len(val_set.photos)} to validate on")
     if train_set.skeleton.joints:
         console.print(train_set.skeleton.describe_mirroring(), soft_wrap=True, highlight=False)
+        if not val_set.labels_with_keypoints:
+            console.print(
+                f"{val_set.annotations_path}: has no annotated keypoints, so the best weights are those with the best"
+                " box AP",
+                soft_wrap=True,
+            )
     return train_set, val_set
 
 
