@@ -38,7 +38,6 @@ class Progress:
 
 def train(config: Config, resume: bool, console: Console, processes: Processes = SINGLE_PROCESS) -> Path:
     """Starts or resumes the run of `config` and returns the best checkpoint's path; every process calls this."""
-    config = config.for_overfitting()
     train_set, val_set = load_data(config, processes, console)
     processes.check_batch_size(config)
     learner = Learner(config, train_set, processes, console)
