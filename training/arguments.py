@@ -46,7 +46,8 @@ def build_parser() -> argparse.ArgumentParser:
     data.add_argument(
         "--annotations",
         type=Path,
-        help="COCO .json, VOC .txt or YOLO .yaml; default: the checkpoint's validation split",
+        help="data to measure AP on, by export also to calibrate scores on: COCO .json, VOC .txt or YOLO .yaml;"
+        " default: the checkpoint's validation split",
     )
     data.add_argument("--images", type=Path, help="folder of the photos")
     evaluation = commands.add_parser(

@@ -169,8 +169,7 @@ def _evaluate(parsed: argparse.Namespace, console: Console) -> None:
         configuration, input_size = config.model_dump(mode="json") | {"test_time": tta}, config.input_size
     metrics = measure(dataset, found)
     metrics.print(console)
-    if undetected := [label for label in metrics.by_class if label not in labels]:
-        console.print(f"counted with an AP of 0, as the model lacks them: {', '.join(undetected)}", soft_wrap=True)
+    metrics.print_undetected(name, labels, console)
     as_voc = measure_as_voc(dataset, found)
     console.print(f"VOC mAP: {as_voc.eleven_points:.1f} by 11 points (2007), {as_voc.area:.1f} by area (2010)")
     console.print(f"crowds: {measure_crowds(dataset, found, input_size)}", soft_wrap=True)

@@ -1,6 +1,7 @@
 """COCO average precision, by faster-coco-eval."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 from faster_coco_eval import COCO, COCOeval_faster
@@ -48,6 +49,12 @@ class Metrics:
         if self.keypoints:
             keypoints = self.keypoints
             console.print(f"keypoints: AP {keypoints.ap:.1f}, AP50 {keypoints.ap50:.1f}, AP75 {keypoints.ap75:.1f}")
+
+    def print_undetected(self, name: str, labels: Sequence[str], console: Console) -> None:
+        """Prints which of the data's classes the model `name` with `labels` cannot detect, if any."""
+        if undetected := [label for label in self.by_class if label not in labels]:
+            classes = ", ".join(undetected)
+            console.print(f"{name}: counted with an AP of 0, as the model lacks them: {classes}", soft_wrap=True)
 
 
 def measure(dataset: Dataset, detections: list[Detections]) -> Metrics:
