@@ -104,7 +104,8 @@ def detect_with_checkpoint(
     """
     indices = _match_labels(checkpoint.labels, checkpoint.skeleton, dataset)
     stride, workers = network.backbone.coarsest_stride, checkpoint.config.workers
-    found = detect_with_network(network, dataset, size, workers, console, tta, stride)
+    photos = dataclasses.replace(dataset, skeleton=checkpoint.skeleton)  # whose sides a mirrored image swaps
+    found = detect_with_network(network, photos, size, workers, console, tta, stride)
     return [_relabel(each, indices) for each in found]
 
 

@@ -11,13 +11,14 @@ from model.cells import DenseMap
 from model.codec import decode, encode
 from model.detector import Detections
 from model.heads import HeadMaps, KeypointMaps
+from model.skeleton import Skeleton
 from tests.training.configs import small_config
 from tests.training.joints import add_joints
 from training.__main__ import main
 from training.checkpoint import Checkpoint, build_network
 from training.datasets.dataset import Dataset, InvalidDataset
 from training.datasets.load import load_dataset
-from training.evaluate import detect_with_network, split_batch
+from training.evaluate import detect_with_checkpoint, detect_with_network, split_batch
 from training.test_time_augmentation import TestTimeAugmentation, soft_nms
 
 
@@ -126,6 +127,16 @@ def test_flip_swaps_left_and_right_keypoints(shapes: Path, tmp_path: Path, flip:
         expected = np.array([[26, 30], [90, 42]]) / 128 * photo.width
         np.testing.assert_allclose(each.keypoints[0, :, :2], expected, atol=0.1)
         assert each.keypoints[0, :, 2].min() > 0.99
+
+
+def test_flip_of_keypoints_needs_none_in_the_data(dataset: Dataset, tmp_path: Path) -> None:
+    config = small_config(tmp_path, tmp_path)
+    network = build_network(config, 3, joint_count=2)
+    skeleton = Skeleton(("left_corner", "right_corner"))
+    checkpoint = Checkpoint(config, dataset.labels, dataset.label_ids, {}, 0, "0", skeleton=skeleton)
+    tta = TestTimeAugmentation(flip=True)
+    found = detect_with_checkpoint(checkpoint, network, dataset, 64, Console(quiet=True), tta)
+    assert all(each.keypoints is not None and each.keypoints.shape[1:] == (2, 3) for each in found)
 
 
 def test_soft_nms_lowers_scores_of_overlapping_boxes_of_a_class() -> None:
