@@ -109,6 +109,13 @@ def _check_writable(flag: str, file: Path | None) -> None:
         raise InvalidConfig(f"{flag}: {file.parent} is not writable by user {os.getuid()}")
 
 
+def _check_new(checkpoint: Path) -> None:
+    """Does `_check_writable` for a checkpoint, and raises `InvalidConfig` if it exists."""
+    _check_writable("OUTPUT.pt", checkpoint)
+    if checkpoint.exists():
+        raise InvalidConfig(f"{checkpoint} exists: give the output file last, or remove it")
+
+
 def _export_best(best: Path, target: Path, console: Console) -> None:
     checkpoint = load_checkpoint(best)
     export(checkpoint, load_split(checkpoint.config, "val"), _model_path(target, checkpoint.config.name), console)
@@ -197,9 +204,7 @@ def _report_path(target: Path) -> Path:
 def _average(parsed: argparse.Namespace, console: Console) -> None:
     if len(parsed.checkpoints) < 2:
         raise InvalidConfig("average: needs at least two checkpoints, then the output file")
-    _check_writable("OUTPUT.pt", parsed.output)
-    if parsed.output.exists():
-        raise InvalidConfig(f"{parsed.output} exists: give the output file last, or remove it")
+    _check_new(parsed.output)
     average_checkpoints(parsed.checkpoints).save(parsed.output)
     console.print(f"wrote {parsed.output}, the average of {len(parsed.checkpoints)} checkpoints; not evaluated yet")
 
@@ -215,6 +220,7 @@ def _models(parsed: argparse.Namespace, console: Console) -> None:
 
 
 def _import(parsed: argparse.Namespace, console: Console) -> None:
+    _check_new(parsed.output)
     checkpoint, official = import_weights(parsed.weights, parsed.name or parsed.output.stem, parsed.input_size)
     checkpoint.save(parsed.output)
     config = checkpoint.config
