@@ -42,6 +42,10 @@ class Detections:
         keypoints = None if self.keypoints is None else self.keypoints[keep]
         return Detections(self.boxes_xyxy[keep], self.scores[keep], self.labels[keep], keypoints)
 
+    def without_padding(self) -> "Detections":
+        """Returns the rows before those of score 0, which a network outputs where it has no more peaks."""
+        return self.select(slice(np.count_nonzero(self.scores)))
+
 
 class Detector:
     """An exported model in ONNX Runtime sessions on `provider`; "auto" is CUDA if it works, otherwise the CPU.
@@ -121,8 +125,7 @@ class Detector:
         for indices in indices_by_shape.values():
             outputs = self._run(session, [canvases[index] for index in indices])
             for index, *rows in zip(indices, *outputs, strict=True):
-                padded = Detections(*rows)
-                found[index] = padded.select(slice(np.count_nonzero(padded.scores)))  # rows of score 0 are padding
+                found[index] = Detections(*rows).without_padding()
         return [found[index] for index in range(len(canvases))]
 
     def stop(self) -> None:

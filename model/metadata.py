@@ -21,9 +21,9 @@ class Metadata:
     `labels[i]` is the name of class i, and `label_ids[i]` its category id in the data set that the model was trained
     on. `input_height` and `input_width` are pixels. If `size_step` is a number, they are maxima, and the graph takes
     all heights and widths that are multiples of it. `stride` is input pixels per cell. `ap` and `ap50` are COCO's AP
-    and AP50 in per cent on the validation split of `dataset`, or None if not measured; `keypoint_ap` is AP by object
-    keypoint similarity for the joints of `skeleton`. `threshold` is the minimum score with the best F1 there. `recipe`
-    contains the training settings that differ from the defaults.
+    and AP50 in per cent on the photos that `export` was given, by default the validation split of `dataset`, or None if
+    not measured; `keypoint_ap` is AP by object keypoint similarity for the joints of `skeleton`. `threshold` is the
+    minimum score with the best F1 there. `recipe` contains the training settings that differ from the defaults.
     """
 
     name: str

@@ -46,7 +46,8 @@ def build_parser() -> argparse.ArgumentParser:
     data.add_argument(
         "--annotations",
         type=Path,
-        help="COCO .json, VOC .txt or YOLO .yaml; default: the checkpoint's validation split",
+        help="data to measure AP on, by export also to calibrate scores on: COCO .json, VOC .txt or YOLO .yaml;"
+        " default: the checkpoint's validation split",
     )
     data.add_argument("--images", type=Path, help="folder of the photos")
     evaluation = commands.add_parser(
@@ -72,7 +73,7 @@ def build_parser() -> argparse.ArgumentParser:
     evaluation.add_argument("--soft-nms", action="store_true", help="apply soft-NMS for a single scale too")
     averaging = commands.add_parser("average", help="average the weights of runs that started from the same weights")
     averaging.add_argument("checkpoints", type=Path, nargs="+", metavar="CHECKPOINT")
-    averaging.add_argument("output", type=Path, metavar="OUTPUT.pt")
+    averaging.add_argument("output", type=_read_checkpoint, metavar="OUTPUT.pt")
     comparing = commands.add_parser("compare", parents=[data], help="compare AP and speed of exported models")
     comparing.add_argument("models", type=Path, nargs="+", metavar="MODEL.onnx")
     comparing.add_argument(
@@ -106,7 +107,7 @@ def build_parser() -> argparse.ArgumentParser:
         "import", help="convert published CenterNet weights to a checkpoint to evaluate and export"
     )
     importing.add_argument("weights", type=Path, metavar="PUBLISHED.pth", help="the authors' or mmdetection's file")
-    importing.add_argument("output", type=Path, metavar="OUTPUT.pt")
+    importing.add_argument("output", type=_read_checkpoint, metavar="OUTPUT.pt")
     importing.add_argument("--name", help="run name in the checkpoint; default: the output file's name")
     importing.add_argument("--input-size", type=int, default=512, help="pixels; default: 512, as published")
     inspecting = commands.add_parser("inspect", help="check and visualise a data set; --key value as for train")
@@ -158,6 +159,10 @@ def _read_chart(text: str) -> Path:
 
 def _read_model(text: str) -> Path:
     return _read_path(text, (".onnx",))
+
+
+def _read_checkpoint(text: str) -> Path:
+    return _read_path(text, (".pt",))
 
 
 def _read_path(text: str, suffixes: tuple[str, ...]) -> Path:

@@ -109,6 +109,13 @@ def _check_writable(flag: str, file: Path | None) -> None:
         raise InvalidConfig(f"{flag}: {file.parent} is not writable by user {os.getuid()}")
 
 
+def _check_new(checkpoint: Path) -> None:
+    """Does `_check_writable` for a checkpoint, and raises `InvalidConfig` if it exists."""
+    _check_writable("OUTPUT.pt", checkpoint)
+    if checkpoint.exists():
+        raise InvalidConfig(f"{checkpoint} exists: give the output file last, or remove it")
+
+
 def _export_best(best: Path, target: Path, console: Console) -> None:
     checkpoint = load_checkpoint(best)
     export(checkpoint, load_split(checkpoint.config, "val"), _model_path(target, checkpoint.config.name), console)
@@ -169,8 +176,7 @@ def _evaluate(parsed: argparse.Namespace, console: Console) -> None:
         configuration, input_size = config.model_dump(mode="json") | {"test_time": tta}, config.input_size
     metrics = measure(dataset, found)
     metrics.print(console)
-    if undetected := [label for label in metrics.by_class if label not in labels]:
-        console.print(f"counted with an AP of 0, as the model lacks them: {', '.join(undetected)}", soft_wrap=True)
+    metrics.print_undetected(name, labels, console)
     as_voc = measure_as_voc(dataset, found)
     console.print(f"VOC mAP: {as_voc.eleven_points:.1f} by 11 points (2007), {as_voc.area:.1f} by area (2010)")
     console.print(f"crowds: {measure_crowds(dataset, found, input_size)}", soft_wrap=True)
@@ -198,9 +204,7 @@ def _report_path(target: Path) -> Path:
 def _average(parsed: argparse.Namespace, console: Console) -> None:
     if len(parsed.checkpoints) < 2:
         raise InvalidConfig("average: needs at least two checkpoints, then the output file")
-    _check_writable("OUTPUT.pt", parsed.output)
-    if parsed.output.exists():
-        raise InvalidConfig(f"{parsed.output} exists: give the output file last, or remove it")
+    _check_new(parsed.output)
     average_checkpoints(parsed.checkpoints).save(parsed.output)
     console.print(f"wrote {parsed.output}, the average of {len(parsed.checkpoints)} checkpoints; not evaluated yet")
 
@@ -216,6 +220,7 @@ def _models(parsed: argparse.Namespace, console: Console) -> None:
 
 
 def _import(parsed: argparse.Namespace, console: Console) -> None:
+    _check_new(parsed.output)
     checkpoint, official = import_weights(parsed.weights, parsed.name or parsed.output.stem, parsed.input_size)
     checkpoint.save(parsed.output)
     config = checkpoint.config

@@ -38,6 +38,7 @@ def compare(
     points = []
     for detector, taken in zip(detectors, milliseconds, strict=True):
         metrics = measure(dataset, detect_with_model(detector, dataset, console))
+        metrics.print_undetected(detector.metadata.name, detector.metadata.labels, console)
         points.append(Point(detector.metadata.name, round(metrics.ap, 2), round(metrics.ap50, 2), round(taken, 2)))
     table = Table("", "AP", "AP50", "ms/photo", "MB", caption=f"median on one thread of {name_processor()}")
     sizes = [f"{path.stat().st_size / 1e6:.1f}" for path in paths]

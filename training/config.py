@@ -74,7 +74,11 @@ class Config(BaseModel):
         0.1, ge=0, description="weight of the size's L1, summed over width and height; the authors' code: 0.05"
     )
     giou_weight: float = Field(2.0, ge=0, description="weight of the boxes' GIoU loss")
-    dense_boxes: bool = Field(True, description="regress boxes from every cell under a Gaussian, not only its centre")
+    dense_boxes: bool = Field(
+        True,
+        description="regress boxes, if giou_weight is above 0, and keypoints from every cell under a Gaussian, not only"
+        " its centre",
+    )
     keypoint_weight: float = Field(0.1, gt=0, description="weight of the L1 from centre to keypoints; the paper: 1")
     keypoint_heatmap_weight: float = Field(1.0, gt=0, description="weight of the keypoints' heatmap loss")
     keypoint_offset_weight: float = Field(1.0, gt=0, description="weight of the L1 of a keypoint's offset in its cell")

@@ -12,7 +12,7 @@ from training.config import Config, InvalidConfig
 
 
 def load_config(path: Path, overrides: Mapping[str, str]) -> Config:
-    """Reads a TOML file and applies `overrides`; raises `InvalidConfig` naming the invalid settings."""
+    """Reads a TOML file and applies `overrides` and `overfit`; raises `InvalidConfig` naming the invalid settings."""
     try:
         settings = tomllib.loads(path.read_text("utf-8-sig"))  # editors on Windows may begin it with a BOM
     except FileNotFoundError:
@@ -22,7 +22,7 @@ def load_config(path: Path, overrides: Mapping[str, str]) -> Config:
     except ValueError as error:  # of TOML or of UTF-8
         raise InvalidConfig(f"{path}: not valid TOML in UTF-8: {error}") from error
     try:
-        return make_config(settings | dict(overrides))
+        return make_config(settings | dict(overrides)).for_overfitting()
     except InvalidConfig as fault:
         raise InvalidConfig(f"{path}: {fault}") from fault
 

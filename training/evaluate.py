@@ -66,12 +66,11 @@ def _detect_at(
 
 
 def split_batch(found: codec.Detections) -> list[Detections]:
-    """Splits a batch of B images with K detections each into B `Detections` (arrays, in input pixels)."""
+    """Splits a batch of B images with K rows each into B `Detections` without padding (arrays, in input pixels)."""
     boxes, scores, labels = (each.cpu().numpy() for each in (found.boxes, found.scores, found.labels))
     keypoints = [None] * len(boxes) if found.keypoints is None else found.keypoints.cpu().numpy()
     return [
-        Detections(boxes_xyxy=boxes[row], scores=scores[row], labels=labels[row], keypoints=keypoints[row])
-        for row in range(len(boxes))
+        Detections(boxes[row], scores[row], labels[row], keypoints[row]).without_padding() for row in range(len(boxes))
     ]
 
 
@@ -105,7 +104,8 @@ def detect_with_checkpoint(
     """
     indices = _match_labels(checkpoint.labels, checkpoint.skeleton, dataset)
     stride, workers = network.backbone.coarsest_stride, checkpoint.config.workers
-    found = detect_with_network(network, dataset, size, workers, console, tta, stride)
+    photos = dataclasses.replace(dataset, skeleton=checkpoint.skeleton)  # whose sides a mirrored image swaps
+    found = detect_with_network(network, photos, size, workers, console, tta, stride)
     return [_relabel(each, indices) for each in found]
 
 

@@ -53,9 +53,8 @@ def export(
     Raises `InvalidConfig`, `ParityFailure` or `PrecisionLoss`, and then writes nothing.
     """
     network, config = checkpoint.build_network(), checkpoint.config
-    if input_size:
-        config = make_config(config.model_dump() | {"input_size": input_size})
-    size = config.input_size
+    size = make_config(config.model_dump() | {"input_size": input_size or config.input_size}).input_size
+    console.print(f"measuring on {len(dataset.photos)} photos of {dataset.annotations_path}", soft_wrap=True)
     _calibrate(network, checkpoint, dataset, size, console)
     metadata = Metadata(
         name=path.stem,
@@ -100,6 +99,7 @@ def export(
     finally:
         temporary.unlink(missing_ok=True)
     metrics.print(console)
+    metrics.print_undetected(path.stem, checkpoint.labels, console)
     console.print(f"wrote {path}, {path.stat().st_size / 1e6:.1f} MB")
     return metrics
 

@@ -37,9 +37,6 @@ def measure_keypoints(dataset: Dataset, detections: list[Detections]) -> Keypoin
 
     Objects without annotated keypoints do not count. Keypoints with COCO's names use COCO's sigmas, others 0.05.
     """
-    annotated_labels = {
-        label for p in dataset.photos for label in p.labels[(p.keypoints[..., 2] > 0).any(1)].tolist()
-    }  # other classes have nothing to compare with
     rows = [
         {
             "image_id": photo.id,
@@ -50,7 +47,7 @@ def measure_keypoints(dataset: Dataset, detections: list[Detections]) -> Keypoin
         for photo, found in zip(dataset.photos, detections, strict=True)
         if found.keypoints is not None
         for keypoints, score, label in zip(found.keypoints, found.scores, found.labels.tolist(), strict=True)
-        if label in annotated_labels
+        if label in dataset.labels_with_keypoints  # other classes have nothing to compare with
     ]
     if not rows:
         return KeypointMetrics(0.0, 0.0, 0.0)
@@ -59,7 +56,7 @@ def measure_keypoints(dataset: Dataset, detections: list[Detections]) -> Keypoin
     evaluation = COCOeval_faster(
         ground_truth, ground_truth.loadRes(rows), "keypoints", print_function=lambda *_: None, kpt_oks_sigmas=sigmas
     )
-    evaluation.params.catIds = [dataset.label_ids[label] for label in sorted(annotated_labels)]
+    evaluation.params.catIds = [dataset.label_ids[label] for label in sorted(dataset.labels_with_keypoints)]
     evaluation.run()
     ap, ap50, ap75 = (max(0.0, float(value)) * 100 for value in evaluation.stats[:3])
     return KeypointMetrics(ap, ap50, ap75)

@@ -1,6 +1,7 @@
 """COCO average precision, by faster-coco-eval."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 from faster_coco_eval import COCO, COCOeval_faster
@@ -25,11 +26,11 @@ class Metrics:
     ap_medium: float | None
     ap_large: float | None  # area above 96 x 96 pixels
     by_class: dict[str, tuple[float, float]]  # label → AP and AP50
-    keypoints: KeypointMetrics | None = None  # None if the data has no keypoints
+    keypoints: KeypointMetrics | None = None  # None if the data has no annotated keypoints
 
     @property
     def task_ap(self) -> float:
-        """AP that selects the best checkpoint: keypoint AP if the data has keypoints, else box AP."""
+        """AP that selects the best checkpoint: keypoint AP if the data has annotated keypoints, else box AP."""
         return self.keypoints.ap if self.keypoints else self.ap
 
     def __str__(self) -> str:
@@ -49,6 +50,12 @@ class Metrics:
             keypoints = self.keypoints
             console.print(f"keypoints: AP {keypoints.ap:.1f}, AP50 {keypoints.ap50:.1f}, AP75 {keypoints.ap75:.1f}")
 
+    def print_undetected(self, name: str, labels: Sequence[str], console: Console) -> None:
+        """Prints which of the data's classes the model `name` with `labels` cannot detect, if any."""
+        if undetected := [label for label in self.by_class if label not in labels]:
+            classes = ", ".join(undetected)
+            console.print(f"{name}: counted with an AP of 0, as the model lacks them: {classes}", soft_wrap=True)
+
 
 def measure(dataset: Dataset, detections: list[Detections]) -> Metrics:
     """Computes COCO AP of `detections`, one per photo of `dataset`, in its order; at most 100 count per photo."""
@@ -63,7 +70,7 @@ def measure(dataset: Dataset, detections: list[Detections]) -> Metrics:
         for photo, found in zip(dataset.photos, detections, strict=True)
         for (x0, y0, x1, y1), score, label in zip(found.boxes_xyxy, found.scores, found.labels, strict=True)
     ]
-    keypoints = measure_keypoints(dataset, detections) if dataset.skeleton.joints else None
+    keypoints = measure_keypoints(dataset, detections) if dataset.labels_with_keypoints else None
     if not rows:
         zeros = dict.fromkeys(dataset.labels, (0.0, 0.0))
         return Metrics(0.0, 0.0, 0.0, None, None, None, by_class=zeros, keypoints=keypoints)

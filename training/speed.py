@@ -50,7 +50,6 @@ def prepare_run(config: Config, processes: Processes, console: Console) -> tuple
 
     Images have the run's largest size. Raises the errors of the start of a run.
     """
-    config = config.for_overfitting()
     config = config.model_copy(update={"first_train_size": 0})
     train_set, _ = load_data(config, processes, console)
     processes.check_batch_size(config)

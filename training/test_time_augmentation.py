@@ -63,7 +63,7 @@ def soft_nms(several: Sequence[Detections]) -> Detections:
     Keeps as many detections as the largest set has. Source: arXiv 1704.04503, Gaussian with sigma 0.5.
     """
     together = _concatenate(several)
-    merged = []
+    merged = [together.select(slice(0))]
     for label in np.unique(together.labels):
         rows = np.flatnonzero(together.labels == label)
         corners = (together.boxes_xyxy[rows] * _SUBPIXELS).round().astype(int)

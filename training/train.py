@@ -38,7 +38,6 @@ class Progress:
 
 def train(config: Config, resume: bool, console: Console, processes: Processes = SINGLE_PROCESS) -> Path:
     """Starts or resumes the run of `config` and returns the best checkpoint's path; every process calls this."""
-    config = config.for_overfitting()
     train_set, val_set = load_data(config, processes, console)
     processes.check_batch_size(config)
     learner = Learner(config, train_set, processes, console)
@@ -178,6 +177,12 @@ def load_data(config: Config, processes: Processes, console: Console) -> tuple[D
     console.print(f"{len(train_set.photos)} photos to train on, {len(val_set.photos)} to validate on")
     if train_set.skeleton.joints:
         console.print(train_set.skeleton.describe_mirroring(), soft_wrap=True, highlight=False)
+        if not val_set.labels_with_keypoints:
+            console.print(
+                f"{val_set.annotations_path}: has no annotated keypoints, so the best weights are those with the best"
+                " box AP",
+                soft_wrap=True,
+            )
     return train_set, val_set
 
 

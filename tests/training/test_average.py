@@ -39,6 +39,8 @@ def test_no_command_overwrites_a_checkpoint(shapes: Path, tmp_path: Path, capsys
     before = Path(paths[-1]).read_bytes()
     for command, message in (
         (["average", *paths], f"{paths[-1]} exists: give the output file last"),
+        (["import", *paths[1:]], f"{paths[-1]} exists: give the output file last"),
+        (["import", paths[0], str(tmp_path / "model.onnx")], "must end in .pt"),
         (["export", paths[0], paths[-1]], "must end in .onnx"),
     ):
         with pytest.raises(SystemExit, match="2"):

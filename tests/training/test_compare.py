@@ -57,6 +57,18 @@ def test_models_are_measured_and_plotted_beside_published_points(
     assert {"small", "large"} <= set(drawn.split())
 
 
+def test_categories_that_a_model_lacks_are_named(
+    models: list[Path], shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = json.loads((shapes / "val.json").read_text())
+    content["categories"].append({"id": 9, "name": "star"})
+    content["annotations"][0]["category_id"] = 9
+    (tmp_path / "stars.json").write_text(json.dumps(content))
+    data = ["--annotations", str(tmp_path / "stars.json"), "--images", str(shapes / "images")]
+    main(["compare", str(models[0]), *data])
+    assert "small: counted with an AP of 0, as the model lacks them: star\n" in capsys.readouterr().out
+
+
 def test_larger_input_takes_longer(models: list[Path], dataset: Dataset) -> None:
     detectors = [Detector(path, "cpu", threads=1) for path in models]
     small, large = time_interleaved(detectors, dataset.photos[:3])

@@ -8,16 +8,17 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from model.cells import DenseMap
-from model.codec import encode
+from model.codec import decode, encode
 from model.detector import Detections
 from model.heads import HeadMaps, KeypointMaps
+from model.skeleton import Skeleton
 from tests.training.configs import small_config
 from tests.training.joints import add_joints
 from training.__main__ import main
 from training.checkpoint import Checkpoint, build_network
 from training.datasets.dataset import Dataset, InvalidDataset
 from training.datasets.load import load_dataset
-from training.evaluate import detect_with_network
+from training.evaluate import detect_with_checkpoint, detect_with_network, split_batch
 from training.test_time_augmentation import TestTimeAugmentation, soft_nms
 
 
@@ -46,6 +47,18 @@ class Oracle(nn.Module):
         logits = torch.logit(targets.heatmap.clamp(1e-4, 1 - 1e-4))
         heatmap, *boxes = (each.expand(len(images), *each.shape) for each in (logits, targets.size, targets.offset))
         return HeadMaps(heatmap, *map(DenseMap, boxes))
+
+
+def test_suppressed_boxes_are_no_detections() -> None:
+    boxes = torch.tensor([[40.0, 40.0, 70.0, 70.0], [44.0, 40.0, 74.0, 70.0]])  # their IoU is 0.76
+    none = torch.zeros(2, dtype=torch.int64), torch.zeros(2, dtype=torch.bool), torch.zeros(2, 0, 3)
+    targets = encode(boxes, *none, 1, (80, 80), stride=2)
+    heatmap = torch.logit(targets.heatmap.clamp(1e-4, 1 - 1e-4))[None]
+    maps = HeadMaps(heatmap, DenseMap(targets.size[None]), DenseMap(targets.offset[None]))
+    for stride, count in ((4, 2), (2, 1)):  # only finer strides than 4 have NMS
+        [found] = split_batch(decode(maps, stride=stride))
+        assert (np.ptp(found.boxes_xyxy[:, ::2], axis=1) > 0).sum() == count  # boxes of other cells are points
+        assert found.scores.min() > 0
 
 
 def test_photos_that_contradict_the_annotations_are_named(dataset: Dataset, tmp_path: Path) -> None:
@@ -114,6 +127,16 @@ def test_flip_swaps_left_and_right_keypoints(shapes: Path, tmp_path: Path, flip:
         expected = np.array([[26, 30], [90, 42]]) / 128 * photo.width
         np.testing.assert_allclose(each.keypoints[0, :, :2], expected, atol=0.1)
         assert each.keypoints[0, :, 2].min() > 0.99
+
+
+def test_flip_of_keypoints_needs_none_in_the_data(dataset: Dataset, tmp_path: Path) -> None:
+    config = small_config(tmp_path, tmp_path)
+    network = build_network(config, 3, joint_count=2)
+    skeleton = Skeleton(("left_corner", "right_corner"))
+    checkpoint = Checkpoint(config, dataset.labels, dataset.label_ids, {}, 0, "0", skeleton=skeleton)
+    tta = TestTimeAugmentation(flip=True)
+    found = detect_with_checkpoint(checkpoint, network, dataset, 64, Console(quiet=True), tta)
+    assert all(each.keypoints is not None and each.keypoints.shape[1:] == (2, 3) for each in found)
 
 
 def test_soft_nms_lowers_scores_of_overlapping_boxes_of_a_class() -> None:

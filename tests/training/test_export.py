@@ -169,6 +169,7 @@ def test_model_of_another_input_size_is_measured_at_that_size(
     assert (detector.metadata.input_height, detector.metadata.input_width) == (96, 96)
     metrics = exporting.measure(dataset, detect_with_model(detector, dataset, console))
     assert detector.metadata.ap50 == pytest.approx(metrics.ap50, abs=0.01)
+    assert detector.metadata.recipe == checkpoint.config.recipe  # of the training, which was at another size
     with pytest.raises(InvalidConfig, match="input_size: must be a multiple of 32"):
         export(checkpoint, dataset, tmp_path / "odd.onnx", console, input_size=100)
     assert not (tmp_path / "odd.onnx").exists()

@@ -47,6 +47,13 @@ def test_keypoint_ap_is_the_task_ap_if_there_are_keypoints(dataset: Dataset) -> 
     assert boxes_alone.task_ap == metrics.ap
 
 
+def test_data_without_annotated_keypoints_has_no_keypoint_ap(dataset: Dataset) -> None:
+    unknown = [dataclasses.replace(photo, keypoints=0 * photo.keypoints) for photo in dataset.photos]
+    metrics = measure(dataclasses.replace(dataset, photos=tuple(unknown)), find_all(dataset))
+    assert metrics.keypoints is None
+    assert metrics.task_ap == pytest.approx(100)
+
+
 def test_objects_without_annotated_keypoints_do_not_count(dataset: Dataset) -> None:
     first, *rest = dataset.photos
     unknown = dataclasses.replace(first, keypoints=np.full_like(first.keypoints, -1))

@@ -56,6 +56,15 @@ def test_rejected_run_leaves_no_folder(shapes: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "logged").exists()
 
 
+def test_log_of_an_overfitted_run_is_in_its_own_folder(shapes: Path, tmp_path: Path) -> None:
+    path = tmp_path / "logged.toml"
+    path.write_text(SETTINGS)
+    data = ["--data-root", str(shapes), "--output", str(tmp_path)]
+    main(["train", str(path), *data, "--overfit", "1", "--batch-size", "1"])
+    assert (tmp_path / "logged-overfit" / "log.txt").read_text().splitlines()[-1].endswith(" ended")
+    assert not (tmp_path / "logged").exists()
+
+
 def test_log_file_has_no_colours_or_progress_bars(tmp_path: Path) -> None:
     with (tmp_path / "terminal").open("w") as terminal:
         console = Console(file=terminal, force_terminal=True, width=40)

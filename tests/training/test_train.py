@@ -46,7 +46,7 @@ def have_same_weights(one: Path, other: Path) -> bool:
 
 def test_tiny_network_overfits_one_image(shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     schedule = {"epochs": 2, "batch_size": 1, "learning_rate": 2e-3, "ema_decay": 0.9, "precision": "fp32"}
-    config = small_config(shapes, tmp_path, overfit=1, input_size=160, **schedule)
+    config = small_config(shapes, tmp_path, overfit=1, input_size=160, **schedule).for_overfitting()
     best = train(config, False, Console(width=200))
     assert best == tmp_path / "test-overfit" / "best.pt"
     printed = capsys.readouterr().out
@@ -385,9 +385,8 @@ def test_tiny_network_overfits_the_keypoints_of_one_image(shapes: Path, tmp_path
     annotations = add_joints(shapes / "train.json", tmp_path / "joints.json")
     schedule = {"epochs": 3, "batch_size": 1, "learning_rate": 2e-3, "ema_decay": 0.9, "precision": "fp32"}
     files = {"train_annotations": annotations, "val_annotations": annotations}
-    checkpoint = load_checkpoint(
-        train(small_config(shapes, tmp_path, overfit=1, input_size=160, **schedule, **files), False, console)
-    )
+    config = small_config(shapes, tmp_path, overfit=1, input_size=160, **schedule, **files).for_overfitting()
+    checkpoint = load_checkpoint(train(config, False, console))
     assert checkpoint.skeleton == Skeleton(("left_corner", "right_corner"), ((0, 1),))
     assert checkpoint.keypoint_ap is not None
     assert checkpoint.keypoint_ap >= 90

@@ -88,6 +88,15 @@ class Dataset:
             row[photo.labels[~photo.is_ignored]] = True
         return presence
 
+    @functools.cached_property
+    def labels_with_keypoints(self) -> set[int]:
+        """The classes with an annotated keypoint, ignored objects excluded."""
+        return {
+            label
+            for photo in self.photos
+            for label in photo.labels[~photo.is_ignored & (photo.keypoints[..., 2] > 0).any(1)].tolist()
+        }
+
 
 @dataclasses.dataclass(frozen=True)
 class Object:
