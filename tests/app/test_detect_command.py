@@ -215,10 +215,10 @@ def test_truncated_video_is_reported_after_its_frames(detect: Run, name: str) ->
     assert f"the video ends after {len(lines) - 2} of about 50 frames" in errors
 
 
-@pytest.mark.parametrize(("film", "folder"), [("caf\udce9.avi", "out"), ("film.avi", "caf\udce9")])
-def test_video_name_that_is_not_utf_8_is_reported(film: str, folder: str) -> None:
+@pytest.mark.parametrize(("film", "copies"), [("caf\udce9.avi", "out"), ("film.avi", "caf\udce9")])
+def test_video_name_that_is_not_utf_8_is_reported(film: str, copies: str) -> None:
     write_video("new.avi", 2).rename(film)
-    command = [sys.executable, "-m", "app", "detect", film, "--annotated", folder]
+    command = [sys.executable, "-m", "app", "detect", film, "--annotated", copies]
     finished = subprocess.run(command, capture_output=True, text=True, env=environment())
     assert finished.returncode == 1
     assert "its name is not UTF-8: rename it" in finished.stderr
