@@ -99,7 +99,7 @@ class Batcher(Generic[Item, Result]):
         self._queue: collections.deque[_Entry[Item, Result]] = collections.deque()
         self._unprepared: set[asyncio.Future[Served[Result]]] = set()  # of the items that wait for a preparer
         self._computing: dict[threading.Thread, _Batch[Item, Result]] = {}
-        self._hung_threads: set[threading.Thread] = set()  # replaced; their batches have failed
+        self._hung_threads: set[threading.Thread] = set()  # their batches have failed, or were abandoned
         self._batches_started = self._batches_finished = 0
         self._ended = asyncio.Event()
         self._watchdog: asyncio.TimerHandle | None = None

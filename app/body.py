@@ -112,10 +112,9 @@ async def read_parts(request: Request, max_bytes: int, settings: Settings, max_i
 
     Raises what `read_body` raises, and `InvalidForm`.
     """
-    content_type = request.headers.get("content-type", "")
-    if not content_type.lower().startswith("multipart/form-data"):
+    if not _has_type(request, "multipart/form-data"):
         return [Part("", True, await read_body(request, max_bytes, settings))]
-    form = FormParser(content_type, max_images + _MAX_OTHER_PARTS)
+    form = FormParser(request.headers["content-type"], max_images + _MAX_OTHER_PARTS)
     await _receive(request, max_bytes, settings.body_timeout_seconds, form.write)
     return form.read_parts()
 
@@ -140,13 +139,16 @@ async def read_images(request: Request, settings: Settings) -> list[bytes]:
     """
     parts = await read_parts(request, settings.max_request_bytes, settings, settings.max_request_images)
     files = _find_files(parts)
-    content_type = request.headers.get("content-type", "").lower()
-    is_raw = not content_type.startswith("multipart/form-data")
-    if is_raw and (content_type.startswith("application/json") or files[0].startswith(b"{")):  # as no image does
+    is_raw = not _has_type(request, "multipart/form-data")
+    if is_raw and (_has_type(request, "application/json") or files[0].startswith(b"{")):  # as no image does
         files = await asyncio.to_thread(_decode_json, files[0])
     if not any(files):
         raise EmptyBody("send images as the files of a multipart form, or as base64 in JSON")
     return files
+
+
+def _has_type(request: Request, media_type: str) -> bool:
+    return request.headers.get("content-type", "").lower().startswith(media_type)
 
 
 def _find_files(parts: Sequence[Part]) -> list[bytes]:

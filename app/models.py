@@ -87,16 +87,15 @@ class Models:
         A changed file's old model serves until the new one is warm, and finishes the requests it has.
         """
         async with self._reloading:
-            paths = self._settings.find_models()
-            removed = [path for path in self._served if path not in paths]
-            for path in paths:
-                signature = read_signature(path)
+            signatures = self.read_signatures()
+            removed = [path for path in self._served if path not in signatures]
+            for path, signature in signatures.items():
                 if signature != self._signatures.get(path) or path in self.faults:
                     await self._load(path, removed)
                     self._signatures[path] = signature
-            self.faults = {path: reason for path, reason in self.faults.items() if path in paths}
-            self._signatures = {path: signature for path, signature in self._signatures.items() if path in paths}
-            kept = [path for path in paths if path in self._served]
+            self.faults = {path: reason for path, reason in self.faults.items() if path in signatures}
+            self._signatures = signatures
+            kept = [path for path in signatures if path in self._served]
             if not kept:  # a server without a model would be of no use
                 logger.error("no model file is left: the loaded models keep serving")
                 return

@@ -128,7 +128,12 @@ class _VideoFile:
     def close(self) -> None:
         """Completes the file."""
         self._writer.release()
-        if count_frames(self._part) != self._count:  # OpenCV reports no errors of writing
+        try:  # OpenCV reports no errors of writing
+            is_complete = count_frames(self._part) == self._count
+        except UnreadableFile:
+            is_complete = False
+        if not is_complete:
+            self._part.unlink(missing_ok=True)
             raise OSError(f"{self._path} could not be written completely: is the disk full?")
         self._part.replace(self._path)
 

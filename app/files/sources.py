@@ -82,7 +82,10 @@ def count_images(sources: Sequence[Source], every: int) -> int | None:
     """Returns how many images `read_images` should yield; None if a video's frame count is unknown."""
     total = 0
     for source in sources:
-        frames = count_frames(source.path) if source.is_video else 1
+        try:
+            frames = count_frames(source.path) if source.is_video else 1
+        except UnreadableFile:
+            frames = 1  # the problem itself is reported as one image
         if frames is None:
             return None
         total += -(-frames // every)
@@ -158,12 +161,9 @@ def _read_frames(source: Source, every: int) -> Iterator[InputImage]:
 
 
 def count_frames(path: Path) -> int | None:
-    """Returns how many frames a video declares, 1 for a file that is not a readable video, or None if unknown."""
-    try:
-        with _opened(path) as video:
-            frames = int(video.get(cv2.CAP_PROP_FRAME_COUNT))
-    except UnreadableFile:
-        return 1  # the problem itself is reported as one image
+    """Returns how many frames a video declares; None if that is unknown. Raises `UnreadableFile`."""
+    with _opened(path) as video:
+        frames = int(video.get(cv2.CAP_PROP_FRAME_COUNT))
     return frames if frames > 0 else None
 
 
