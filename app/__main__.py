@@ -10,11 +10,11 @@ from collections.abc import Sequence
 import uvloop
 
 from app.connections.listener import AddressUnavailable, listen, serve
-from app.logs import set_up_logging
-from app.models import open_detectors
+from app.inference.models import open_detectors
 from app.server import create_app
 from app.settings import InvalidSettings, read_settings, warn_of_unknown_variables
-from app.tracing import TracingUnavailable
+from app.telemetry.logs import set_up_logging
+from app.telemetry.tracing import TracingUnavailable
 from model.gpu import ProviderUnavailable
 from model.metadata import InvalidModel
 

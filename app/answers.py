@@ -7,10 +7,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic_core import to_json
 
-from app.models import Models
+from app.inference.models import Models
+from app.inference.served_model import ServedModel
 from app.pipeline import DetectionResult
 from app.schemas import Label, ModelDescription, ModelList, Refusal, Size
-from app.served_model import ServedModel
 from model.detector import Detections
 from model.metadata import Metadata
 

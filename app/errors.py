@@ -16,24 +16,24 @@ from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app.accept import NotAcceptable
-from app.admission import Overloaded, Stopped
-from app.batcher import InferenceFailed
-from app.body import BodyTooLarge, EmptyBody, InvalidJson, SlowBody, UnknownEncoding
+from app.access.keys import Unauthorized
+from app.access.rates import RateLimited
 from app.connections.exceptions import HeadTooLarge, InvalidRequest, SlowHead, TooManyConnections
 from app.connections.write_backlog import SlowReader
-from app.deadline import DeadlineExceeded
-from app.disconnect import DISCONNECTED
-from app.form import InvalidForm
-from app.keys import Unauthorized
-from app.metrics import Metrics
-from app.models import UnknownModel
+from app.inference.admission import Overloaded, Stopped
+from app.inference.batcher import InferenceFailed
+from app.inference.models import UnknownModel
+from app.inference.served_model import NotReady
 from app.pipeline import TooManyImages, UnknownLabel
-from app.rates import RateLimited
-from app.request_id import get_request_id
+from app.requests.accept import NotAcceptable
+from app.requests.body import BodyTooLarge, EmptyBody, InvalidJson, SlowBody, UnknownEncoding
+from app.requests.deadline import DeadlineExceeded
+from app.requests.disconnect import DISCONNECTED
+from app.requests.form import InvalidForm
 from app.routes.tensors import InvalidTensor
 from app.schemas import Problem
-from app.served_model import NotReady
+from app.telemetry.metrics import Metrics
+from app.telemetry.request_id import get_request_id
 from model.image import BrokenImage, TooManyPixels, UnknownFormat
 
 logger = logging.getLogger(__name__)

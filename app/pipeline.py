@@ -10,11 +10,11 @@ from concurrent.futures import Executor
 import numpy as np
 from fastapi import Request
 
-from app.admission import Arrival, Stopped
-from app.batcher import InferenceFailed, Served
-from app.deadline import answered_within
-from app.disconnect import cancelled_on_disconnect
-from app.served_model import Computed, Image, Prepared, ServedModel
+from app.inference.admission import Arrival, Stopped
+from app.inference.batcher import InferenceFailed, Served
+from app.inference.served_model import Computed, Image, Prepared, ServedModel
+from app.requests.deadline import answered_within
+from app.requests.disconnect import cancelled_on_disconnect
 from app.service import Service
 from app.settings import Settings
 from model.detector import Detections, move_to_photo

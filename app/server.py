@@ -9,13 +9,11 @@ from fastapi.telemetry import TelemetryConfig
 from starlette.middleware.cors import CORSMiddleware
 
 from app import __version__
-from app.body import LimitBodyMemory
 from app.errors import add_error_handlers
 from app.fast_path import FastPath
 from app.head_method import HeadAsGet
-from app.metrics import CountRequests, Metrics
-from app.reloading import reloading
-from app.request_id import AddRequestIds
+from app.inference.reloading import reloading
+from app.requests.body import LimitBodyMemory
 from app.routes import deepstack, inference_protocol
 from app.routes.admin import Admin, LocalAdmin, build_admin_router
 from app.routes.deepstack import build_deepstack_router
@@ -26,7 +24,9 @@ from app.routes.models import build_models_router
 from app.routes.page import build_page_router
 from app.service import Service, build_service
 from app.settings import Settings
-from app.tracing import Tracing
+from app.telemetry.metrics import CountRequests, Metrics
+from app.telemetry.request_id import AddRequestIds
+from app.telemetry.tracing import Tracing
 from model.detector import Detector
 from model.image import quieten_decoders
 

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 from fastapi.exceptions import RequestValidationError
 from starlette.datastructures import Headers, QueryParams
 
-from app.access import Access
-from app.admission import Arrival
-from app.metrics import Metrics
-from app.models import Models, UnknownModel
-from app.parameters import ReadParameters, build_parameters_reader
+from app.access.access import Access
+from app.inference.admission import Arrival
+from app.inference.models import Models, UnknownModel
+from app.requests.parameters import ReadParameters, build_parameters_reader
 from app.settings import Settings
-from app.stages import Stages
+from app.telemetry.metrics import Metrics
+from app.telemetry.stages import Stages
 from model.detector import Detector
 
 if TYPE_CHECKING:

@@ -15,9 +15,9 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, CliSettingsSource, NoDecode, SettingsConfigDict
 
 from app import __version__
-from app.deadline import LONGEST_SECONDS
-from app.keys import Digest, hash_keys
-from app.logs import LogFormat
+from app.access.keys import Digest, hash_keys
+from app.requests.deadline import LONGEST_SECONDS
+from app.telemetry.logs import LogFormat
 from model.gpu import Gpu, Provider
 from model.image import MAX_PIXELS, PILLOW_MAX_PIXELS
 from model.metadata import Metadata

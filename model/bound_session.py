@@ -1,4 +1,4 @@
-"""Sessions with I/O binding to preallocated buffers, for GPUs. Free of torch."""
+"""Sessions with I/O binding to preallocated buffers, for GPUs."""
 
 import contextlib
 import ctypes

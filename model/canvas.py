@@ -1,4 +1,4 @@
-"""Image file or pixels → the network's input, for serving and evaluation alike. Free of torch."""
+"""Image file or pixels → the network's input, for serving and evaluation alike."""
 
 import dataclasses
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Runs an exported model on images, from bytes to boxes. Free of torch."""
+"""Runs an exported model on images, from bytes to boxes."""
 
 import dataclasses
 import logging

@@ -1,4 +1,4 @@
-"""Draws detections on photos, legible on thumbnails and on photos of many megapixels. Free of torch."""
+"""Draws detections on photos, legible on thumbnails and on photos of many megapixels."""
 
 import colorsys
 from collections.abc import Sequence

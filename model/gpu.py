@@ -1,4 +1,4 @@
-"""Opens models on an NVIDIA GPU, with CUDA or TensorRT. Free of torch."""
+"""Opens models on an NVIDIA GPU, with CUDA or TensorRT."""
 
 import contextlib
 import dataclasses

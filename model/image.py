@@ -1,4 +1,4 @@
-"""Decodes image files, and only after their headers have been checked. Free of torch."""
+"""Decodes image files, and only after their headers have been checked."""
 
 import dataclasses
 import io

@@ -1,4 +1,4 @@
-"""Letterboxing: resizes and pads photos to an input shape, and maps boxes back. Free of torch."""
+"""Letterboxing: resizes and pads photos to an input shape, and maps boxes back."""
 
 import dataclasses
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Metadata of exported models, stored in the ONNX file's `metadata_props`. Free of torch."""
+"""Metadata of exported models, stored in the ONNX file's `metadata_props`."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""Opens ONNX Runtime sessions on the CPU, and counts usable CPUs. Free of torch."""
+"""Opens ONNX Runtime sessions on the CPU, and counts usable CPUs."""
 
 import contextlib
 import os

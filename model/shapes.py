@@ -1,4 +1,4 @@
-"""Input shapes for photos of common aspect ratios, to compute less padding. Free of torch."""
+"""Input shapes for photos of common aspect ratios, to compute less padding."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Names of the joints that a network predicts for each object, and their edges. Free of torch."""
+"""Names of the joints that a network predicts for each object, and their edges."""
 
 import dataclasses
 import functools

@@ -10,8 +10,8 @@ from rich.console import Console
 from app.settings import find_shipped_model
 from model.detector import Detector
 from training.datasets.load import load_dataset
-from training.evaluate import detect_with_model
-from training.metrics import measure
+from training.evaluation.evaluate import detect_with_model
+from training.evaluation.metrics import measure
 
 PHOTOS = Path(os.environ.get("CENTERNET_PHOTOS", Path(__file__).parents[2] / "shared" / "data" / "photos"))
 

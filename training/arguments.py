@@ -5,8 +5,8 @@ import importlib.metadata
 from collections.abc import Sequence
 from pathlib import Path
 
-from training.charts import Point
 from training.config import InvalidConfig
+from training.report.charts import Point
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -11,7 +11,7 @@ from model.canvas import Canvas
 from model.letterbox import PADDING, place
 from training.config import Config
 from training.datasets.dataset import ABSENT, HIDDEN, Objects
-from training.overlap import box_coverage
+from training.evaluation.overlap import box_coverage
 
 _MIN_SIDE = 2.0  # pixels; boxes smaller than this are indistinguishable from noise and dropped
 _MIN_VISIBLE = 0.2  # share of a box's area that a crop must keep; less leaves nothing to recognise

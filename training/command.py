@@ -14,34 +14,34 @@ from rich.console import Console
 from model.detector import Detector
 from model.metadata import InvalidModel
 from training.arguments import build_parser, parse_overrides
-from training.average import average_checkpoints
 from training.bench import bench
-from training.checkpoint import InvalidCheckpoint, load_checkpoint
-from training.collisions import measure_crowds
-from training.compare import compare
 from training.config import Config, InvalidConfig
 from training.config_file import load_config, make_config
 from training.datasets.dataset import Dataset, InvalidDataset
 from training.datasets.load import load_dataset
 from training.dry_run import dry_run
 from training.environment import describe_environment
-from training.evaluate import detect_with_checkpoint, detect_with_model
-from training.export import ParityFailure, export
+from training.evaluation.collisions import measure_crowds
+from training.evaluation.compare import compare
+from training.evaluation.evaluate import detect_with_checkpoint, detect_with_model
+from training.evaluation.metrics import measure
+from training.evaluation.test_time_augmentation import NO_AUGMENTATION, TestTimeAugmentation
+from training.evaluation.voc_metrics import measure_as_voc
+from training.export.export import ParityFailure, export
+from training.export.precision import PrecisionLoss, PrecisionTarget
 from training.files import write_json, write_text
 from training.inspect import inspect_dataset
 from training.learner import NonFiniteLoss
 from training.log import Log
-from training.metrics import measure
 from training.models import print_models
-from training.official_weights import import_weights
-from training.precision import PrecisionLoss, PrecisionTarget
-from training.pretrained import InvalidWeights
 from training.processes import join_processes
 from training.record import read_rows
-from training.report import Subject, render_findings, render_report
-from training.test_time_augmentation import NO_AUGMENTATION, TestTimeAugmentation
+from training.report.report import Subject, render_findings, render_report
 from training.train import load_split, train
-from training.voc_metrics import measure_as_voc
+from training.weights.average import average_checkpoints
+from training.weights.checkpoint import InvalidCheckpoint, load_checkpoint
+from training.weights.official_weights import import_weights
+from training.weights.pretrained import InvalidWeights
 
 _USER_ERRORS = (
     InvalidConfig,

@@ -6,7 +6,7 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
-from model.network import BACKBONES, NECKS, describe_backbone, fitting_necks
+from model.network.centernet import BACKBONES, NECKS, describe_backbone, fitting_necks
 
 MACHINE_SETTINGS = {"output", "data_root", "device", "workers", "accumulate", "save_every"}  # no part of the recipe
 

@@ -15,11 +15,11 @@ from rich.table import Table
 from model.canvas import prepare
 from model.detector import Detections
 from model.draw import choose_colour, draw_boxes, draw_detections
-from model.gaussian import IGNORED
 from model.image import encode
-from training.collisions import COARSE_STRIDE, find_collisions
+from model.network.gaussian import IGNORED
 from training.config import Config
 from training.datasets.dataset import Dataset
+from training.evaluation.collisions import COARSE_STRIDE, find_collisions
 from training.loader import TrainingViews
 
 _STRIDES = (8, 4, 2)

@@ -8,14 +8,14 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
-from training.checkpoint import build_network
 from training.config import Config
 from training.datasets.dataset import Dataset
 from training.loader import MicroBatch, choose_workers, steps_per_epoch
 from training.losses import Counts, count_targets, detection_losses
 from training.optimizer import build_ema, build_optimizer, freeze, learning_rate_schedule, set_training_mode
-from training.pretrained import load_pretrained
 from training.processes import Processes, defer_gradient_sync
+from training.weights.checkpoint import build_network
+from training.weights.pretrained import load_pretrained
 
 
 class NonFiniteLoss(Exception):

@@ -11,9 +11,9 @@ from torch.utils.data import DataLoader
 
 from model import image
 from model.canvas import Canvas, prepare
-from model.codec import Targets, encode
-from model.gaussian import Radius, gaussian_radius, published_radius
 from model.letterbox import place
+from model.network.codec import Targets, encode
+from model.network.gaussian import Radius, gaussian_radius, published_radius
 from model.session import count_cpus
 from training.augment import Example, letterboxed_view, paste_object, random_mosaic, random_view
 from training.config import Config

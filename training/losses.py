@@ -7,11 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.cells import Cells, DenseMap, boxes_at
-from model.codec import Targets
-from model.gaussian import IGNORED
-from model.heads import HeadMaps, KeypointMaps
-from model.keypoints import KeypointTargets
+from model.network.cells import Cells, DenseMap, boxes_at
+from model.network.codec import Targets
+from model.network.gaussian import IGNORED
+from model.network.heads import HeadMaps, KeypointMaps
+from model.network.keypoints import KeypointTargets
 from training.config import Config
 
 _CELL_COUNT_MULTIPLE = 256  # the number of gathered cells is rounded up to a multiple of this

@@ -6,8 +6,8 @@ from rich.table import Table
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from model.codec import decode
-from model.network import BACKBONES, CenterNet, describe_backbone, fitting_necks
+from model.network.centernet import BACKBONES, CenterNet, describe_backbone, fitting_necks
+from model.network.codec import decode
 from training.config import InvalidConfig
 
 # millions of parameters without the classifier, as published by torchvision (ResNet), DLA's authors and the Lite wheels

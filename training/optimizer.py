@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from model.heads import Heads
-from model.network import CenterNet
+from model.network.centernet import CenterNet
+from model.network.heads import Heads
 from training.config import Config, InvalidConfig
 
 

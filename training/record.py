@@ -10,15 +10,15 @@ from torch.utils.tensorboard import SummaryWriter
 
 from model.detector import Detections
 from model.draw import draw_detections
-from training.charts import draw_precision, save_chart
 from training.config import Config
 from training.datasets.dataset import Dataset
 from training.environment import describe_environment
+from training.evaluation.metrics import Metrics
 from training.files import write_json, write_text
 from training.learner import Step
 from training.loader import read_photo
-from training.metrics import Metrics
-from training.report import Subject, read_findings, render_findings, render_report
+from training.report.charts import draw_precision, save_chart
+from training.report.report import Subject, read_findings, render_findings, render_report
 
 _MIN_DRAWN_SCORE = 0.3
 _DRAWN_PHOTOS = 6  # validation photos drawn each epoch

@@ -8,19 +8,19 @@ from typing import Any, Literal
 from rich.console import Console
 
 from model.detector import Detections
-from training.checkpoint import Checkpoint, load_checkpoint
 from training.config import MACHINE_SETTINGS, Config, InvalidConfig
 from training.datasets.dataset import Dataset
 from training.datasets.load import load_dataset
 from training.environment import find_git_commit
-from training.evaluate import detect_with_network
+from training.evaluation.evaluate import detect_with_network
+from training.evaluation.metrics import Metrics, measure
 from training.generate import generate_dataset
 from training.learner import Learner
 from training.loader import training_batches
-from training.metrics import Metrics, measure
 from training.processes import SINGLE_PROCESS, Processes
 from training.progress import progress_bar
 from training.record import Record
+from training.weights.checkpoint import Checkpoint, load_checkpoint
 
 _CHANGEABLE_ON_RESUME = {*MACHINE_SETTINGS, "patience", "validate_every"}
 _OVERFIT_STEPS = 50  # per epoch

@@ -15,12 +15,12 @@ import numpy as np
 from PIL import Image
 from pydantic import BaseModel
 
-from app.arrangement import choose_arrangement
 from app.bench.load import ClientStats, build_request, run_clients
 from app.bench.local_server import NotServing, read_samples, run_server
 from app.bench.operators import describe_operators, measure_operators
 from app.bench.parts import measure_limit, measure_parts, measure_squares
-from app.models import open_detector
+from app.inference.arrangement import choose_arrangement
+from app.inference.models import open_detector
 from app.schemas import Arrangement
 from app.settings import InvalidSettings, Settings, read_settings, warn_of_unknown_variables
 from model.detector import Detector

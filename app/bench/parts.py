@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from app.answers import encode_answer
-from app.arrangement import time_runs
+from app.inference.arrangement import time_runs
 from app.pipeline import DetectionResult, build_filter
 from app.schemas import Arrangement
 from app.settings import Settings

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from pyarrow import fs
 
 from app.answers import describe_detections
-from app.body import BodyTooLarge, EmptyBody, check_file_size
 from app.cluster.storage import ORIGIN
 from app.errors import PROBLEM_KINDS
 from app.pipeline import Filter
+from app.requests.body import BodyTooLarge, EmptyBody, check_file_size
 from model.canvas import prepare
 from model.detector import Detections, Detector, move_to_photo
 from model.gpu import Provider

@@ -13,14 +13,14 @@ from ray import serve
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.logs import set_up_logging
-from app.models import open_detectors
-from app.request_id import HEADER
+from app.inference.models import open_detectors
 from app.routes.admin import LocalAdmin
 from app.schemas import ModelList
 from app.server import create_app
 from app.service import Service
 from app.settings import InvalidSettings, Settings, read_settings, warn_of_unknown_variables
+from app.telemetry.logs import set_up_logging
+from app.telemetry.request_id import HEADER
 
 _NAME = "detection"
 _BROADCAST_TIMEOUT_SECONDS = 30  # for the replicas' responses; a reload includes the warm-up of new models

@@ -8,17 +8,17 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from app.admission import Arrival, Overloaded
 from app.connections.client_socket import ClientSocket
 from app.connections.exceptions import HeadTooLarge, InvalidRequest, SlowHead, TooManyConnections
 from app.connections.load_shedding import LoadShedder
 from app.connections.request_head import PlainHead, mask_upgrade, read_plain_head
 from app.connections.write_backlog import SlowReader, WriteBacklog
-from app.disconnect import DISCONNECTED
 from app.errors import choose_log_level
-from app.metrics import Metrics
-from app.request_id import RAW_HEADER, request_id_context
+from app.inference.admission import Arrival, Overloaded
+from app.requests.disconnect import DISCONNECTED
 from app.settings import Settings
+from app.telemetry.metrics import Metrics
+from app.telemetry.request_id import RAW_HEADER, request_id_context
 
 _CLOSE = ((b"connection", b"close"),)
 _HEAD_BYTES = 4 * 1024  # enough for most heads; longer ones take more than one read

@@ -7,9 +7,9 @@ import asyncio
 from collections.abc import Callable, Collection
 from typing import Protocol
 
-from app.admission import Arrival, Overloaded
 from app.connections.client_socket import HAS_LOW_WATER_MARK
 from app.connections.request_head import Headers, PlainHead
+from app.inference.admission import Arrival, Overloaded
 
 _MAX_PAUSE_SECONDS = 0.25
 _PAUSED_BYTES = 256 * 1024  # that a paused client may send before it wakes the event loop after all

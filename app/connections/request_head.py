@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import re
 
-from app.request_id import RAW_HEADER
+from app.telemetry.request_id import RAW_HEADER
 
 Headers = tuple[tuple[bytes, bytes], ...]
 

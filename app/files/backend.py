@@ -12,12 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.answers import describe_model, encode_answer
-from app.body import BodyTooLarge, EmptyBody, check_file_size
 from app.errors import build_problem
-from app.models import open_detector
+from app.inference.models import open_detector
+from app.inference.served_model import ServedModel
 from app.pipeline import IMAGE_ERRORS, Filter, build_filter, find_objects
+from app.requests.body import BodyTooLarge, EmptyBody, check_file_size
 from app.schemas import Answer, ModelDescription, Refused
-from app.served_model import ServedModel
 from app.service import Service, build_service
 from app.settings import Settings
 

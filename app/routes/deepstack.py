@@ -9,11 +9,11 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from pydantic import BaseModel, Field
 from pydantic_core import to_json
 
-from app.body import EmptyBody, read_parts
-from app.deadline import answered_within, build_timeout_reader
 from app.errors import document_problems
-from app.form import InvalidForm, Part, find_text
 from app.pipeline import DetectionResult, admit, build_filter, find_objects
+from app.requests.body import EmptyBody, read_parts
+from app.requests.deadline import answered_within, build_timeout_reader
+from app.requests.form import InvalidForm, Part, find_text
 from app.schemas import Problem
 from app.service import Service
 

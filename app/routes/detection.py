@@ -7,15 +7,15 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from app.accept import choose_media_type
-from app.admission import Arrival
 from app.answers import encode_answer, encode_answers
-from app.body import read_image, read_images
 from app.errors import build_problem, document_problems
-from app.parameters import document_parameters
+from app.inference.admission import Arrival
+from app.inference.served_model import ServedModel
 from app.pipeline import DetectionResult, Filter, admit, build_filter, expect, find_objects, find_objects_in_each
+from app.requests.accept import choose_media_type
+from app.requests.body import read_image, read_images
+from app.requests.parameters import document_parameters
 from app.schemas import Answer, Answers
-from app.served_model import ServedModel
 from app.service import Service
 from model.draw import draw_file
 

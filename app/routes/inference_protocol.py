@@ -10,10 +10,10 @@ from fastapi import APIRouter, Depends, Request, Response
 from pydantic import BaseModel, Field
 
 from app import __version__
-from app.body import read_body
-from app.deadline import build_timeout_reader
 from app.errors import document_problems
 from app.pipeline import DetectionResult, admit, build_filter, expect, find_objects_in_each
+from app.requests.body import read_body
+from app.requests.deadline import build_timeout_reader
 from app.routes.tensors import TensorDescription, describe_outputs, read_inference, write_inference
 from app.schemas import Problem
 from app.service import Service

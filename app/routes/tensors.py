@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, FailFast, Field, ValidationError
 from pydantic_core import to_json
 
-from app.body import check_value_count
 from app.pipeline import DetectionResult, check_count
+from app.requests.body import check_value_count
 from app.settings import Settings
 from model.metadata import Metadata
 

@@ -10,8 +10,8 @@ import pytest
 from deepstack.core import DeepstackException, DeepstackObject
 from httpx import Response
 
-from app.keys import Unauthorized, check_key
-from app.rates import RateLimit, RateLimited
+from app.access.keys import Unauthorized, check_key
+from app.access.rates import RateLimit, RateLimited
 from app.server import create_app
 from app.settings import Settings, read_settings
 from model.detector import Detector

@@ -1,6 +1,6 @@
 import pytest
 
-from app.admission import Admission, Overloaded, Stopped
+from app.inference.admission import Admission, Overloaded, Stopped
 
 
 def build(capacity: int = 4) -> Admission:
@@ -63,7 +63,7 @@ def test_arrivals_count_towards_the_expected_wait() -> None:
 
 
 def test_slow_upload_does_not_block_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.admission._ARRIVAL_SECONDS", 0.0)
+    monkeypatch.setattr("app.inference.admission._ARRIVAL_SECONDS", 0.0)
     admission = build()
     with admission.admit(2), admission.expect(), admission.expect(), admission.expect():
         admission.announce()

@@ -7,7 +7,7 @@ from typing import NoReturn
 import numpy as np
 import pytest
 
-from app.arrangement import batch_sizes, choose_arrangement
+from app.inference.arrangement import batch_sizes, choose_arrangement
 from app.schemas import Arrangement
 from app.settings import Settings
 from model.canvas import Canvases

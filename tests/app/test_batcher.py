@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from app.admission import Overloaded, Stopped
-from app.batcher import Batcher, InferenceFailed, Served
-from app.request_id import get_request_id, request_id_context
+from app.inference.admission import Overloaded, Stopped
+from app.inference.batcher import Batcher, InferenceFailed, Served
+from app.telemetry.request_id import get_request_id, request_id_context
 from tests.app.client import until
 
 pytestmark = pytest.mark.anyio

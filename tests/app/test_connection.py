@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from app.admission import Admission
+from app.inference.admission import Admission
 from app.settings import Settings
 from model.detector import Detector
 from tests.app.client import Client

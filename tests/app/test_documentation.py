@@ -19,7 +19,9 @@ def test_every_setting_is_explained_once() -> None:
 
 @pytest.mark.anyio
 async def test_metrics_and_their_labels_are_documented(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.metrics.read_memory_limit", lambda: 2**29)  # as in a container with a memory limit
+    monkeypatch.setattr(
+        "app.telemetry.metrics.read_memory_limit", lambda: 2**29
+    )  # as in a container with a memory limit
     async with serve() as client:
         await client.detect()
         await client.detect(b"hello")

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from app.interruption import Interruption, cancelled_after, cancelled_by
+from app.requests.interruption import Interruption, cancelled_after, cancelled_by
 
 pytestmark = pytest.mark.anyio
 

@@ -2,9 +2,9 @@ import asyncio
 
 import pytest
 
-from app.admission import Overloaded
 from app.connections.load_shedding import LoadShedder
 from app.connections.request_head import read_plain_head
+from app.inference.admission import Overloaded
 
 
 class PausedClient:

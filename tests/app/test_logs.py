@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from app.logs import set_up_logging
+from app.telemetry.logs import set_up_logging
 from tests.app.client import Client, Serve
 from tests.app.colours import PHOTO_PNG
 from tests.app.detectors import CrashingDetector, HeldDetector

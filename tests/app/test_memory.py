@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from app.memory import read_memory_limit
+from app.telemetry.memory import read_memory_limit
 from tests.app.client import Serve
 
 
@@ -27,9 +27,9 @@ def test_without_cgroups_there_is_no_limit(tmp_path: Path) -> None:
 
 @pytest.mark.anyio
 async def test_limit_is_a_metric_if_there_is_one(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.metrics.read_memory_limit", lambda: 2**29)
+    monkeypatch.setattr("app.telemetry.metrics.read_memory_limit", lambda: 2**29)
     async with serve() as client:
         assert await client.sample("centernet_memory_limit_bytes") == 2**29
-    monkeypatch.setattr("app.metrics.read_memory_limit", lambda: None)
+    monkeypatch.setattr("app.telemetry.metrics.read_memory_limit", lambda: None)
     async with serve() as client:
         assert "centernet_memory_limit_bytes" not in (await client.get("/metrics")).text

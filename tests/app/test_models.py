@@ -10,13 +10,13 @@ from typing import Any
 import httpx
 import pytest
 
-from app import reloading
-from app.arrangement import batch_sizes
-from app.metrics import Metrics
-from app.models import Models, open_detectors
-from app.served_model import Computed, ServedModel
+from app.inference import reloading
+from app.inference.arrangement import batch_sizes
+from app.inference.models import Models, open_detectors
+from app.inference.served_model import Computed, ServedModel
 from app.server import create_app
 from app.settings import Settings
+from app.telemetry.metrics import Metrics
 from model.canvas import Canvases
 from model.detector import Detections, Detector
 from model.image import BrokenImage, UnknownFormat
@@ -339,7 +339,7 @@ async def test_a_cancelled_reload_ends_its_warm_up_and_can_be_repeated(
     held = HeldDetector(folder / "a.onnx")
     held.gate.clear()
     with monkeypatch.context() as patch:
-        patch.setattr("app.models.open_detector", lambda *_: held)
+        patch.setattr("app.inference.models.open_detector", lambda *_: held)
         reload = asyncio.create_task(models.reload())
         await until(lambda: held.batches)
         reload.cancel()

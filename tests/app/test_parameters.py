@@ -2,7 +2,7 @@ import pytest
 from fastapi.exceptions import RequestValidationError
 from starlette.datastructures import Headers
 
-from app.parameters import Parameters, build_parameters_reader
+from app.requests.parameters import Parameters, build_parameters_reader
 from app.settings import Settings
 
 read_parameters = build_parameters_reader(Settings(timeout_seconds=30.0, limit=7))

@@ -11,7 +11,7 @@ import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
-from app.tracing import TracingUnavailable
+from app.telemetry.tracing import TracingUnavailable
 from tests.app.client import Serve
 from tests.app.colours import PHOTO_PNG
 
@@ -101,7 +101,7 @@ async def test_images_of_a_batch_have_their_own_stage_spans(serve: Serve, monkey
 async def test_a_collector_that_does_not_respond_does_not_keep_a_server_from_stopping(
     serve: Serve, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("app.tracing._FLUSH_SECONDS", 0.01)
+    monkeypatch.setattr("app.telemetry.tracing._FLUSH_SECONDS", 0.01)
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "1")
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")

@@ -34,7 +34,7 @@ def anyio_backend() -> str:
 @pytest.fixture
 async def exposed(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Series]:
     """The labels of all series by name, as Prometheus has them after one detection and one rejected request."""
-    monkeypatch.setattr("app.metrics.read_memory_limit", lambda: 2**31)
+    monkeypatch.setattr("app.telemetry.metrics.read_memory_limit", lambda: 2**31)
     async with serve() as client:
         assert (await client.detect()).status_code == 200
         assert (await client.detect(b"no picture")).status_code == 415

@@ -15,8 +15,8 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from app.arrangement import time_runs
 from app.bench.bench import draw_photo
+from app.inference.arrangement import time_runs
 from app.settings import find_shipped_model
 from model.detector import Detector
 from model.gpu import Gpu, Provider, ProviderUnavailable, choose_cuda

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from app.metrics import Metrics
+from app.telemetry.metrics import Metrics
 from tests.kubernetes.manifests import GUIDE, compose, find, needs_kubectl, render
 
 pytestmark = needs_kubectl

@@ -3,11 +3,11 @@ from typing import Any
 import pytest
 import torch
 
-from model.cells import DenseMap
-from model.codec import Targets, decode
-from model.codec import encode as encode_all
-from model.gaussian import IGNORED, gaussian_radius, published_radius
-from model.heads import HeadMaps
+from model.network.cells import DenseMap
+from model.network.codec import Targets, decode
+from model.network.codec import encode as encode_all
+from model.network.gaussian import IGNORED, gaussian_radius, published_radius
+from model.network.heads import HeadMaps
 
 
 def encode(

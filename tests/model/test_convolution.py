@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from model.convolution import conv_bn
+from model.network.convolution import conv_bn
 
 Parts = tuple[nn.Conv2d, nn.BatchNorm2d, Tensor]
 

@@ -2,7 +2,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.deformable import DeformableConv, deform_conv
+from model.network.deformable import DeformableConv, deform_conv
 
 
 def sample(plane: Tensor, row: float, column: float) -> float:

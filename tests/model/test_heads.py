@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.cells import DenseMap, unravel_cells
-from model.heads import STRIDE, HeadMaps, Heads
+from model.network.cells import DenseMap, unravel_cells
+from model.network.heads import STRIDE, HeadMaps, Heads
 
 HEIGHT, WIDTH = 5, 7  # of the features
 

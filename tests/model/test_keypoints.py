@@ -2,10 +2,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.cells import DenseMap
-from model.codec import Targets, decode, encode
-from model.gaussian import IGNORED
-from model.heads import HeadMaps, KeypointMaps
+from model.network.cells import DenseMap
+from model.network.codec import Targets, decode, encode
+from model.network.gaussian import IGNORED
+from model.network.heads import HeadMaps, KeypointMaps
 
 GRID = (40, 60)
 BOXES = torch.tensor([[20.0, 20.0, 100.0, 140.0], [150.0, 30.0, 190.0, 90.0]])

@@ -3,13 +3,13 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from model.backbones.dla import Tree, dla34
-from model.backbones.efficientnet_lite import efficientnet_lite0, efficientnet_lite1, efficientnet_lite2
-from model.backbones.hourglass import Hourglass, HourglassModule
-from model.backbones.resnet import ResNet, resnet18, resnet34, resnet50, resnet101
-from model.necks.aggregation import AggregationNeck
-from model.necks.transposed import TransposedNeck, bilinear_kernel
-from model.network import BACKBONES, NECKS, CenterNet, describe_backbone, fitting_necks
+from model.network.backbones.dla import Tree, dla34
+from model.network.backbones.efficientnet_lite import efficientnet_lite0, efficientnet_lite1, efficientnet_lite2
+from model.network.backbones.hourglass import Hourglass, HourglassModule
+from model.network.backbones.resnet import ResNet, resnet18, resnet34, resnet50, resnet101
+from model.network.centernet import BACKBONES, NECKS, CenterNet, describe_backbone, fitting_necks
+from model.network.necks.aggregation import AggregationNeck
+from model.network.necks.transposed import TransposedNeck, bilinear_kernel
 
 
 @pytest.mark.parametrize(("backbone", "neck"), [(name, neck) for name in BACKBONES for neck in fitting_necks(name)])

@@ -2,7 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from model.peaks import keep_peaks
+from model.network.peaks import keep_peaks
 
 
 @pytest.mark.parametrize("steps", [1.0, 0.5, 1e-3])

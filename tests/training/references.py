@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.deformable import deform_conv
+from model.network.deformable import deform_conv
 
 Weights = dict[str, Tensor]
 

@@ -8,7 +8,7 @@ import torch
 
 from tests.training.configs import small_config
 from training.__main__ import main
-from training.checkpoint import Checkpoint, build_network, load_checkpoint
+from training.weights.checkpoint import Checkpoint, build_network, load_checkpoint
 
 
 def write_checkpoint(

@@ -3,9 +3,9 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from model.network import CenterNet
-from training.calibration import PlattScaling, ScoredDetections, cross_validate, fit_platt_scaling
-from training.diagnosis import measure_calibration
+from model.network.centernet import CenterNet
+from training.evaluation.calibration import PlattScaling, ScoredDetections, cross_validate, fit_platt_scaling
+from training.evaluation.diagnosis import measure_calibration
 
 
 def draw_underconfident(count: int, seed: int) -> ScoredDetections:

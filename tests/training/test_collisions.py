@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from model.detector import Detections
-from training.collisions import find_collisions, measure_crowds
 from training.datasets.dataset import Dataset, Object, make_photo
+from training.evaluation.collisions import find_collisions, measure_crowds
 
 # centres at (16, 16), (18, 18), (20.5, 16) and (40, 40) of an unscaled photo; the ignored object does not count
 BOXES = [(6, 6, 26, 26), (16, 16, 20, 20), (18.5, 12, 22.5, 20), (30, 30, 50, 50)]

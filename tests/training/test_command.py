@@ -16,7 +16,8 @@ def test_missing_extra_is_named_with_the_command_that_installs_it(missing: str) 
 
 
 def test_missing_module_of_the_package_itself_raises() -> None:
-    script = "import sys; sys.modules['training.average'] = None; from training.__main__ import main; main(['models'])"
+    missing = "import sys; sys.modules['training.weights.average'] = None"
+    script = f"{missing}; from training.__main__ import main; main(['models'])"
     finished = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
     assert finished.returncode == 1
     assert "ModuleNotFoundError" in finished.stderr

@@ -7,16 +7,16 @@ import torch
 from rich.console import Console
 
 from model.detector import Detector
-from model.graph import build_onnx, save_onnx
 from model.metadata import Metadata
-from model.network import CenterNet
+from model.network.centernet import CenterNet
+from model.network.graph import build_onnx, save_onnx
 from training.__main__ import main
-from training.charts import Point, draw_trade_off
-from training.compare import time_interleaved
 from training.datasets.dataset import Dataset
 from training.datasets.load import load_dataset
-from training.evaluate import detect_with_model
-from training.metrics import measure
+from training.evaluation.compare import time_interleaved
+from training.evaluation.evaluate import detect_with_model
+from training.evaluation.metrics import measure
+from training.report.charts import Point, draw_trade_off
 
 
 @pytest.fixture(scope="module")

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from training.checkpoint import build_network
 from training.config_file import load_config
+from training.weights.checkpoint import build_network
 
 CONFIGS = Path(__file__).parents[2] / "training" / "configs"
 RECIPES = sorted(CONFIGS.glob("*.toml"))

@@ -8,8 +8,15 @@ import pytest
 from model.detector import Detections
 from tests.training.cases import make_case
 from training.datasets.dataset import Dataset, Object, Photo, make_photo
-from training.diagnosis import FALSE_POSITIVE, IGNORED, THRESHOLDS, diagnose, match_detections, measure_calibration
-from training.metrics import measure
+from training.evaluation.diagnosis import (
+    FALSE_POSITIVE,
+    IGNORED,
+    THRESHOLDS,
+    diagnose,
+    match_detections,
+    measure_calibration,
+)
+from training.evaluation.metrics import measure
 
 Box = tuple[float, float, float, float]
 LEFT, RIGHT, BELOW = (0, 0, 10, 10), (50, 0, 60, 10), (0, 50, 10, 60)

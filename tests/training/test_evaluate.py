@@ -7,19 +7,19 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
-from model.cells import DenseMap
-from model.codec import decode, encode
 from model.detector import Detections
-from model.heads import HeadMaps, KeypointMaps
+from model.network.cells import DenseMap
+from model.network.codec import decode, encode
+from model.network.heads import HeadMaps, KeypointMaps
 from model.skeleton import Skeleton
 from tests.training.configs import small_config
 from tests.training.joints import add_joints
 from training.__main__ import main
-from training.checkpoint import Checkpoint, build_network
 from training.datasets.dataset import Dataset, InvalidDataset
 from training.datasets.load import load_dataset
-from training.evaluate import detect_with_checkpoint, detect_with_network, split_batch
-from training.test_time_augmentation import TestTimeAugmentation, soft_nms
+from training.evaluation.evaluate import detect_with_checkpoint, detect_with_network, split_batch
+from training.evaluation.test_time_augmentation import TestTimeAugmentation, soft_nms
+from training.weights.checkpoint import Checkpoint, build_network
 
 
 @pytest.fixture

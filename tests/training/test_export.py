@@ -11,30 +11,30 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from rich.console import Console
 
-from model.backbones.hourglass import Hourglass
 from model.canvas import prepare
-from model.cells import DenseMap, boxes_at, unravel_cells
-from model.deformable import DeformableConv
 from model.detector import Detections, Detector
-from model.graph import build_onnx, save_onnx
-from model.heads import STRIDE, KeypointMaps
-from model.keypoints import decode_keypoints
 from model.metadata import Metadata
-from model.network import BACKBONES, CenterNet, fitting_necks
-from model.peaks import NMS_IOU
+from model.network.backbones.hourglass import Hourglass
+from model.network.cells import DenseMap, boxes_at, unravel_cells
+from model.network.centernet import BACKBONES, CenterNet, fitting_necks
+from model.network.deformable import DeformableConv
+from model.network.graph import build_onnx, save_onnx
+from model.network.heads import STRIDE, KeypointMaps
+from model.network.keypoints import decode_keypoints
+from model.network.peaks import NMS_IOU
 from model.skeleton import NO_JOINTS, Skeleton
 from tests.training.configs import small_config
-from training import export as exporting
 from training.__main__ import main
-from training.checkpoint import Checkpoint, build_network
 from training.config import InvalidConfig
 from training.datasets.dataset import Dataset
 from training.datasets.load import load_dataset
-from training.diagnosis import diagnose
-from training.evaluate import detect_with_model
-from training.export import ParityFailure, check_parity, export
+from training.evaluation.diagnosis import diagnose
+from training.evaluation.evaluate import detect_with_model
+from training.evaluation.overlap import box_iou
+from training.export import export as exporting
+from training.export.export import ParityFailure, check_parity, export
 from training.loader import LetterboxedPhotos, read_photo
-from training.overlap import box_iou
+from training.weights.checkpoint import Checkpoint, build_network
 
 METADATA = Metadata(
     "random",

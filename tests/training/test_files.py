@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from training.__main__ import main
-from training.charts import Point, draw_trade_off, save_chart
 from training.files import write_json, write_text
+from training.report.charts import Point, draw_trade_off, save_chart
 
 
 def test_missing_folders_are_created(tmp_path: Path) -> None:

@@ -9,8 +9,8 @@ from model.detector import Detections
 from tests.training.joints import add_joints
 from training.datasets.dataset import Dataset
 from training.datasets.load import load_dataset
-from training.keypoint_metrics import choose_sigma, measure_keypoints
-from training.metrics import measure
+from training.evaluation.keypoint_metrics import choose_sigma, measure_keypoints
+from training.evaluation.metrics import measure
 
 
 @pytest.fixture

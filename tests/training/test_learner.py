@@ -7,8 +7,8 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from model.codec import Targets
-from model.keypoints import KeypointTargets
+from model.network.codec import Targets
+from model.network.keypoints import KeypointTargets
 from tests.training.configs import small_config
 from tests.training.joints import JOINTS, add_joints
 from training.datasets.load import load_dataset

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import default_collate
 
-from model.cells import Cells, DenseMap
-from model.codec import Targets, encode
-from model.gaussian import IGNORED
-from model.heads import HeadMaps, KeypointMaps
+from model.network.cells import Cells, DenseMap
+from model.network.codec import Targets, encode
+from model.network.gaussian import IGNORED
+from model.network.heads import HeadMaps, KeypointMaps
 from tests.training.configs import small_config
 from training.config import Config
 from training.losses import (

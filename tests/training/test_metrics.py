@@ -7,7 +7,7 @@ import pytest
 from model.detector import Detections
 from training.datasets.dataset import Dataset
 from training.datasets.load import load_dataset
-from training.metrics import measure
+from training.evaluation.metrics import measure
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from model.network import BACKBONES
+from model.network.centernet import BACKBONES
 from training.__main__ import main
 from training.models import build, count_macs
 

@@ -9,16 +9,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.backbones.hourglass import Hourglass
 from model.detector import Detector
-from model.heads import HeadMaps, KeypointMaps
-from model.network import BACKBONES, CenterNet
+from model.network.backbones.hourglass import Hourglass
+from model.network.centernet import BACKBONES, CenterNet
+from model.network.heads import HeadMaps, KeypointMaps
 from tests.training import published, references
 from tests.training.published import CTDET, MULTI_POSE, PASCAL, Shapes
 from training.__main__ import main
-from training.checkpoint import load_checkpoint
-from training.official_weights import import_weights, read_official_weights
-from training.pretrained import InvalidWeights, load_pretrained
+from training.weights.checkpoint import load_checkpoint
+from training.weights.official_weights import import_weights, read_official_weights
+from training.weights.pretrained import InvalidWeights, load_pretrained
 
 # file → its keys and shapes; our backbone, neck, widths of neck and heads; number of labels and keypoints
 PUBLISHED: dict[str, tuple[Shapes, str, str, int, int, int, int]] = {

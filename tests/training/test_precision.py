@@ -13,23 +13,23 @@ from onnx import TensorProto, numpy_helper
 from rich.console import Console
 
 from model.detector import Detector
-from model.graph import build_onnx, save_onnx
 from model.metadata import Metadata
-from model.network import CenterNet
+from model.network.centernet import CenterNet
+from model.network.graph import build_onnx, save_onnx
 from tests.training.configs import small_config
-from training import precision
 from training.__main__ import main
-from training.checkpoint import Checkpoint, build_network
 from training.datasets.dataset import Dataset
 from training.datasets.load import load_dataset
-from training.evaluate import detect_with_model
-from training.export import export
+from training.evaluation.evaluate import detect_with_model
+from training.evaluation.metrics import Metrics, measure
+from training.export import precision
+from training.export.export import export
+from training.export.half import convert_to_fp16
+from training.export.precision import PrecisionLoss, PrecisionTarget, reduce_precision
+from training.export.quantize import Quantizer, capture_tensors
+from training.export.trunk import find_full_precision_nodes, find_logit_layers, find_normalisation, fold_constants
 from training.files import write_json
-from training.half import convert_to_fp16
-from training.metrics import Metrics, measure
-from training.precision import PrecisionLoss, PrecisionTarget, reduce_precision
-from training.quantize import Quantizer, capture_tensors
-from training.trunk import find_full_precision_nodes, find_logit_layers, find_normalisation, fold_constants
+from training.weights.checkpoint import Checkpoint, build_network
 
 LABELS = ("circle", "square", "triangle")
 

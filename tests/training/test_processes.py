@@ -17,13 +17,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor, nn
 
 from tests.training.configs import small_config
-from training.checkpoint import InvalidCheckpoint, load_checkpoint
 from training.config import Config, InvalidConfig
 from training.datasets.load import load_dataset
 from training.learner import Learner, Step
 from training.loader import training_batches
 from training.processes import SINGLE_PROCESS, Processes, defer_gradient_sync, join_processes
 from training.train import train
+from training.weights.checkpoint import InvalidCheckpoint, load_checkpoint
 
 ROOT = Path(__file__).parents[2]
 TERMS = ("loss/heatmap", "loss/offset", "loss/size", "loss/giou", "learning_rate", "gradient_norm")

@@ -11,9 +11,9 @@ from tests.training.configs import small_config
 from tests.training.pages import Page
 from training.datasets.dataset import Dataset
 from training.datasets.load import load_dataset
-from training.keypoint_metrics import KeypointMetrics
+from training.evaluation.keypoint_metrics import KeypointMetrics
+from training.evaluation.metrics import Metrics, measure
 from training.learner import Step
-from training.metrics import Metrics, measure
 from training.record import Record
 
 

@@ -10,14 +10,14 @@ from model.detector import Detections
 from tests.training.cases import perfect
 from tests.training.configs import small_config
 from tests.training.pages import Page
-from training import draw
 from training.__main__ import main
-from training.checkpoint import Checkpoint, build_network
 from training.datasets.dataset import Dataset, Object, make_photo
 from training.datasets.load import load_dataset
-from training.diagnosis import diagnose
-from training.metrics import measure
-from training.report import Subject, render_findings, render_report
+from training.evaluation.diagnosis import diagnose
+from training.evaluation.metrics import measure
+from training.report import draw
+from training.report.report import Subject, render_findings, render_report
+from training.weights.checkpoint import Checkpoint, build_network
 
 
 @pytest.fixture(scope="module")

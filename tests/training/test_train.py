@@ -11,27 +11,27 @@ import torch
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from model.backbones.hourglass import Hourglass
 from model.canvas import prepare
-from model.network import BACKBONES, CenterNet
+from model.network.backbones.hourglass import Hourglass
+from model.network.centernet import BACKBONES, CenterNet
 from model.skeleton import Skeleton
 from tests.training.configs import small_config
 from tests.training.joints import add_joints
 from training import learner
 from training import train as training
-from training.checkpoint import Checkpoint, build_network, load_checkpoint
 from training.config import InvalidConfig
 from training.datasets.dataset import Dataset, InvalidDataset
 from training.datasets.load import load_dataset
-from training.evaluate import detect_with_network
-from training.keypoint_metrics import KeypointMetrics
+from training.evaluation.evaluate import detect_with_network
+from training.evaluation.keypoint_metrics import KeypointMetrics
+from training.evaluation.metrics import Metrics
 from training.learner import NonFiniteLoss
 from training.loader import TrainingViews
-from training.metrics import Metrics
 from training.optimizer import learning_rate_schedule
-from training.pretrained import InvalidWeights, load_pretrained
 from training.processes import SINGLE_PROCESS
 from training.train import load_data, train
+from training.weights.checkpoint import Checkpoint, build_network, load_checkpoint
+from training.weights.pretrained import InvalidWeights, load_pretrained
 
 
 @pytest.fixture

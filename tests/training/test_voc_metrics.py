@@ -10,7 +10,7 @@ from mean_average_precision import MetricBuilder
 from model.detector import Detections
 from tests.training.cases import make_case
 from training.datasets.dataset import Dataset, Object, make_photo
-from training.voc_metrics import measure_as_voc
+from training.evaluation.voc_metrics import measure_as_voc
 
 
 def inclusive(boxes_xyxy: Any) -> Any:

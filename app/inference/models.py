@@ -1,0 +1,175 @@
+"""The served models: loaded, replaced and removed while requests run."""
+
+import asyncio
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from app.inference.served_model import ServedModel
+from app.settings import Settings
+from app.telemetry.metrics import Metrics
+from model.detector import Detector, read_signature
+from model.gpu import ProviderUnavailable
+from model.metadata import InvalidModel
+
+logger = logging.getLogger(__name__)
+
+
+class UnknownModel(Exception):
+    """No model of the requested name is served; the message lists the names of those that are."""
+
+
+class Models:
+    """The served models by file; a request that names none gets the first.
+
+    Raises `InvalidModel` if two files hold models of the same name; if they are watched, it leaves out the second one.
+    """
+
+    def __init__(self, detectors: Sequence[Detector], settings: Settings, metrics: Metrics) -> None:
+        self._settings = settings
+        self._metrics = metrics
+        self._served: dict[Path, ServedModel] = {}
+        self._signatures: dict[Path, tuple[int, ...]] = {}
+        self._tasks: dict[asyncio.Task[None], ServedModel] = {}
+        self._reloading = asyncio.Lock()
+        self.faults: dict[Path, str] = {}  # by file, why it could not be loaded
+        metrics.refused.set_function(lambda: len(self.faults))
+        for detector in detectors:
+            try:
+                self._check_name(detector)
+            except InvalidModel:
+                if not settings.watch:
+                    raise
+                continue  # the watch tries again, and reports it
+            self._add(detector.path, ServedModel(detector, settings, metrics))
+            self._signatures[detector.path] = detector.signature
+
+    def __iter__(self) -> Iterator[ServedModel]:
+        return iter(self._served.values())
+
+    @property
+    def signatures(self) -> Mapping[Path, tuple[int, ...]]:
+        """The signatures of the files as of the last load, also of those that could not be loaded."""
+        return self._signatures
+
+    def read_signatures(self) -> dict[Path, tuple[int, ...]]:
+        """Returns the signatures of the files as they are now."""
+        return {path: read_signature(path) for path in self._settings.find_models()}
+
+    def get(self, name: str | None = None) -> ServedModel:
+        """Returns the model of that name; raises `UnknownModel`."""
+        for model in self:
+            if name is None or model.name == name:
+                return model
+        raise UnknownModel(f"there is no model {name!r}; there is {', '.join(repr(model.name) for model in self)}")
+
+    def start(self) -> None:
+        """Starts to warm up and serve, in the background."""
+        for model in self:
+            self._start(model)
+
+    async def stop(self, timeout_seconds: float) -> None:
+        """Fails queued items and waits for running batches, at most `timeout_seconds`."""
+        for model in self:
+            model.batcher.close()
+        for task, model in self._tasks.items():
+            if not model.batcher.running:  # it is being warmed up
+                task.cancel()
+        if self._tasks:
+            _, hanging = await asyncio.wait(self._tasks, timeout=timeout_seconds)
+            for task in hanging:
+                task.cancel()
+            await asyncio.gather(*hanging, return_exceptions=True)
+
+    async def reload(self) -> None:
+        """Loads new and changed files, and retires models whose files are gone; a faulty file changes nothing.
+
+        A changed file's old model serves until the new one is warm, and finishes the requests it has.
+        """
+        async with self._reloading:
+            signatures = self.read_signatures()
+            removed = [path for path in self._served if path not in signatures]
+            for path, signature in signatures.items():
+                if signature != self._signatures.get(path) or path in self.faults:
+                    await self._load(path, removed)
+                    self._signatures[path] = signature
+            self.faults = {path: reason for path, reason in self.faults.items() if path in signatures}
+            self._signatures = signatures
+            kept = [path for path in signatures if path in self._served]
+            if not kept:  # a server without a model would be of no use
+                logger.error("no model file is left: the loaded models keep serving")
+                return
+            for path in removed:
+                self._retire(self._served.pop(path))
+            self._served = {path: self._served[path] for path in kept}
+
+    async def _load(self, path: Path, removed: Sequence[Path]) -> None:
+        def open_model() -> ServedModel:
+            detector = open_detector(path, self._settings)
+            self._check_name(detector, removed)
+            return ServedModel(detector, self._settings, self._metrics)
+
+        try:
+            model = await asyncio.to_thread(open_model)
+            await model.warm_up_in_thread()
+        except Exception as error:
+            known = isinstance(error, InvalidModel | ProviderUnavailable)
+            self.faults[path] = str(error) if known else f"{path}: it cannot be run: {error}"
+            logger.error("not loaded: %s", self.faults[path], exc_info=not known)
+            return
+        self.faults.pop(path, None)
+        previous = self._served.get(path)
+        self._add(path, model)  # keeps its position: the first stays the first
+        self._start(model)
+        if previous:
+            self._retire(previous)
+        logger.info("%s: loaded from %s", model.name, path)
+
+    def _check_name(self, detector: Detector, removed: Sequence[Path] = ()) -> None:
+        name = detector.metadata.name
+        for path, model in self._served.items():
+            if model.name == name and path != detector.path and path not in removed:
+                raise InvalidModel(f"{detector.path}: it is named {name!r}, as {path} is: export it under another name")
+
+    def _add(self, path: Path, model: ServedModel) -> None:
+        self._served[path] = model
+        self._metrics.queue_depth.labels(model.name).set_function(lambda: model.batcher.queued)
+        self._metrics.in_flight.labels(model.name).set_function(lambda: model.batcher.admission.in_flight)
+        model.describe()
+        self._metrics.ready.labels(model.name).set_function(lambda: model.is_ready)
+
+    def _start(self, model: ServedModel) -> None:
+        task = asyncio.create_task(model.run())
+        self._tasks[task] = model
+        task.add_done_callback(self._tasks.pop)
+
+    def _retire(self, model: ServedModel) -> None:
+        if all(other.name != model.name for other in self):
+            metrics = self._metrics
+            for metric in (metrics.queue_depth, metrics.in_flight, metrics.ready, metrics.model):
+                metric.remove(model.name)
+        model.batcher.admission.retire()
+        logger.info("%s: retired", model.name)
+
+
+def open_detector(path: Path, settings: Settings) -> Detector:
+    """Opens a model with the settings' provider, threads and GPU options; raises what `Detector` raises."""
+    return Detector(path, settings.provider, settings.threads, settings.gpu)
+
+
+def open_detectors(settings: Settings) -> list[Detector]:
+    """Opens all models of the settings; raises what `Detector` raises.
+
+    If the models are watched, it leaves out files that cannot be loaded, unless that is all of them.
+    """
+    detectors, errors = [], []
+    for path in settings.find_models():
+        try:
+            detectors.append(open_detector(path, settings))
+        except (InvalidModel, ProviderUnavailable) as error:
+            if not settings.watch:
+                raise
+            errors.append(error)  # the watch tries again, and reports it
+    if not detectors:
+        raise errors[0]
+    return detectors

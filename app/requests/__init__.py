@@ -1,0 +1,1 @@
+"""Request bodies and parameters, and the limits on a request's time."""

@@ -1,0 +1,1 @@
+"""Metrics, stages, traces, logs and request ids."""

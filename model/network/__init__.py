@@ -1,0 +1,1 @@
+"""CenterNet in PyTorch, and its graph in ONNX; serving never imports it."""

@@ -1,0 +1,1 @@
+"""AP, error analysis, calibration and comparison of models."""

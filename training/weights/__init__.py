@@ -1,0 +1,1 @@
+"""Checkpoints: ours, the authors', mmdetection's and ImageNet's."""
