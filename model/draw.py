@@ -56,15 +56,17 @@ def draw_boxes(
     for row in reversed(range(len(boxes))):
         left, top, right, bottom = boxes[row]
         outline = 2 * max(1, line // 3)
-        # a contrasting outline keeps the box visible on a photo of the same colour
-        strokes: list[tuple[int, Colour]] = [(line + 2 * (line // 3), _contrast(colours[row])), (line, colours[row])]
-        for thickness, colour in strokes:
+        # a contrasting outline keeps the box visible on a photo of the same colour; thin lines need only 1 more for it,
+        # since OpenCV draws rectangles of width 2 and 3 with 3 and 5 pixels
+        edge = line + max(1, 2 * (line // 3))
+        for thickness, colour in ((edge, _contrast(colours[row])), (line, colours[row])):
             cv2.rectangle(picture, (left, top), (right - 1, bottom - 1), colour, thickness)
         if keypoints is not None:
             _draw_joints(picture, keypoints[row], skeleton, colours[row], line, outline)
 
     font = cv2.FontFace("sans")
     occupied: list[Rectangle] = []
+    pasted: list[tuple[Rectangle, NDArray[np.uint8]]] = []
     for box, colour, text in zip(boxes, colours, tags, strict=True):
         if not text:
             continue
@@ -72,6 +74,8 @@ def draw_boxes(
         box[0] -= line // 2  # flush with the outer edge of the box's line
         place = _place_tag(box, tag.shape[1], tag.shape[0], picture.shape[1], picture.shape[0], occupied)
         occupied.append(place)
+        pasted.append((place, tag))
+    for place, tag in reversed(pasted):
         region = picture[place[1] : place[3], place[0] : place[2]]
         region[:] = tag[: region.shape[0], : region.shape[1]]
     return picture

@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from model.detector import Detections
-from model.draw import choose_colour, draw_detections
+from model.draw import choose_colour, draw_boxes, draw_detections
 from tests.app.client import Client, check_problem
 from tests.app.colours import GREY, PHOTO, PHOTO_PNG, RED, encode, paint
 
@@ -93,6 +93,16 @@ def test_lines_and_text_scale_with_the_image() -> None:
         assert 20 * scale <= tag.sum() <= 32 * scale
 
 
+@pytest.mark.parametrize("size", [(64, 48), (416, 312), (640, 480), (1280, 720)])
+def test_box_is_visible_on_its_own_colour(size: tuple[int, int]) -> None:
+    width, height = size
+    photo = np.full((height, width, 3), choose_colour(0), np.uint8)
+    box = (width // 4, height // 4, width // 2, height // 2)
+    drawn = draw_boxes(photo, np.array([box], np.float32), [""], [choose_colour(0)])
+    for edge in (drawn[height // 3, : width // 3], drawn[height // 3, width // 3 :]):
+        assert (edge != choose_colour(0)).any(axis=1).sum() >= 2
+
+
 def test_input_image_is_not_modified_and_no_detections_draw_nothing() -> None:
     photo = PHOTO.copy()
     draw_detections(photo, find(((0, 0, 50, 50), 0.9, 0)), ["red"])
@@ -110,6 +120,14 @@ def test_tags_do_not_overlap() -> None:
     assert (both[tag] == alone[tag]).all()
     below = both[205:220, 105:150].reshape(-1, 3)
     assert (below == choose_colour(1)).all(axis=1).any()
+
+
+def test_best_tag_is_on_top_where_no_place_is_free() -> None:
+    photo = np.full((40, 200, 3), GREY, np.uint8)
+    rows = [((60.0 + 4 * index, 0.0, 140.0, 40.0), 0.9 - index / 10, index) for index in range(5)]
+    crowded = draw_detections(photo, find(*rows), ["object"] * 5)
+    tag = slice(0, 8), slice(60, 100)
+    assert (crowded[tag] == draw_detections(photo, find(rows[0]), ["object"])[tag]).all()
 
 
 @pytest.mark.parametrize("box", [(0, 0, 1, 1), (0, 0, 30, 20), (28, 18, 30, 20), (5, 5, 5, 5)])
