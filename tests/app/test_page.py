@@ -35,6 +35,7 @@ from tests.app.colours import (
     RED,
     RED_FOUND,
     WIDTH,
+    describe,
     encode,
     paint,
     save_model,
@@ -147,6 +148,9 @@ class Page:
         text: str = self.run("return navigator.clipboard.readText()")
         return text
 
+    def reload_models(self) -> None:
+        self._portal.call(self._client.post, "/models/reload")
+
     def sample(self, name: str, **labels: str) -> float:
         return self._portal.call(functools.partial(self._client.sample, name, **labels))
 
@@ -238,6 +242,52 @@ class TestWithKeypoints:
             assert page.colour_at(*point) == [*choose_colour(index), 255]
         assert page.colour_at(80, 30)[3] == 0
         assert [joint["name"] for joint in page.detections()[0]["keypoints"]] == ["upper_left", "lower_right"]
+
+
+class TestWithReplacedModel:
+    """The page while the server's model is replaced by another one."""
+
+    @pytest.fixture
+    def model_path(self, tmp_path: Path) -> Path:
+        return save_model(tmp_path / "colours.onnx")
+
+    def test_model_that_answers_is_described(self, page: Page, photo: Path, model_path: Path) -> None:
+        page.choose(photo)
+        page.until(lambda: page.rows() == [RED_ROW, GREEN_ROW])
+        page.find("[data-label=green]").click()
+        long_name = "vermilion" * 20
+        shades = describe(name="shades", labels=(long_name, "lime", "azure"), threshold=0.7)
+        save_model(model_path, shades.to_properties())
+        page.reload_models()
+        page.choose(photo)
+        page.until(lambda: page.rows() == [[long_name, "90.0 %"]])
+        assert page.find("#model").text.startswith("shades · ")
+        assert page.find("#curl").text.endswith("threshold=0.7'")
+        assert page.colour_at(32, 40) == [*choose_colour(0), 255]
+        for box in ("#objects", "#classes"):
+            assert page.run(f"return document.querySelector('{box}').scrollWidth") <= page.find(box).size["width"]
+
+    def test_model_that_answers_the_camera_is_described(self, page: Page, model_path: Path) -> None:
+        permission = {"permissions": ["videoCapture"], "origin": page.address}
+        page.driver.execute_cdp_cmd("Browser.grantPermissions", permission)
+        page.find("#camera").click()
+        page.until(lambda: page.find("#live").is_displayed())
+        page.find("#live").click()
+        page.until(lambda: page.rows() == [RED_ROW, GREEN_ROW])
+        save_model(model_path, describe(name="shades").to_properties())
+        page.reload_models()
+        page.until(lambda: page.find("#model").text.startswith("shades · "))
+
+
+def test_model_is_described_once_it_can_be_fetched(page: Page, photo: Path) -> None:
+    page.driver.execute_cdp_cmd("Network.enable", {})
+    page.driver.execute_cdp_cmd("Network.setBlockedURLs", {"urls": ["*/models"]})
+    page.driver.get(page.address)
+    page.until(lambda: page.find("#message").is_displayed())
+    page.driver.execute_cdp_cmd("Network.setBlockedURLs", {"urls": []})
+    page.choose(photo)
+    page.until(lambda: page.rows() == [RED_ROW, GREEN_ROW])
+    assert page.find("#model").text.startswith("colours · ")
 
 
 def test_colours_equal_those_of_drawn_images(page: Page) -> None:

@@ -2,10 +2,11 @@
 
 import { closeCamera, openCamera, takePicture } from "./camera.js";
 import { element } from "./elements.js";
-import { forget, present, setModels } from "./results.js";
+import { forget, present, setModel } from "./results.js";
 import { Refusal, detect, fetchModels } from "./service.js";
 
 let asking = new AbortController();
+let described = ""; // the name of the model that the page describes
 
 /** Aborts the current request and resets the page for a picture called `name`; returns the new abort signal. */
 function begin(name) {
@@ -27,8 +28,9 @@ async function show(file, note) {
   leaveCamera();
   const signal = begin(file.name || "photo.jpg");
   try {
-    const [{ answer, milliseconds }] = await Promise.all([detect(file, signal), load(file)]);
+    const [{ answer, milliseconds }, models] = await Promise.all([detect(file, signal), fetchModels(), load(file)]);
     if (signal.aborted) return;
+    describe(models, answer.model);
     const seen = isSeen(answer.image);
     element.photo.hidden = !seen;
     present(answer, milliseconds, !seen);
@@ -39,6 +41,19 @@ async function show(file, note) {
   } finally {
     finish(signal);
   }
+}
+
+/** Describes the model called `name`, or else the first: in the header, the slider's default and the results. */
+function describe(models, name) {
+  const model = models.get(name) ?? [...models.values()][0];
+  const { labels, skeleton, input } = model;
+  element.threshold.defaultValue = Math.round(100 * model.threshold); // keeps a value that the user has already set
+  setModel(model);
+  const knows = [labels.length === 1 ? labels[0].label : `${labels.length} classes`];
+  if (skeleton.joints.length) knows.push(`${skeleton.joints.length} keypoints`);
+  const facts = [model.name, ...knows, `${input.width} × ${input.height}`, model.provider, model.precision];
+  element.model.textContent = facts.join(" · ");
+  described = model.name;
 }
 
 /** Loads a file into the page's <img> and waits until the browser has decoded it or failed to. */
@@ -144,6 +159,8 @@ element.live.addEventListener("click", async () => {
   try {
     while (!signal.aborted && element.live.ariaPressed === "true") {
       const { answer, milliseconds } = await detect(await takePicture(element.video), signal);
+      if (answer.model !== described) describe(await fetchModels(), answer.model);
+      if (signal.aborted) return;
       present(answer, milliseconds);
       await new Promise(requestAnimationFrame); // pauses while the page is hidden
     }
@@ -169,14 +186,7 @@ element["message-close"].addEventListener("click", () => {
 });
 forget("photo.jpg");
 try {
-  const models = await fetchModels();
-  const [{ name, labels, skeleton, input, provider, precision, threshold }] = models.values();
-  element.threshold.defaultValue = Math.round(100 * threshold); // keeps a value that the user has already set
-  setModels(models);
-  const knows = [labels.length === 1 ? labels[0].label : `${labels.length} classes`];
-  if (skeleton.joints.length) knows.push(`${skeleton.joints.length} keypoints`);
-  const facts = [name, ...knows, `${input.width} × ${input.height}`, provider, precision];
-  element.model.textContent = facts.join(" · ");
+  describe(await fetchModels());
 } catch (error) {
   report(error);
 }

@@ -5,7 +5,7 @@ import { chooseColour, draw, findAt } from "./overlay.js";
 import { writeCurl, writeJson } from "./service.js";
 
 const state = {
-  models: new Map(),
+  model: null, // as `/models` describes it
   name: "", // the picture's file name, for the curl command
   answer: null,
   sheet: false, // the boxes are drawn on a blank background: the browser cannot show the picture
@@ -15,9 +15,13 @@ const state = {
   pointed: null, // the detection under the pointer
 };
 
-/** Sets the served models by name: a label's index in its model determines the colour. */
-export function setModels(models) {
-  state.models = models;
+/** Sets the model of the responses: a label's index in it determines the colour. Forgets labels that it lacks. */
+export function setModel(model) {
+  const known = new Set(model.labels.map(({ label }) => label));
+  for (const labels of [state.best, state.chosen]) {
+    for (const label of labels.keys()) if (!known.has(label)) labels.delete(label);
+  }
+  state.model = model;
   render();
 }
 
@@ -88,7 +92,7 @@ function renderObjects() {
 function renderOverlay() {
   const focused = state.shown[rowOf(document.activeElement)];
   const lit = state.pointed ?? focused ?? null;
-  const edges = state.models.get(state.answer?.model)?.skeleton.edges ?? [];
+  const edges = state.model?.skeleton.edges ?? [];
   draw(element.overlay, state.answer?.image, state.shown, colourOf, edges, lit, state.sheet);
   element.overlay.ariaLabel = state.answer ? `${state.name} with ${state.shown.length} boxes` : "No picture yet";
   const stop = Math.max(0, state.shown.indexOf(focused)); // the one row in the tab order; arrow keys reach the others
@@ -99,7 +103,7 @@ function renderOverlay() {
 }
 
 function colourOf({ label, label_id: id }) {
-  const labels = state.models.get(state.answer.model)?.labels ?? [];
+  const labels = state.model?.labels ?? [];
   const index = labels.findIndex((each) => each.label === label);
   return chooseColour(index < 0 ? id : index);
 }
