@@ -92,12 +92,15 @@ def test_readme_commands_succeed_in_order(checkout: Path) -> None:
                     command, cwd=checkout, env=environment, shell=True, text=True, capture_output=True, check=False
                 )
                 assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
-                if command.startswith("curl"):
-                    answers.append(done.stdout)
-    assert len(answers) >= 2
+                if command.startswith("curl") and " -o " not in command:
+                    answers.append(json.loads(done.stdout))
+    assert [answer["model"] for answer in answers] == ["default", "tiny"]
     for answer in answers:
-        assert {"model", "image", "detections", "timings_ms"} == set(json.loads(answer))
-        assert json.loads(answer)["image"] == {"width": 640, "height": 480}
+        assert {"model", "image", "detections", "timings_ms"} == set(answer)
+    assert answers[0]["image"] == {"width": 640, "height": 480}
+    assert answers[1]["detections"]
+    with Image.open(checkout / "boxes.jpg") as drawn:
+        assert (drawn.format, drawn.size) == ("JPEG", (640, 480))
 
 
 def test_readme_response_matches_the_schema() -> None:
