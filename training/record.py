@@ -1,4 +1,4 @@
-"""Records a training run: configuration, environment, TensorBoard events, metrics of each epoch, and the report."""
+"""Records a training run: configuration, environment, TensorBoard events, metrics of validated epochs, the report."""
 
 import json
 from collections import defaultdict
@@ -139,6 +139,6 @@ class Record:
 
 
 def read_rows(folder: Path) -> list[dict[str, Any]]:
-    """Reads the metrics of each epoch from a run folder; empty if it has none."""
+    """Reads the metrics of each validated epoch from a run folder; empty if it has none."""
     path = folder / "metrics.jsonl"
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
