@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, FailFast, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, FailFast, Field, ValidationError
 from pydantic_core import to_json
 
 from app.pipeline import DetectionResult, check_count
@@ -25,6 +25,10 @@ _MAX_TENSORS = 16  # per request, more than exist
 
 class InvalidTensor(Exception):
     """The request's tensors are malformed, or are not inputs of the model."""
+
+
+def _wrap(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
 
 
 class TensorDescription(BaseModel):
@@ -69,7 +73,7 @@ class RequestParameters(BaseModel):
 
     threshold: float | None = Field(None, ge=0, le=1, allow_inf_nan=False)
     limit: int | None = Field(None, ge=1)
-    labels: str | None = None
+    labels: Annotated[list[str] | None, FailFast(), BeforeValidator(_wrap)] = None
     binary_data_output: bool = False
 
 
