@@ -10,7 +10,11 @@ def add_filter_arguments(parser: argparse.ArgumentParser, source: str) -> argpar
     group = parser.add_argument_group("detections")
     group.add_argument("--threshold", type=ratio, help=f"minimum score, 0 to 1; default: {source}")
     group.add_argument("--limit", type=count, help=f"maximum number of detections per image; default: {source}")
-    group.add_argument("--labels", help="labels to keep, separated by commas, such as dog,car; default: all")
+    group.add_argument(
+        "--labels",
+        action="append",
+        help="label to keep, repeated for each, or several separated by commas, such as dog,car; default: all",
+    )
     return group
 
 

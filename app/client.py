@@ -41,7 +41,7 @@ class Wanted(TypedDict, total=False):
     model: str | None  # a name from `models()`
     threshold: float | None  # minimum score, 0 to 1
     limit: int | None  # maximum number of detections per image
-    labels: str | Sequence[str] | None  # labels to return; separated by commas in a string
+    labels: str | Sequence[str] | None  # labels to return; a string may hold several, separated by commas
 
 
 class Client:
@@ -225,7 +225,8 @@ def _to_file(image: Image) -> bytes:
 def _to_query(wanted: Wanted) -> dict[str, Any]:
     query = {name: value for name, value in wanted.items() if value is not None}
     labels = wanted.get("labels")
-    return query if labels is None or isinstance(labels, str) else query | {"labels": ",".join(labels)}
+    # httpx leaves out an empty list, which would ask for all labels
+    return query if labels is None or isinstance(labels, str) else query | {"labels": list(labels) or ""}
 
 
 @contextlib.contextmanager

@@ -58,11 +58,11 @@ def build_filter(
     metadata: Metadata,
     threshold: float | None = None,
     limit: int | None = None,
-    labels: str | None = None,
+    labels: Sequence[str] | None = None,
 ) -> Filter:
     """Returns the filter for a model's detections, with the settings' defaults for what is None.
 
-    `labels` are separated by commas; raises `UnknownLabel`.
+    Each of `labels` is a label, or several separated by commas; raises `UnknownLabel`.
     """
     return Filter(
         settings.find_threshold(metadata) if threshold is None else threshold,
@@ -71,8 +71,11 @@ def build_filter(
     )
 
 
-def _find_labels(wanted: str, known: Sequence[str]) -> list[int]:
-    names = [name.strip() for name in wanted.split(",")]
+def _find_labels(wanted: Sequence[str], known: Sequence[str]) -> list[int]:
+    # a label may itself contain commas
+    names = [
+        name for each in wanted for name in ([each] if each in known else [part.strip() for part in each.split(",")])
+    ]
     unknown = [name for name in names if name not in known]
     if unknown:
         raise UnknownLabel(f"unknown: {', '.join(map(repr, unknown))}; the model knows: {', '.join(known)}")

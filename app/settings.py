@@ -16,7 +16,7 @@ from pydantic_settings import BaseSettings, CliSettingsSource, NoDecode, Setting
 
 from app import __version__
 from app.access.keys import Digest, hash_keys
-from app.requests.deadline import LONGEST_SECONDS
+from app.requests.deadline import Timeout
 from app.telemetry.logs import LogFormat
 from model.gpu import Gpu, Provider
 from model.image import MAX_PIXELS, PILLOW_MAX_PIXELS
@@ -105,9 +105,7 @@ class Settings(BaseSettings):
     )
     max_request_images: int = Field(32, ge=1, description="maximum images per request; max_queue limits it too")
     max_pixels: int = Field(MAX_PIXELS, ge=1, le=PILLOW_MAX_PIXELS, description="maximum width x height of an image")
-    timeout_seconds: float = Field(
-        30, gt=0, le=LONGEST_SECONDS, description="default timeout of a request, which may set its own"
-    )
+    timeout_seconds: Timeout = Field(30, description="default timeout of a request, which may set its own")
     inference_timeout_seconds: float = Field(60, gt=0, description="timeout of a batch, after which it fails")
     header_timeout_seconds: float = Field(10, gt=0, description="timeout for receiving a request's headers")
     idle_timeout_seconds: float = Field(5, gt=0, description="keep-alive timeout of a connection without a request")

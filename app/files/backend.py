@@ -5,7 +5,7 @@ import contextlib
 import dataclasses
 import functools
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -40,7 +40,7 @@ class Backend:
 
 @contextlib.asynccontextmanager
 async def open_local_backend(
-    settings: Settings, threshold: float | None, limit: int | None, labels: str | None
+    settings: Settings, threshold: float | None, limit: int | None, labels: Sequence[str] | None
 ) -> AsyncIterator[Backend]:
     """Runs the first model of the settings in this process; raises `UnknownLabel`, and what `Detector` raises."""
     detector = open_detector(settings.find_models()[0], settings)
@@ -54,7 +54,12 @@ async def open_local_backend(
 
 @contextlib.asynccontextmanager
 async def open_server_backend(
-    url: str, api_key: str | None, model: str | None, threshold: float | None, limit: int | None, labels: str | None
+    url: str,
+    api_key: str | None,
+    model: str | None,
+    threshold: float | None,
+    limit: int | None,
+    labels: Sequence[str] | None,
 ) -> AsyncIterator[Backend]:
     """Sends images to a server; raises `NoAnswer`, `Refused`, and `ModuleNotFoundError` if httpx is missing."""
     from app.client import AsyncClient

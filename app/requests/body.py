@@ -158,15 +158,15 @@ def _find_files(parts: Sequence[Part]) -> list[bytes]:
     return [part.data for part in parts if part.is_file]
 
 
-def check_value_count(body: bytes, maximum: int) -> None:
-    """Raises `InvalidJson` for JSON with too many values: the parser would hold the GIL for too long."""
+def check_value_count(body: bytes, maximum: int, usage: str) -> None:
+    """Raises `InvalidJson`, with `usage`, for JSON with too many values: the parser would hold the GIL for too long."""
     if sum(map(body.count, (b",", b"[", b"{"))) > maximum:
-        raise InvalidJson(f"the JSON has more than {maximum} values")
+        raise InvalidJson(f"the JSON has more than {maximum} values: {usage}")
 
 
 def _decode_json(body: bytes) -> list[bytes]:
-    check_value_count(body, _MAX_JSON_VALUES)
     usage = 'send {"images": ["<base64>", …]}, without line breaks or a data: prefix in the base64'
+    check_value_count(body, _MAX_JSON_VALUES, usage)
     try:
         fields = json.loads(body)
         images = [binascii.a2b_base64(image, strict_mode=True) for image in fields["images"]]

@@ -5,25 +5,23 @@ FastAPI's own parsing of them costs as much as everything else that it does for 
 
 import difflib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, Field, ValidationError
 from starlette.datastructures import Headers, QueryParams
 
-from app.requests.deadline import LONGEST_SECONDS, TIMEOUT_HEADER
+from app.requests.deadline import TIMEOUT_HEADER, Timeout
 from app.settings import Settings
 
 ReadParameters = Callable[[bytes, Headers], "Parameters"]
 
 
 class Parameters(BaseModel, frozen=True):
-    """The query parameters of `/detect` and `/detect/batch`; the settings have the defaults."""
+    """The query parameters of every route that detects objects; the settings have the defaults."""
 
-    timeout: float = Field(
-        gt=0, le=LONGEST_SECONDS, allow_inf_nan=False, description="maximum time for the response, in seconds"
-    )
+    timeout: Timeout = Field(description="maximum time for the response, in seconds")
     model: str | None = Field(None, description="model name as in `/models`; default: the first one listed there")
     threshold: float | None = Field(
         None, ge=0, le=1, allow_inf_nan=False, description="minimum score; default: the model's threshold in `/models`"
@@ -31,7 +29,9 @@ class Parameters(BaseModel, frozen=True):
     limit: int = Field(
         ge=1, description="maximum number of detections per image; `max_detections` in `/models` is a maximum too"
     )
-    labels: str | None = Field(None, description="labels to return, separated by commas; default: all")
+    labels: list[str] | None = Field(
+        None, description="label to return, repeated for each, or several separated by commas; default: all"
+    )
 
 
 def build_parameters_reader(settings: Settings) -> ReadParameters:
@@ -57,39 +57,54 @@ def build_parameters_reader(settings: Settings) -> ReadParameters:
     return read
 
 
-def document_parameters(settings: Settings, label: str) -> dict[str, Any]:
+def refuse_model(parameters: Parameters) -> None:
+    """Raises `RequestValidationError` if the query names a model, for routes whose path names it."""
+    if parameters.model is not None:
+        raise RequestValidationError([{"loc": ("query", "model"), "msg": "the path names the model"}])
+
+
+def suggest(name: str, known: Iterable[str]) -> str | None:
+    """Returns a hint at the known name that is most similar to an unknown one; None if none is similar."""
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {near[0]}?" if near else None
+
+
+def document_parameters(settings: Settings, label: str, model_in_path: bool = False) -> dict[str, Any]:
     """Returns the OpenAPI description of the parameters; `label` is the example for `labels`."""
     defaults = _find_defaults(settings)
     properties = Parameters.model_json_schema()["properties"]
     parameters = [
         {"name": name, "in": "query", "required": False, "description": schema.pop("description"), "schema": schema}
         for name, schema in properties.items()
+        if not (model_in_path and name == "model")
     ]
     for parameter in parameters:
         name, schema = parameter["name"], parameter["schema"]
         if name in defaults:
             schema["default"] = defaults[name]
         if name == "labels":
-            parameter["example"] = label
+            parameter["example"] = [label]
     header = {"name": TIMEOUT_HEADER, "in": "header", "required": False, "description": "the same as `timeout`"}
     return {"parameters": [*parameters, header | {"schema": parameters[0]["schema"]}]}
 
 
-def _read_query(query: bytes) -> dict[str, str]:
+def _read_query(query: bytes) -> dict[str, Any]:
     """Returns the parameters by name; raises `RequestValidationError` for unknown and repeated ones.
 
     Labels may be repeated, as HTTP libraries write a list.
     """
     known = Parameters.model_fields
-    given: dict[str, str] = {}
+    given: dict[str, Any] = {}
     for name, value in QueryParams(query).multi_items():
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
+            hint = suggest(name, known) or f"there are {', '.join(known)}"
             raise RequestValidationError([{"loc": ("query", name), "msg": f"there is no such parameter; {hint}"}])
-        if name in given and name != "labels":
+        if name == "labels":
+            given.setdefault(name, []).append(value)
+        elif name in given:
             raise RequestValidationError([{"loc": ("query", name), "msg": "it is given more than once"}])
-        given[name] = f"{given[name]},{value}" if name in given else value
+        else:
+            given[name] = value
     return given
 
 

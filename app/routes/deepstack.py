@@ -3,21 +3,26 @@
 import math
 import time
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, Field
 from pydantic_core import to_json
 
 from app.errors import document_problems
 from app.pipeline import DetectionResult, admit, build_filter, find_objects
 from app.requests.body import EmptyBody, read_parts
-from app.requests.deadline import answered_within, build_timeout_reader
+from app.requests.deadline import answered_within
 from app.requests.form import InvalidForm, Part, find_text
+from app.requests.parameters import Parameters, build_parameters_reader, document_parameters, refuse_model
 from app.schemas import Problem
 from app.service import Service
 
 PATH = "/v1/"
+_DESCRIPTION = (
+    "Boxes are in pixels of the upright image, rotated as its EXIF orientation says. Software that sends its own form "
+    "can set parameters in the URL's query; the form's `min_confidence` takes precedence over `threshold`."
+)
 _BINARY = {"type": "string", "format": "binary"}
 _BODY: dict[str, Any] = {
     "requestBody": {
@@ -78,22 +83,28 @@ def format_problem(problem: Problem) -> Mapping[str, Any]:
 
 def build_deepstack_router(service: Service) -> APIRouter:
     """Returns the routes of this API."""
-    settings = service.settings
+    settings = service.settings.model_copy(update={"limit": service.settings.deepstack_limit})
+    read_parameters = build_parameters_reader(settings)
+    label = service.models.get().detector.metadata.labels[0]
     router = APIRouter(tags=["DeepStack, CodeProject.AI"])
-    problems = document_problems(400, 401, 408, 413, 415, 422, 429, 500, 503, 504, format_problem=format_problem)
+    problems = document_problems(400, 401, 404, 408, 413, 415, 422, 429, 500, 503, 504, format_problem=format_problem)
 
-    read_timeout = build_timeout_reader(settings.timeout_seconds)
+    def read_query(request: Request) -> Parameters:
+        # a bare name sets nothing: health checks written for other servers of this API send ?healthcheck
+        query = b"&".join(each for each in request.scope["query_string"].split(b"&") if b"=" in each)
+        return read_parameters(query, request.headers)
 
-    async def find(request: Request, name: str | None, limit: int, timeout_seconds: float) -> Response:
+    async def find(request: Request, parameters: Parameters, name: str | None) -> Response:
         started = time.perf_counter()
-        with answered_within(timeout_seconds):
+        with answered_within(parameters.timeout):
             parts = await read_parts(request, settings.max_image_bytes, settings)
             await service.access.authenticate(request, parts)
             model = service.models.get(name)
-            data, threshold = _find_image(parts), _find_threshold(parts)
-            wanted = build_filter(settings, model.detector.metadata, threshold, limit)
+            data, min_confidence = _find_image(parts), _find_min_confidence(parts)
+            threshold = parameters.threshold if min_confidence is None else min_confidence
+            wanted = build_filter(settings, model.detector.metadata, threshold, parameters.limit, parameters.labels)
             read = time.perf_counter()
-            with admit(service, model, request, timeout_seconds) as submit:
+            with admit(service, model, request, parameters.timeout) as submit:
                 found = await find_objects(service, model, submit, data, wanted)
         computed = time.perf_counter()
         content = _encode(found, model.detector.metadata.labels, computed - started)
@@ -105,16 +116,14 @@ def build_deepstack_router(service: Service) -> APIRouter:
     @router.post(
         "/v1/vision/detection",
         summary="Detect objects in an image",
+        description=_DESCRIPTION,
         response_model=Predictions,
         responses=problems,
-        openapi_extra=_BODY,
+        openapi_extra=_BODY | document_parameters(settings, label),
     )
-    async def detect(
-        request: Request,
-        timeout_seconds: Annotated[float, Depends(read_timeout)],
-        limit: Annotated[int, Query(ge=1, description="maximum number of predictions")] = settings.deepstack_limit,
-    ) -> Response:
-        return await find(request, None, limit, timeout_seconds)
+    async def detect(request: Request) -> Response:
+        parameters = read_query(request)
+        return await find(request, parameters, parameters.model)
 
     @router.post("/v1/vision/custom/list", summary="List the served models")
     async def list_models(request: Request) -> CustomModels:
@@ -124,17 +133,15 @@ def build_deepstack_router(service: Service) -> APIRouter:
     @router.post(
         "/v1/vision/custom/{model}",
         summary="Detect objects in an image with the named model",
+        description=_DESCRIPTION,
         response_model=Predictions,
-        responses=document_problems(404, format_problem=format_problem) | problems,
-        openapi_extra=_BODY,
+        responses=problems,
+        openapi_extra=_BODY | document_parameters(settings, label, model_in_path=True),
     )
-    async def detect_with(
-        request: Request,
-        model: str,
-        timeout_seconds: Annotated[float, Depends(read_timeout)],
-        limit: Annotated[int, Query(ge=1, description="maximum number of predictions")] = settings.deepstack_limit,
-    ) -> Response:
-        return await find(request, model, limit, timeout_seconds)
+    async def detect_with(request: Request, model: str) -> Response:
+        parameters = read_query(request)
+        refuse_model(parameters)
+        return await find(request, parameters, model)
 
     return router
 
@@ -148,9 +155,9 @@ def _find_image(parts: Sequence[Part]) -> bytes:
     return images[0]
 
 
-def _find_threshold(parts: Sequence[Part]) -> float | None:
+def _find_min_confidence(parts: Sequence[Part]) -> float | None:
     text = find_text(parts, "min_confidence")
-    if text is None:
+    if not text:
         return None
     try:
         threshold = float(text)

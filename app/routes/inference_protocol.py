@@ -4,16 +4,16 @@ import asyncio
 import time
 from collections.abc import Mapping
 from enum import Enum
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, Field
 
 from app import __version__
 from app.errors import document_problems
 from app.pipeline import DetectionResult, admit, build_filter, expect, find_objects_in_each
 from app.requests.body import read_body
-from app.requests.deadline import build_timeout_reader
+from app.requests.parameters import document_parameters, refuse_model
 from app.routes.tensors import TensorDescription, describe_outputs, read_inference, write_inference
 from app.schemas import Problem
 from app.service import Service
@@ -24,9 +24,10 @@ _HEADER_LENGTH = "inference-header-content-length"
 _BODY: dict[str, Any] = {
     "requestBody": {
         "required": True,
-        "description": "One input tensor: either `image`, BYTES of shape [n], with image files, base64-encoded if in "
-        "the JSON; or `pixels`, UINT8 of shape [n, height, width, 3], RGB of any size. With the binary tensor "
-        "extension the tensor follows the JSON, whose length is in the header `Inference-Header-Content-Length`.",
+        "description": "One input tensor: either `image`, BYTES of shape [n] or [n, 1], with image files, "
+        "base64-encoded if in the JSON; or `pixels`, UINT8 of shape [n, height, width, 3], RGB of any size. With the "
+        "binary tensor extension the tensor follows the JSON, whose length is in the header "
+        "`Inference-Header-Content-Length`.",
         "content": {
             "application/json": {
                 "schema": {"type": "object", "required": ["inputs"]},
@@ -115,32 +116,35 @@ def build_inference_router(service: Service) -> APIRouter:
     @router.post(
         "/v2/models/{model}/infer",
         summary="Detect objects in images",
+        description="The parameters `threshold`, `limit` and `labels` of the JSON take precedence over those of the "
+        "query. Parameters of other servers are accepted and have no effect; among them is Triton's `timeout`, in "
+        "microseconds: use `timeout` in the query, in seconds.",
         response_description="`boxes` in pixels of each original image, `scores`, `labels` (each a `label_id` of "
         "`/models`) and `names`, sorted by descending score; `keypoints` (x, y, score) if the model has them",
         responses=document_problems(
             400, 401, 404, 408, 413, 415, 422, 429, 500, 503, 504, format_problem=format_problem
         ),
         response_class=Response,
-        openapi_extra=_BODY,
+        openapi_extra=_BODY
+        | document_parameters(settings, service.models.get().detector.metadata.labels[0], model_in_path=True),
     )
-    async def infer(
-        request: Request,
-        model: str,
-        timeout_seconds: Annotated[float, Depends(build_timeout_reader(settings.timeout_seconds))],
-    ) -> Response:
+    async def infer(request: Request, model: str) -> Response:
         started = time.perf_counter()
+        parameters = service.read_parameters(request.scope["query_string"], request.headers)
+        refuse_model(parameters)
         served = service.models.get(model)
         metadata = served.detector.metadata
         loop = asyncio.get_running_loop()
-        with expect(served, timeout_seconds) as arrival:
+        with expect(served, parameters.timeout) as arrival:
             body = await read_body(request, settings.max_request_bytes, settings)
             inference, images = await loop.run_in_executor(
                 service.decoders, read_inference, body, request.headers.get(_HEADER_LENGTH), metadata, settings
             )
             read = time.perf_counter()
-            parameters = inference.parameters
+            in_json = inference.parameters.model_dump(include={"threshold", "limit", "labels"}, exclude_none=True)
+            parameters = parameters.model_copy(update=in_json)
             wanted = build_filter(settings, metadata, parameters.threshold, parameters.limit, parameters.labels)
-            with admit(service, served, request, timeout_seconds, len(images), arrival) as submit:
+            with admit(service, served, request, parameters.timeout, len(images), arrival) as submit:
                 results = await find_objects_in_each(service, served, submit, images, wanted)
         computed = time.perf_counter()
         found: list[DetectionResult] = []

@@ -1,17 +1,19 @@
 """The tensors of the Open Inference Protocol v2, in JSON and in its binary extension."""
 
 import binascii
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, FailFast, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, FailFast, Field, ValidationError, model_validator
 from pydantic_core import to_json
 
 from app.pipeline import DetectionResult, check_count
 from app.requests.body import check_value_count
+from app.requests.parameters import suggest
 from app.settings import Settings
 from model.metadata import Metadata
 
@@ -21,10 +23,15 @@ Name = Annotated[str, Field(max_length=100)]
 _MAX_LENGTH_DIGITS = 18
 _MAX_JSON_VALUES = 2**20  # pixels of 590 x 590; larger images must be sent as files or as binary tensors
 _MAX_TENSORS = 16  # per request, more than exist
+_MAX_PARAMETERS = 100  # that are compared with the known ones, more than clients send
 
 
 class InvalidTensor(Exception):
     """The request's tensors are malformed, or are not inputs of the model."""
+
+
+def _wrap(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
 
 
 class TensorDescription(BaseModel):
@@ -35,13 +42,24 @@ class TensorDescription(BaseModel):
     shape: list[int] = Field(examples=[[-1, -1, 4]])
 
 
-class InputParameters(BaseModel):
+class Message(BaseModel):
+    """A part of a request, in which null is the same as a missing field: KServe's and MLServer's models write it."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_nulls(cls, fields: Any) -> Any:
+        if not isinstance(fields, dict):
+            return fields
+        return {name: value for name, value in fields.items() if value is not None}
+
+
+class InputParameters(Message):
     """How an input is sent: as `binary_data_size` bytes after the JSON, or in the JSON if None."""
 
     binary_data_size: int | None = Field(None, ge=0)
 
 
-class Input(BaseModel):
+class Input(Message):
     """An input tensor of the request."""
 
     name: Name = Field(examples=["image"])
@@ -51,29 +69,47 @@ class Input(BaseModel):
     data: list[Any] | None = Field(None, examples=[["/9j/4AAQSkZJRg…"]])
 
 
-class OutputParameters(BaseModel):
+class OutputParameters(Message):
     """Whether an output is to be returned as binary data; None for the request's default."""
 
     binary_data: bool | None = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_classification(cls, fields: Any) -> Any:
+        if isinstance(fields, dict) and fields.get("classification"):
+            raise ValueError("classification is not available; the output names has the classes")
+        return fields
 
-class Output(BaseModel):
+
+class Output(Message):
     """An output tensor that the client requests."""
 
     name: Name = Field(examples=["boxes"])
     parameters: OutputParameters = OutputParameters()
 
 
-class RequestParameters(BaseModel):
-    """Filters as in the query of `/detect`, and whether outputs are binary by default."""
+class RequestParameters(Message):
+    """Filters as in the query of `/detect`, and whether outputs are binary by default.
+
+    Other parameters are ignored, as clients send those of other servers, unless they look like misspelt ones.
+    """
 
     threshold: float | None = Field(None, ge=0, le=1, allow_inf_nan=False)
     limit: int | None = Field(None, ge=1)
-    labels: str | None = None
+    labels: Annotated[list[str] | None, FailFast(), BeforeValidator(_wrap)] = None
     binary_data_output: bool = False
 
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_misspelt(cls, fields: Any) -> Any:
+        for name in itertools.islice(fields, _MAX_PARAMETERS) if isinstance(fields, dict) else ():
+            if name not in cls.model_fields and (hint := suggest(name, cls.model_fields)):
+                raise ValueError(f"there is no parameter {name}; {hint}")
+        return fields
 
-class Inference(BaseModel):
+
+class Inference(Message):
     """An inference request; without `outputs` all are returned."""
 
     id: str | None = None
@@ -105,11 +141,15 @@ def read_inference(
     """
     end = len(body) if header_length is None else _read_length(header_length, len(body))
     text = body[:end]
-    check_value_count(text, _MAX_JSON_VALUES)
+    check_value_count(text, _MAX_JSON_VALUES, "send the image as a file (BYTES) or as a binary tensor")
     try:
         inference = Inference.model_validate_json(text)
     except ValidationError as error:
-        problems = (f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
+        usage = "send JSON; binary tensors after it need Inference-Header-Content-Length"
+        problems = (
+            f"{'.'.join(map(str, each['loc'])) or usage}: {each['msg'].removeprefix('Value error, ')}"
+            for each in error.errors()
+        )
         raise InvalidTensor("; ".join(problems)) from error
     known = describe_outputs(metadata)
     unknown = [output.name for output in inference.outputs if output.name not in known]
@@ -120,6 +160,8 @@ def read_inference(
     if len(inference.inputs) != 1:
         raise InvalidTensor("send one input, `image` or `pixels`")
     [tensor] = inference.inputs
+    if tensor.datatype == "BYTES" and tensor.shape[1:] == [1]:  # as of MLServer's codecs, or with Triton's batch axis
+        tensor.shape = tensor.shape[:1]
     check_count(tensor.shape[0] if len(tensor.shape) in (1, 4) else 1, settings)
     return inference, _read_images(tensor, body[end:])
 
@@ -173,7 +215,7 @@ def _read_images(tensor: Input, tail: bytes) -> list[bytes | NDArray[np.uint8]]:
         if pixels.size != math.prod(tensor.shape):
             raise InvalidTensor(f"pixels holds {pixels.size} values, not {math.prod(tensor.shape)}")
         return list(pixels.reshape(-1, *tensor.shape[-3:]))
-    raise InvalidTensor("send `image`, BYTES of shape [n], or `pixels`, UINT8 of shape [n, height, width, 3]")
+    raise InvalidTensor("send `image`, BYTES of shape [n] or [n, 1], or `pixels`, UINT8 of shape [n, height, width, 3]")
 
 
 def _split(tail: bytes, maximum: int) -> list[bytes]:

@@ -18,7 +18,7 @@ from app.settings import Settings
 from model.detector import Detections, Detector
 from model.draw import draw_detections
 from tests.app.client import until
-from tests.app.colours import BLUE_FOUND, GREEN_FOUND, PHOTO, PHOTO_PNG, RED_FOUND, SCORES, encode
+from tests.app.colours import BLUE_FOUND, GREEN_FOUND, PHOTO, PHOTO_PNG, RED_FOUND, SCORES, describe, encode, save_model
 from tests.app.detectors import HeldDetector
 from tests.app.listener import listen
 
@@ -77,6 +77,17 @@ async def test_query_parameters_are_sent(ask: Ask, url: str) -> None:
     assert list_detections(await ask(url, "detect", PHOTO_PNG, **nothing)) == [RED_FOUND, GREEN_FOUND]
     with pytest.raises(Refused, match="there is no model 'other'; there is 'colours'"):
         await ask(url, "detect", PHOTO_PNG, model="other")
+
+
+async def test_labels_with_commas_and_spaces_are_selected(ask: Ask, make_settings: Make, tmp_path: Path) -> None:
+    facts = describe(labels=("red, dark", " green ", "blue")).to_properties()
+    detector = Detector(save_model(tmp_path / "model.onnx", facts), "cpu", 1)
+    async with listen(make_settings(), detector) as client:
+        for labels, names in {("red, dark", " green "): ["red, dark", " green "], "red, dark": ["red, dark"]}.items():
+            answer = await ask(str(client.base_url), "detect", PHOTO_PNG, threshold=0, labels=labels)
+            assert [each.label for each in answer.detections] == names
+        with pytest.raises(Refused, match="unknown: ''"):
+            await ask(str(client.base_url), "detect", PHOTO_PNG, labels=[])
 
 
 async def test_batch_returns_answers_and_problems_in_order(ask: Ask, url: str) -> None:

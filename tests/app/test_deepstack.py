@@ -84,6 +84,20 @@ async def test_number_of_predictions_is_limited(serve: Serve) -> None:
         check_error(await send(client, route="detection?limit=0"), 422, "limit")
 
 
+async def test_query_parameters_apply(client: Client) -> None:
+    for query, form, found in [
+        ("threshold=0.1&labels=blue", {}, [BLUE]),
+        ("threshold=0.1", {"min_confidence": "0.7"}, [RED]),
+        ("threshold=0.1", {"min_confidence": ""}, [RED, GREEN_BOX, BLUE]),
+        ("model=colours&healthcheck", {}, [RED, GREEN_BOX]),
+    ]:
+        assert (await send(client, route=f"detection?{query}", **form)).json()["predictions"] == found
+    check_error(await send(client, route="detection?treshold=0.1"), 422, "did you mean threshold?")
+    check_error(await send(client, route="detection?model=other"), 404, "there is no model 'other'")
+    check_error(await send(client, route="detection?labels=pink"), 422, "unknown: 'pink'")
+    check_error(await send(client, route="custom/colours?model=colours"), 422, "model: the path names the model")
+
+
 async def test_models_are_listed_and_unknown_names_refused(client: Client) -> None:
     response = await client.post("/v1/vision/custom/list")
     assert response.json() == {"success": True, "code": 200, "models": ["colours"]}

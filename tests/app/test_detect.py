@@ -56,6 +56,7 @@ async def test_image_without_objects_gives_an_empty_list(client: Client) -> None
         ({"threshold": 0, "labels": "blue"}, [BLUE_FOUND]),
         ({"labels": " green , red "}, [RED_FOUND, GREEN_FOUND]),
         ({"labels": "blue"}, []),
+        ({"threshold": 0, "labels": ["blue", "green,red"]}, [RED_FOUND, GREEN_FOUND, BLUE_FOUND]),
     ],
 )
 async def test_threshold_limit_and_labels_filter_the_detections(

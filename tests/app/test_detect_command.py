@@ -147,6 +147,7 @@ def test_threshold_limit_and_labels_filter_the_detections(detect: Run, monkeypat
         ("--threshold", "0"): [RED_FOUND, GREEN_FOUND, BLUE_FOUND],
         ("--threshold", "0", "--limit", "2"): [RED_FOUND, GREEN_FOUND],
         ("--threshold=0.1", "--labels", "blue,green"): [GREEN_FOUND, BLUE_FOUND],
+        ("--threshold=0.1", "--labels=blue", "--labels=green"): [GREEN_FOUND, BLUE_FOUND],
     }.items():
         assert detect("a.png", *arguments)[1][0]["detections"] == found
     monkeypatch.setenv("CENTERNET_THRESHOLD", "0.7")

@@ -151,6 +151,37 @@ async def test_json_request_has_a_json_response(client: Client) -> None:
     assert answer["outputs"][3] == {"name": "names", "datatype": "BYTES", "shape": [1, 2], "data": ["red", "green"]}
 
 
+async def test_nulls_are_missing_fields_and_other_servers_parameters_are_ignored(client: Client) -> None:
+    tensor = {"name": "image", "shape": [1], "datatype": "BYTES", "data": [base64.b64encode(PHOTO_PNG).decode()]}
+    inputs = [tensor | {"parameters": {"content_type": "base64", "headers": None}}]
+    foreign = {"sequence_id": 1, "sequence_start": True, "sequence_end": False, "priority": 1, "timeout": 1}
+    for request in (
+        {"id": None, "inputs": [tensor | {"parameters": None}], "outputs": None, "parameters": None},
+        {"inputs": inputs, "parameters": foreign | {"content_type": None, "headers": {}, "threshold": None}},
+        {"inputs": inputs, "outputs": [{"name": "scores", "parameters": None}]},
+    ):
+        assert (await client.post("/v2/models/colours/infer", json=request)).status_code == 200
+
+
+async def test_query_parameters_apply_where_the_json_has_none(client: Client) -> None:
+    async def names(query: str, **parameters: Any) -> Any:
+        data = [base64.b64encode(PHOTO_PNG).decode()]
+        inputs = [{"name": "image", "shape": [1], "datatype": "BYTES", "data": data}]
+        request = {"inputs": inputs, "outputs": [{"name": "names"}], "parameters": parameters}
+        return (await client.post(f"/v2/models/colours/infer?{query}", json=request)).json()["outputs"][0]["data"]
+
+    assert await names("threshold=0.1&labels=green&labels=blue") == ["green", "blue"]
+    assert await names("threshold=0.1&labels=blue", labels=["red", "green"], limit=1) == ["red"]
+    assert await names("threshold=0.7", threshold=0.1, labels="blue") == ["blue"]
+    check_error(await client.post("/v2/models/colours/infer?treshold=1"), 422, "did you mean threshold?")
+    check_error(await client.post("/v2/models/colours/infer?model=colours"), 422, "model: the path names the model")
+
+
+async def test_files_may_have_a_batch_axis(client: Client) -> None:
+    assert (await send(client, shape=[1, 1])).status_code == 200
+    check_error(await send(client, shape=[10**6, 1]), 413, "1000000 images")
+
+
 async def test_single_image_needs_no_batch_axis(client: Client) -> None:
     response = await send(client, name="pixels", shape=[32, 48, 3], datatype="UINT8", data=SMALL.tolist())
     assert response.json()["outputs"][0]["data"] == [0, 0, 24, 16]
@@ -182,10 +213,17 @@ async def test_unsuitable_tensors_are_refused(client: Client, changes: dict[str,
 async def test_malformed_requests_are_refused(client: Client) -> None:
     route = "/v2/models/colours/infer"
     check_error(await client.post(route), 400, "Invalid JSON")
+    check_error(
+        await client.post(route, content=b"{"), 400, "takes: send JSON; binary tensors after it need Inference-"
+    )
     check_error(await client.post(route, json={"inputs": []}), 400, "one input")
     tensor = {"name": "image", "shape": [1], "datatype": "BYTES"}
     check_error(await client.post(route, json={"inputs": [tensor], "outputs": [{"name": "masks"}]}), 400, "masks")
     check_error(await client.post(route, json={"inputs": [tensor], "parameters": {"limit": 0}}), 400, "limit")
+    for parameters, hint in (({"treshold": 1}, "did you mean threshold?"), ({"label": "red"}, "did you mean labels?")):
+        check_error(await client.post(route, json={"inputs": [tensor], "parameters": parameters}), 400, hint)
+    classes = {"name": "scores", "parameters": {"classification": 3}}
+    check_error(await client.post(route, json={"inputs": [tensor], "outputs": [classes]}), 400, "classification is not")
     for length in ("1000000", "-1", "x", "9" * 5000):
         headers = {"inference-header-content-length": length}
         check_error(await client.post(route, content=b"{}", headers=headers), 400, "Content-Length")
@@ -229,7 +267,7 @@ async def test_oversized_requests_are_refused_before_they_are_read(client: Clien
     body, headers = head + bytes(4 * 10**6), {"inference-header-content-length": str(len(head))}
     check_error(await client.post(route, content=body, headers=headers), 400, "does not hold 1 elements")
     lists = b'{"inputs": [%b]}' % b",".join([b"[]"] * 2**19)
-    check_error(await client.post(route, content=lists), 400, "more than 1048576 values")
+    check_error(await client.post(route, content=lists), 400, "more than 1048576 values: send the image as a file")
 
 
 async def test_errors_have_the_format_of_the_api(serve: Serve) -> None:

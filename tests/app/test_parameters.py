@@ -32,7 +32,7 @@ def test_parameters_are_read_from_query_and_header(
 
 
 def test_repeated_labels_are_a_list() -> None:
-    assert read(b"labels=dog&labels=cat,cow", None).labels == "dog,cat,cow"
+    assert read(b"labels=dog&labels=cat,cow", None).labels == ["dog", "cat,cow"]
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,7 @@ async function send(address, options) {
 
 /** Returns the curl command of the same request: a file name, a minimum score, and labels (empty for all). */
 export function writeCurl(name, threshold, labels) {
-  const chosen = labels.length ? `&labels=${labels.map(encodeURIComponent).join(",")}` : "";
+  const chosen = labels.map((label) => `&labels=${encodeURIComponent(label)}`).join("");
   const url = new URL(`detect?threshold=${threshold}${chosen}`, document.baseURI);
   return `curl --data-binary ${quote(`@${name}`)} ${quote(url.href)}`;
 }
