@@ -84,7 +84,6 @@ class ServedModel:
             self.detector.infer([self._blank] * size)
         self.arrangement = arrangement
         self.prepares_first = is_on_gpu or arrangement.threads > 1
-        self.describe()
         logger.info("%s: warmed up in %.1f s: %s", self.name, time.perf_counter() - started, arrangement)
 
     async def warm_up_in_thread(self) -> None:
@@ -119,6 +118,7 @@ class ServedModel:
         try:
             await self.warm_up_in_thread()
             assert self.arrangement is not None
+            self.describe()
             await self.batcher.run(self.arrangement.instances, self.arrangement.max_batch)
         except asyncio.CancelledError:
             self.detector.stop()
