@@ -74,7 +74,7 @@ class Batcher(Generic[Item, Result]):
 
     `compute` also gets whether its item is the only one in the batcher, and returns a result or an exception for each
     item, which `admit`'s function then returns or raises. If `compute` raises, or takes longer than `timeout_seconds`,
-    its whole batch fails, and no other. `on_drop` is called for each item that was cancelled in the queue. `prepare`
+    its whole batch fails, and no other. `on_drop` is called for each item that was cancelled while it waited. `prepare`
     runs in the caller's executor before an item is queued, without another turn of the event loop in between.
     """
 
@@ -108,8 +108,10 @@ class Batcher(Generic[Item, Result]):
 
     @property
     def queued(self) -> int:
-        """How many items wait, for their preparation or for the next batch."""
-        return len(self._unprepared) + len(self._queue)
+        """How many items wait, for their preparation or for the next batch, without those that were cancelled."""
+        with self._changed:
+            waiting = [*self._unprepared, *(entry.future for entry in self._queue)]
+        return sum(not future.done() for future in waiting)
 
     @property
     def failing(self) -> bool:
@@ -185,6 +187,7 @@ class Batcher(Generic[Item, Result]):
     def _prepare_and_enqueue(self, entry: _Entry[Item, Result]) -> None:
         self._unprepared.discard(entry.future)
         if entry.future.done():
+            self._on_drop()
             return
         try:
             self._check_open()
@@ -266,8 +269,9 @@ class Batcher(Generic[Item, Result]):
                     entry.fail(result)
                 else:
                     entry.resolve(result, batch.started)
-            self.admission.record_service_time((ended - batch.started) / len(outcome) / self._instances)
-            self._failures = 0
+            if not all(isinstance(result, Exception) for result in outcome):  # else the model has computed nothing
+                self.admission.record_service_time((ended - batch.started) / len(outcome) / self._instances)
+                self._failures = 0
         self._end_if_drained()
 
     def _fail_batch(self, batch: "_Batch[Item, Result]", error: Exception, message: str) -> None:
