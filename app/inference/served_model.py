@@ -148,8 +148,8 @@ class ServedModel:
             raise NotReady(f"{self.name} is being warmed up, or has ended")
         if self.batcher.failing:
             try:
-                with self.batcher.admit() as submit:
-                    await submit(self._blank, None)
+                with self.batcher.admission.admit():
+                    await self.batcher.submit(self._blank)
             except InferenceFailed as error:
                 raise NotReady(f"{self.name} failed repeatedly, and just now: {error}") from error
 

@@ -93,8 +93,8 @@ def build_deepstack_router(service: Service) -> APIRouter:
             data, threshold = _find_image(parts), _find_threshold(parts)
             wanted = build_filter(settings, model.detector.metadata, threshold, limit)
             read = time.perf_counter()
-            with admit(service, model, request, timeout_seconds) as submit:
-                found = await find_objects(service, model, submit, data, wanted)
+            with admit(service, model, request, timeout_seconds):
+                found = await find_objects(service, model, data, wanted)
         computed = time.perf_counter()
         content = _encode(found, model.detector.metadata.labels, computed - started)
 

@@ -140,8 +140,8 @@ def build_inference_router(service: Service) -> APIRouter:
             read = time.perf_counter()
             parameters = inference.parameters
             wanted = build_filter(settings, metadata, parameters.threshold, parameters.limit, parameters.labels)
-            with admit(service, served, request, timeout_seconds, len(images), arrival) as submit:
-                results = await find_objects_in_each(service, served, submit, images, wanted)
+            with admit(service, served, request, timeout_seconds, len(images), arrival):
+                results = await find_objects_in_each(service, served, images, wanted)
         computed = time.perf_counter()
         found: list[DetectionResult] = []
         for result in results:

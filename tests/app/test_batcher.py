@@ -52,8 +52,8 @@ async def running(
 
 
 async def submit(batcher: Batcher[int, int], item: int, preparers: Executor | None = None) -> Served[int]:
-    with batcher.admit() as submit:
-        return await submit(item, preparers)
+    with batcher.admission.admit():
+        return await batcher.submit(item, preparers)
 
 
 async def hold(compute: Doubling, batcher: Batcher[int, int], items: Sequence[int]) -> list[asyncio.Task[Served[int]]]:
@@ -386,12 +386,12 @@ async def test_retired_batcher_serves_admitted_items() -> None:
     compute = Doubling()
     batcher = Batcher[int, int](compute, 10)
     runner = asyncio.create_task(batcher.run(1, 4))
-    with batcher.admit() as late:
+    with batcher.admission.admit():
         tasks = await hold(compute, batcher, [1, 2])
         batcher.admission.retire()
         compute.gate.set()
         assert [served.result for served in await asyncio.gather(*tasks)] == [2, 4]
-        assert (await late(3, None)).result == 6
+        assert (await batcher.submit(3)).result == 6
         assert not batcher.admission.closed
     await runner
     assert batcher.admission.closed
