@@ -4,15 +4,14 @@ import asyncio
 import collections
 import contextlib
 import dataclasses
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from concurrent.futures import Executor
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from fastapi import Request
 
 from app.inference.admission import Arrival, Stopped
-from app.inference.batcher import InferenceFailed, Served
-from app.inference.served_model import Computed, Image, Prepared, ServedModel
+from app.inference.batcher import InferenceFailed
+from app.inference.served_model import Image, ServedModel
 from app.requests.deadline import answered_within
 from app.requests.disconnect import cancelled_on_disconnect
 from app.service import Service
@@ -21,8 +20,6 @@ from model.detector import Detections, move_to_photo
 from model.image import InvalidImage
 from model.letterbox import Letterbox
 from model.metadata import Metadata
-
-Submit = Callable[[Image | Prepared, Executor | None], Awaitable[Served[Computed]]]
 
 # errors that concern one image of a request and leave the others unaffected
 IMAGE_ERRORS = (InvalidImage, InferenceFailed, Stopped)
@@ -111,12 +108,10 @@ def expect(model: ServedModel, timeout_seconds: float, arrival: Arrival | None =
         yield expected
 
 
-async def find_objects(
-    service: Service, model: ServedModel, submit: Submit, image: Image, wanted: Filter
-) -> DetectionResult:
-    """Detects objects in one image, a file or RGB pixels (h, w, 3); raises `IMAGE_ERRORS`."""
+async def find_objects(service: Service, model: ServedModel, image: Image, wanted: Filter) -> DetectionResult:
+    """Detects objects in one admitted image, a file or RGB pixels (h, w, 3); raises `IMAGE_ERRORS`."""
     detector = model.detector
-    served = await submit(image, service.decoders if model.prepares_first else None)
+    served = await model.batcher.submit(image, service.decoders if model.prepares_first else None)
     computed = served.result
     canvas, decode_started, decode_ended = computed.prepared
     detections = move_to_photo(wanted.select(computed.detections), canvas.letterbox)
@@ -136,13 +131,13 @@ async def find_objects(
 
 
 async def find_objects_in_each(
-    service: Service, model: ServedModel, submit: Submit, images: Sequence[Image], wanted: Filter
+    service: Service, model: ServedModel, images: Sequence[Image], wanted: Filter
 ) -> list[DetectionResult | Exception]:
-    """Detects objects in several images concurrently; returns for each, in order, its result or its error."""
+    """Detects objects in several admitted images concurrently; returns for each, in order, its result or its error."""
 
     async def find(image: Image) -> DetectionResult | Exception:
         try:
-            return await find_objects(service, model, submit, image, wanted)
+            return await find_objects(service, model, image, wanted)
         except IMAGE_ERRORS as error:
             return error
 
@@ -159,12 +154,12 @@ def admit(
     timeout_seconds: float,
     images: int = 1,
     arrival: Arrival | None = None,
-) -> Iterator[Submit]:
-    """Reserves a slot in the model's queue for each image and yields the submit function.
+) -> Iterator[None]:
+    """Holds a slot in the model's queue for each image during its block.
 
     The body must have been read; `arrival` comes from `expect`. A client's disconnect cancels the block. Raises
     `ClientDisconnect`, `TooManyImages`, `Stopped`, and `Overloaded`, also if the queue is too long for the timeout.
     """
     check_count(images, service.settings)
-    with model.batcher.admit(images, timeout_seconds, arrival) as submit, cancelled_on_disconnect(request):
-        yield submit
+    with model.batcher.admission.admit(images, timeout_seconds, arrival), cancelled_on_disconnect(request):
+        yield

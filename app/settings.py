@@ -195,10 +195,14 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _must_hold_models(self) -> Self:
-        serves = bool(self.find_models())
-        for path in self.model:
+        try:
+            serves = bool(self.find_models())
             # a watched folder may be empty at first if another model is served
-            if not _list_models(path) and not (serves and self.watch and path.is_dir()):
+            optional = [path for path in self.model if serves and self.watch and path.is_dir()]
+        except OSError as error:
+            raise ValueError(f"model: {error.filename} cannot be listed: {error.strerror}") from error
+        for path in self.model:
+            if not _list_models(path) and path not in optional:
                 raise ValueError(f"model: there is no .onnx file in {path}; export a model into it")
         return self
 
@@ -226,7 +230,10 @@ class Settings(BaseSettings):
         return Gpu(self.cuda_graphs, self.engine_cache, self.tensorrt_half)
 
     def find_models(self) -> list[Path]:
-        """Returns the model files that exist now, in the order of the setting; those of a folder by name."""
+        """Returns the model files that exist now, in the order of the setting; those of a folder by name.
+
+        Raises `OSError` if they cannot be listed.
+        """
         return list(dict.fromkeys(file for path in self.model for file in _list_models(path)))
 
     def find_threshold(self, metadata: Metadata) -> float:
@@ -247,7 +254,9 @@ def warn_of_unknown_variables(*also_known: str) -> None:
 
 
 def _list_models(path: Path) -> list[Path]:
-    return sorted(path.glob("*.onnx")) if path.is_dir() else [path] if path.is_file() else []
+    if path.is_dir():  # `glob` would find nothing in a folder that cannot be read, and its models would be retired
+        return sorted(file for file in path.iterdir() if file.suffix == ".onnx")
+    return [path] if path.is_file() else []
 
 
 def _read_keys(path: Path) -> tuple[Digest, ...]:

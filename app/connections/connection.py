@@ -3,9 +3,10 @@
 import asyncio
 import logging
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from app.connections.client_socket import ClientSocket
@@ -37,6 +38,19 @@ class BufferedAdapter(asyncio.BufferedProtocol):
             setattr(self, name, getattr(connection, name))
         for name in ("get_buffer", "buffer_updated", "eof_received"):
             setattr(self, name, getattr(connection, name))
+
+
+class PipelineFlowControl(FlowControl):
+    """Reads no further while pipelined requests wait, of which uvicorn would read more with each response."""
+
+    def __init__(self, transport: asyncio.Transport, pipeline: Collection[object]) -> None:
+        super().__init__(transport)
+        self._pipeline = pipeline
+
+    def resume_reading(self) -> None:
+        """Resumes reading, unless requests wait."""
+        if not self._pipeline:
+            super().resume_reading()
 
 
 class Connection(HttpToolsProtocol):
@@ -78,6 +92,7 @@ class Connection(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Starts the timer of the first request; aborts connections far above the limit."""
         super().connection_made(transport)
+        self.flow = PipelineFlowControl(transport, self.pipeline)
         self._metrics.connections.inc()
         self._is_over_limit = len(self.connections) > self._settings.max_connections
         if len(self.connections) > 2 * self._settings.max_connections:  # too many to send each a response
@@ -237,7 +252,10 @@ class Connection(HttpToolsProtocol):
             self._request_timer = self.loop.call_later(self._settings.header_timeout_seconds, self._on_request_timeout)
 
     def _update_request_timer(self) -> None:
-        """Runs the timer while the rest of a head, or of a body that is already answered, is to come."""
+        """Runs the timer while the rest of a head, or of a body that is already answered, is to come.
+
+        Without a request, the keep-alive timer runs instead.
+        """
         if self._head_bytes_left is None:
             is_incomplete = self._is_answered
         else:
@@ -246,6 +264,8 @@ class Connection(HttpToolsProtocol):
             self._start_request_timer()
         else:
             self._cancel_request_timer()
+            if self._is_idle and self.timeout_keep_alive_task is None:  # the rest of a discarded body has arrived
+                super().on_response_complete()
 
     def _cancel_request_timer(self) -> None:
         if self._request_timer:
@@ -288,7 +308,6 @@ class Connection(HttpToolsProtocol):
         status, self._refusal = self._build_response(overload, headers, head.request_id)
         self._shedder.flush_soon(self)
         self._metrics.requests.labels(head.path, "POST", status).inc()
-        self._metrics.request_seconds.labels(head.path).observe(0)
         self._bytes_to_discard = head.body_size
         self._cancel_request_timer()
         self._unset_keepalive_if_required()
@@ -309,11 +328,6 @@ class Connection(HttpToolsProtocol):
         """Handles what the client has sent, without waiting for the event loop."""
         if self._socket and (count := self._socket.read(_HEAD_BYTES)):
             self.buffer_updated(count)
-
-    def start_keep_alive(self) -> None:
-        """Starts the keep-alive timer, unless it runs or a request has begun."""
-        if self._is_idle and self.timeout_keep_alive_task is None:
-            super().on_response_complete()
 
     def count_unsent(self) -> int:
         """Returns the bytes in the write buffer."""

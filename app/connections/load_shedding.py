@@ -27,9 +27,6 @@ class Pausable(Protocol):
     def read_available(self) -> None:
         """Handles what the client has sent."""
 
-    def start_keep_alive(self) -> None:
-        """Starts the keep-alive timer, unless a request has begun."""
-
 
 class LoadShedder:
     """Announces each incoming image to its model, and pauses the clients that are refused.
@@ -76,7 +73,6 @@ class LoadShedder:
         caches. Where the system has no low-water mark, nothing is paused.
         """
         if not HAS_LOW_WATER_MARK:
-            connection.start_keep_alive()
             return
         if not self._paused:
             asyncio.get_running_loop().call_later(min(_MAX_PAUSE_SECONDS, wait_seconds / 2), self._read_paused)
@@ -103,4 +99,3 @@ class LoadShedder:
         finally:
             if connection not in self._paused:
                 connection.set_low_water_mark(1)
-                connection.start_keep_alive()

@@ -74,10 +74,10 @@ async def _detect(service: Service, model: ServedModel, wanted: Filter, image: P
     """Processes one image like a request, but without a timeout."""
     started = time.perf_counter()
     try:
-        with model.batcher.admit() as submit:
+        with model.batcher.admission.admit():
             max_bytes = service.settings.max_image_bytes
             content = await asyncio.to_thread(_read_file, image, max_bytes) if isinstance(image, Path) else image
-            found = await find_objects(service, model, submit, content, wanted)
+            found = await find_objects(service, model, content, wanted)
     except (EmptyBody, BodyTooLarge, *IMAGE_ERRORS) as error:
         raise Refused(build_problem(error, service.metrics)) from error
     return Answer.model_validate_json(encode_answer(model.detector.metadata, found, time.perf_counter() - started))

@@ -9,11 +9,11 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Awaitable, Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Executor
 from typing import Generic, TypeVar
 
-from app.inference.admission import Admission, Arrival, Stopped
+from app.inference.admission import Admission, Stopped
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -73,8 +73,8 @@ class Batcher(Generic[Item, Result]):
     keep their places in the queue, so that none starves.
 
     `compute` also gets whether its item is the only one in the batcher, and returns a result or an exception for each
-    item, which `admit`'s function then returns or raises. If `compute` raises, or takes longer than `timeout_seconds`,
-    its whole batch fails, and no other. `on_drop` is called for each item that was cancelled in the queue. `prepare`
+    item, which `submit` then returns or raises. If `compute` raises, or takes longer than `timeout_seconds`,
+    its whole batch fails, and no other. `on_drop` is called for each item that was cancelled while it waited. `prepare`
     runs in the caller's executor before an item is queued, without another turn of the event loop in between.
     """
 
@@ -108,8 +108,10 @@ class Batcher(Generic[Item, Result]):
 
     @property
     def queued(self) -> int:
-        """How many items wait, for their preparation or for the next batch."""
-        return len(self._unprepared) + len(self._queue)
+        """How many items wait, for their preparation or for the next batch, without those that were cancelled."""
+        with self._changed:
+            waiting = [*self._unprepared, *(entry.future for entry in self._queue)]
+        return sum(not future.done() for future in waiting)
 
     @property
     def failing(self) -> bool:
@@ -121,17 +123,25 @@ class Batcher(Generic[Item, Result]):
         """Whether so many threads hang that only a restart helps."""
         return sum(thread.is_alive() for thread in self._hung_threads) >= _FAILURE_THRESHOLD
 
-    @contextlib.contextmanager
-    def admit(
-        self, slots: int = 1, timeout_seconds: float = math.inf, arrival: Arrival | None = None
-    ) -> Iterator[Callable[[Item, Executor | None], Awaitable[Served[Result]]]]:
-        """Holds slots during its block, and yields a function that submits items; raises what `Admission.admit` does.
+    async def submit(self, item: Item, preparers: Executor | None = None) -> Served[Result]:
+        """Computes an item, within a block of `admission.admit`; an item cancelled in the queue is not computed.
 
-        The function takes an item and the executor that prepares it, or None to queue the item unprepared. Awaiting it
-        raises `InferenceFailed`, `Stopped` or what `prepare` raises. An item cancelled in the queue is not computed.
+        `preparers` prepare it; without them it is queued unprepared. Raises `InferenceFailed`, `Stopped`, the item's
+        exception from `compute`, and what `prepare` raises.
         """
-        with self.admission.admit(slots, timeout_seconds, arrival):
-            yield self._submit
+        assert self.admission.in_flight, "no slot is held"
+        self._check_open()
+        loop = asyncio.get_running_loop()
+        entry = _Entry[Item, Result](item, loop.create_future(), time.perf_counter())
+        if preparers:
+            self._unprepared.add(entry.future)
+            preparers.submit(self._prepare_and_enqueue, entry)
+        else:
+            self._enqueue(entry)
+        if self._watchdog is None:
+            no_request = contextvars.Context()  # else its log lines would have the id of this one
+            self._watchdog = loop.call_later(self._timeout_seconds, self._fail_hung_batches, context=no_request)
+        return await entry.future
 
     async def run(self, instances: int, max_batch: int) -> None:
         """Computes in `instances` threads, up to `max_batch` items each, until `close`; finishes running batches."""
@@ -168,23 +178,10 @@ class Batcher(Generic[Item, Result]):
             entry.fail(Stopped("the server is stopping"))
         self._end_if_drained()
 
-    async def _submit(self, item: Item, preparers: Executor | None) -> Served[Result]:
-        self._check_open()
-        loop = asyncio.get_running_loop()
-        entry = _Entry[Item, Result](item, loop.create_future(), time.perf_counter())
-        if preparers:
-            self._unprepared.add(entry.future)
-            preparers.submit(self._prepare_and_enqueue, entry)
-        else:
-            self._enqueue(entry)
-        if self._watchdog is None:
-            no_request = contextvars.Context()  # else its log lines would have the id of this one
-            self._watchdog = loop.call_later(self._timeout_seconds, self._fail_hung_batches, context=no_request)
-        return await entry.future
-
     def _prepare_and_enqueue(self, entry: _Entry[Item, Result]) -> None:
         self._unprepared.discard(entry.future)
         if entry.future.done():
+            self._on_drop()
             return
         try:
             self._check_open()
@@ -266,8 +263,9 @@ class Batcher(Generic[Item, Result]):
                     entry.fail(result)
                 else:
                     entry.resolve(result, batch.started)
-            self.admission.record_service_time((ended - batch.started) / len(outcome) / self._instances)
-            self._failures = 0
+            if not all(isinstance(result, Exception) for result in outcome):  # else the model has computed nothing
+                self.admission.record_service_time((ended - batch.started) / len(outcome) / self._instances)
+                self._failures = 0
         self._end_if_drained()
 
     def _fail_batch(self, batch: "_Batch[Item, Result]", error: Exception, message: str) -> None:

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from app.inference.served_model import ServedModel
@@ -28,21 +28,20 @@ class Models:
     def __init__(self, detectors: Sequence[Detector], settings: Settings, metrics: Metrics) -> None:
         self._settings = settings
         self._metrics = metrics
-        self._served: dict[Path, ServedModel] = {}
-        self._signatures: dict[Path, tuple[int, ...]] = {}
+        self._served: Mapping[Path, ServedModel] = {}  # never changed, but replaced, since requests iterate over it
+        self._signatures = {detector.path: detector.signature for detector in detectors}
         self._tasks: dict[asyncio.Task[None], ServedModel] = {}
         self._reloading = asyncio.Lock()
         self.faults: dict[Path, str] = {}  # by file, why it could not be loaded
         metrics.refused.set_function(lambda: len(self.faults))
-        for detector in detectors:
-            try:
-                self._check_name(detector)
-            except InvalidModel:
-                if not settings.watch:
-                    raise
-                continue  # the watch tries again, and reports it
-            self._add(detector.path, ServedModel(detector, settings, metrics))
-            self._signatures[detector.path] = detector.signature
+        loaded = {detector.path: ServedModel(detector, settings, metrics) for detector in detectors}
+        errors: dict[Path, Exception] = {}
+        self._served = self._choose(self._signatures, loaded, errors)
+        if errors and not settings.watch:
+            raise next(iter(errors.values()))
+        self._report(errors)
+        for model in self:
+            self._publish(model)
 
     def __iter__(self) -> Iterator[ServedModel]:
         return iter(self._served.values())
@@ -84,55 +83,68 @@ class Models:
     async def reload(self) -> None:
         """Loads new and changed files, and retires models whose files are gone; a faulty file changes nothing.
 
-        A changed file's old model serves until the new one is warm, and finishes the requests it has.
+        The old models serve until the new ones are warm and take over together, so that these may swap names; they
+        finish the requests they have.
         """
         async with self._reloading:
             signatures = self.read_signatures()
-            removed = [path for path in self._served if path not in signatures]
+            loaded: dict[Path, ServedModel] = {}
+            errors: dict[Path, Exception] = {}
             for path, signature in signatures.items():
                 if signature != self._signatures.get(path) or path in self.faults:
-                    await self._load(path, removed)
-                    self._signatures[path] = signature
-            self.faults = {path: reason for path, reason in self.faults.items() if path in signatures}
+                    try:
+                        loaded[path] = await self._load(path)
+                    except Exception as error:
+                        errors[path] = error
+            served = self._choose(signatures, loaded, errors)
             self._signatures = signatures
-            kept = [path for path in signatures if path in self._served]
-            if not kept:  # a server without a model would be of no use
+            self._report({path: errors[path] for path in signatures if path in errors})
+            if not served:  # a server without a model would be of no use
                 logger.error("no model file is left: the loaded models keep serving")
                 return
-            for path in removed:
-                self._retire(self._served.pop(path))
-            self._served = {path: self._served[path] for path in kept}
+            previous, self._served = self._served, served
+            for path, model in loaded.items():
+                self._publish(model)
+                self._start(model)
+                logger.info("%s: loaded from %s", model.name, path)
+            for path, model in previous.items():
+                if served.get(path) is not model:
+                    self._retire(model)
 
-    async def _load(self, path: Path, removed: Sequence[Path]) -> None:
-        def open_model() -> ServedModel:
-            detector = open_detector(path, self._settings)
-            self._check_name(detector, removed)
-            return ServedModel(detector, self._settings, self._metrics)
+    async def _load(self, path: Path) -> ServedModel:
+        detector = await asyncio.to_thread(open_detector, path, self._settings)
+        model = ServedModel(detector, self._settings, self._metrics)
+        await model.warm_up_in_thread()
+        return model
 
-        try:
-            model = await asyncio.to_thread(open_model)
-            await model.warm_up_in_thread()
-        except Exception as error:
+    def _choose(
+        self, paths: Iterable[Path], loaded: dict[Path, ServedModel], errors: dict[Path, Exception]
+    ) -> dict[Path, ServedModel]:
+        """Returns the model of each file: the loaded one, else the one served; moves those of a taken name to `errors`.
+
+        A file that is refused keeps its old model, and that its name.
+        """
+        chosen = {**self._served, **loaded}
+        chosen = {path: chosen[path] for path in paths if path in chosen}
+        owners: dict[str, Path] = {}
+        for path in sorted(chosen, key=lambda path: path in loaded):  # the served ones first: they do not yield
+            name = chosen[path].name
+            if (owner := owners.setdefault(name, path)) != path:
+                errors[path] = InvalidModel(
+                    f"{path}: it is named {name!r}, as {owner} is: export it under another name"
+                )
+                del loaded[path]
+                return self._choose(paths, loaded, errors)
+        return chosen
+
+    def _report(self, errors: Mapping[Path, Exception]) -> None:
+        self.faults = {}
+        for path, error in errors.items():
             known = isinstance(error, InvalidModel | ProviderUnavailable)
             self.faults[path] = str(error) if known else f"{path}: it cannot be run: {error}"
-            logger.error("not loaded: %s", self.faults[path], exc_info=not known)
-            return
-        self.faults.pop(path, None)
-        previous = self._served.get(path)
-        self._add(path, model)  # keeps its position: the first stays the first
-        self._start(model)
-        if previous:
-            self._retire(previous)
-        logger.info("%s: loaded from %s", model.name, path)
+            logger.error("not loaded: %s", self.faults[path], exc_info=None if known else error)
 
-    def _check_name(self, detector: Detector, removed: Sequence[Path] = ()) -> None:
-        name = detector.metadata.name
-        for path, model in self._served.items():
-            if model.name == name and path != detector.path and path not in removed:
-                raise InvalidModel(f"{detector.path}: it is named {name!r}, as {path} is: export it under another name")
-
-    def _add(self, path: Path, model: ServedModel) -> None:
-        self._served[path] = model
+    def _publish(self, model: ServedModel) -> None:
         self._metrics.queue_depth.labels(model.name).set_function(lambda: model.batcher.queued)
         self._metrics.in_flight.labels(model.name).set_function(lambda: model.batcher.admission.in_flight)
         model.describe()

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 import signal
 import threading
 from collections.abc import AsyncIterator
@@ -10,6 +11,8 @@ from app.inference.models import Models
 from app.settings import Settings
 
 _WATCH_SECONDS = 1.0
+
+logger = logging.getLogger(__name__)
 
 
 @contextlib.asynccontextmanager
@@ -46,7 +49,10 @@ async def _watch(models: Models) -> None:
     previous = None
     while True:
         await asyncio.sleep(_WATCH_SECONDS)
-        signatures = await asyncio.to_thread(models.read_signatures)
-        if signatures == previous and signatures != models.signatures:
-            await models.reload()
-        previous = signatures
+        try:
+            signatures = await asyncio.to_thread(models.read_signatures)
+            if signatures == previous and signatures != models.signatures:
+                await models.reload()
+            previous = signatures
+        except OSError as error:  # of a network volume it may pass
+            logger.error("the model files cannot be listed: %s", error)

@@ -84,7 +84,6 @@ class ServedModel:
             self.detector.infer([self._blank] * size)
         self.arrangement = arrangement
         self.prepares_first = is_on_gpu or arrangement.threads > 1
-        self.describe()
         logger.info("%s: warmed up in %.1f s: %s", self.name, time.perf_counter() - started, arrangement)
 
     async def warm_up_in_thread(self) -> None:
@@ -119,6 +118,7 @@ class ServedModel:
         try:
             await self.warm_up_in_thread()
             assert self.arrangement is not None
+            self.describe()
             await self.batcher.run(self.arrangement.instances, self.arrangement.max_batch)
         except asyncio.CancelledError:
             self.detector.stop()
@@ -148,8 +148,8 @@ class ServedModel:
             raise NotReady(f"{self.name} is being warmed up, or has ended")
         if self.batcher.failing:
             try:
-                with self.batcher.admit() as submit:
-                    await submit(self._blank, None)
+                with self.batcher.admission.admit():
+                    await self.batcher.submit(self._blank)
             except InferenceFailed as error:
                 raise NotReady(f"{self.name} failed repeatedly, and just now: {error}") from error
 

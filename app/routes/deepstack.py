@@ -104,8 +104,8 @@ def build_deepstack_router(service: Service) -> APIRouter:
             threshold = parameters.threshold if min_confidence is None else min_confidence
             wanted = build_filter(settings, model.detector.metadata, threshold, parameters.limit, parameters.labels)
             read = time.perf_counter()
-            with admit(service, model, request, parameters.timeout) as submit:
-                found = await find_objects(service, model, submit, data, wanted)
+            with admit(service, model, request, parameters.timeout):
+                found = await find_objects(service, model, data, wanted)
         computed = time.perf_counter()
         content = _encode(found, model.detector.metadata.labels, computed - started)
 

@@ -102,8 +102,8 @@ def build_detection_router(service: Service) -> APIRouter:
         with expect(model, wanted.timeout_seconds, wanted.arrival) as arrival:
             data = await read_image(request, settings)
             read = time.perf_counter()
-            with admit(service, model, request, wanted.timeout_seconds, arrival=arrival) as submit:
-                found = await find_objects(service, model, submit, data, wanted.filter)
+            with admit(service, model, request, wanted.timeout_seconds, arrival=arrival):
+                found = await find_objects(service, model, data, wanted.filter)
                 computed = time.perf_counter()
                 if media_type == _JSON:
                     content = encode_answer(metadata, found, computed - started)
@@ -131,8 +131,8 @@ def build_detection_router(service: Service) -> APIRouter:
         with expect(model, wanted.timeout_seconds, wanted.arrival) as arrival:
             files = await read_images(request, settings)
             read = time.perf_counter()
-            with admit(service, model, request, wanted.timeout_seconds, len(files), arrival) as submit:
-                results = await find_objects_in_each(service, model, submit, files, wanted.filter)
+            with admit(service, model, request, wanted.timeout_seconds, len(files), arrival):
+                results = await find_objects_in_each(service, model, files, wanted.filter)
         computed = time.perf_counter()
         content = encode_answers(
             [

@@ -144,8 +144,8 @@ def build_inference_router(service: Service) -> APIRouter:
             in_json = inference.parameters.model_dump(include={"threshold", "limit", "labels"}, exclude_none=True)
             parameters = parameters.model_copy(update=in_json)
             wanted = build_filter(settings, metadata, parameters.threshold, parameters.limit, parameters.labels)
-            with admit(service, served, request, parameters.timeout, len(images), arrival) as submit:
-                results = await find_objects_in_each(service, served, submit, images, wanted)
+            with admit(service, served, request, parameters.timeout, len(images), arrival):
+                results = await find_objects_in_each(service, served, images, wanted)
         computed = time.perf_counter()
         found: list[DetectionResult] = []
         for result in results:

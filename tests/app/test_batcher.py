@@ -12,6 +12,7 @@ import pytest
 from app.inference.admission import Overloaded, Stopped
 from app.inference.batcher import Batcher, InferenceFailed, Served
 from app.telemetry.request_id import get_request_id, request_id_context
+from model.image import BrokenImage
 from tests.app.client import until
 
 pytestmark = pytest.mark.anyio
@@ -51,8 +52,8 @@ async def running(
 
 
 async def submit(batcher: Batcher[int, int], item: int, preparers: Executor | None = None) -> Served[int]:
-    with batcher.admit() as submit:
-        return await submit(item, preparers)
+    with batcher.admission.admit():
+        return await batcher.submit(item, preparers)
 
 
 async def hold(compute: Doubling, batcher: Batcher[int, int], items: Sequence[int]) -> list[asyncio.Task[Served[int]]]:
@@ -171,7 +172,7 @@ async def test_item_that_cannot_be_prepared_fails_alone() -> None:
 
 
 async def test_item_cancelled_while_it_is_prepared_is_not_computed() -> None:
-    compute, gate, begun = Doubling(), threading.Event(), threading.Event()
+    compute, gate, begun, drops = Doubling(), threading.Event(), threading.Event(), list[int]()
 
     def prepare(item: int) -> int:
         begun.set()
@@ -179,15 +180,17 @@ async def test_item_cancelled_while_it_is_prepared_is_not_computed() -> None:
         return item
 
     with ThreadPoolExecutor(1) as preparers:
-        async with running(compute, prepare=prepare) as batcher:
+        async with running(compute, prepare=prepare, on_drop=lambda: drops.append(1)) as batcher:
             tasks = [asyncio.create_task(submit(batcher, item, preparers)) for item in (1, 2, 3)]
             await asyncio.to_thread(begun.wait)
             tasks[0].cancel()  # being prepared
             tasks[1].cancel()  # still waits for the thread
             await asyncio.sleep(0)
+            assert batcher.queued == 1
             gate.set()
             assert (await tasks[2]).result == 6
     assert compute.batches == [[3]]
+    assert len(drops) == 2
 
 
 async def test_item_prepared_after_the_batcher_closed_is_stopped() -> None:
@@ -355,6 +358,19 @@ async def test_batcher_is_failing_from_three_failures_in_a_row_until_a_success()
         assert not batcher.failing
 
 
+async def test_batch_without_a_result_is_no_success() -> None:
+    def compute(items: Sequence[int], is_alone: bool) -> list[Exception]:
+        if items[0] < 0:
+            raise ValueError("negative")
+        return [BrokenImage("broken") for _ in items]
+
+    async with running(compute) as batcher:
+        for item, error in ((-1, InferenceFailed), (-1, InferenceFailed), (-1, InferenceFailed), (1, BrokenImage)):
+            with pytest.raises(error):
+                await submit(batcher, item)
+        assert batcher.failing
+
+
 async def test_timeout_error_of_the_model_is_a_failure_not_a_hang() -> None:
     def compute(items: Sequence[int], is_alone: bool) -> list[int]:
         raise TimeoutError
@@ -370,12 +386,12 @@ async def test_retired_batcher_serves_admitted_items() -> None:
     compute = Doubling()
     batcher = Batcher[int, int](compute, 10)
     runner = asyncio.create_task(batcher.run(1, 4))
-    with batcher.admit() as late:
+    with batcher.admission.admit():
         tasks = await hold(compute, batcher, [1, 2])
         batcher.admission.retire()
         compute.gate.set()
         assert [served.result for served in await asyncio.gather(*tasks)] == [2, 4]
-        assert (await late(3, None)).result == 6
+        assert (await batcher.submit(3)).result == 6
         assert not batcher.admission.closed
     await runner
     assert batcher.admission.closed

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from app.connections.connection import Connection
 from app.inference.admission import Admission
 from app.settings import Settings
 from model.detector import Detector
@@ -189,6 +190,14 @@ async def test_rest_of_a_refused_body_is_discarded_before_the_next_request(serve
         await wire.check_alive()
 
 
+async def test_silent_client_is_disconnected_after_the_rest_of_a_refused_body(served: Listen) -> None:
+    async with served(idle_timeout_seconds=0.2) as client, connect(client) as wire:
+        wire.send(b"POST /detect?model=other HTTP/1.1\r\nHost: x\r\nContent-Length: 5000\r\n\r\n")
+        assert (await wire.read_response())[0] == 404
+        wire.send(bytes(5000))
+        await wire.check_closed()
+
+
 @pytest.mark.parametrize("head", [b"HTTP/1.1\r\nConnection: close", b"HTTP/1.0"])
 async def test_early_refusal_reaches_a_client_that_sends_its_body_and_wants_to_close(
     served: Listen, head: bytes
@@ -234,6 +243,24 @@ async def test_pipelined_requests_are_answered(served: Listen) -> None:
         wire.send(LIVE * 50)
         for _ in range(50):
             assert (await wire.read_response())[0] == 200
+
+
+async def test_pipelined_requests_are_read_no_faster_than_they_are_answered(
+    served: Listen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waiting: list[int] = []
+    complete = Connection.on_response_complete
+
+    def count_and_complete(connection: Connection) -> None:
+        waiting.append(len(connection.pipeline))
+        complete(connection)
+
+    monkeypatch.setattr(Connection, "on_response_complete", count_and_complete)
+    async with served() as client, connect(client) as wire:
+        wire.send(LIVE * 1000)
+        for _ in range(1000):
+            assert (await wire.read_response())[0] == 200
+    assert max(waiting) <= 200  # about as many as fit into a read of 4 KiB
 
 
 async def test_malformed_request_is_refused(served: Listen) -> None:
@@ -418,6 +445,17 @@ async def test_request_refused_by_the_app_no_longer_counts_as_arriving(make_sett
         await client.until("centernet_requests_in_flight", 2)
         detector.gate.set()
         assert [response.status_code for response in await asyncio.gather(*held)] == [200, 200]
+
+
+@pytest.mark.parametrize("body", [b"", bytes(5000)])
+async def test_silent_client_is_disconnected_after_a_shed_request(
+    make_settings: Make, model_path: Path, body: bytes
+) -> None:
+    async with serve_full_queue(make_settings, model_path, idle_timeout_seconds=0.2) as (client, wire):
+        wire.send(b"POST /detect HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+        assert (await wire.read_response())[0] == 503
+        assert await client.sample("centernet_request_seconds_count", route="/detect") == 1  # of the first request
+        await wire.check_closed()
 
 
 async def test_slow_body_of_a_shed_request_ends_the_connection(make_settings: Make, model_path: Path) -> None:

@@ -1,11 +1,12 @@
 import asyncio
 import contextlib
+import errno
 import os
 import shutil
 import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import httpx
 import pytest
@@ -123,6 +124,37 @@ async def test_renamed_file_keeps_serving(client: Client, folder: Path) -> None:
     assert await client.sample("centernet_model_info", model="first") == 1
 
 
+async def test_files_may_swap_names(client: Client, folder: Path) -> None:
+    for renamed in (["second", "third"], ["third", "second"]):
+        put(folder, "a.onnx", renamed[0])
+        put(folder, "b.onnx", renamed[1])
+        assert (await client.post("/models/reload")).json()["refused"] == []
+        assert await names(client) == renamed
+        for name in renamed:
+            assert (await client.detect(model=name)).status_code == 200
+            assert await client.sample("centernet_model_ready", model=name) == 1
+    assert await client.sample("centernet_model_info", model="first") == 0
+
+
+async def test_served_model_keeps_its_name(client: Client, folder: Path) -> None:
+    put(folder, "a.onnx", "second")  # as b.onnx, which has not changed, is
+    put(folder, "c.onnx", "first")  # as a.onnx is after all
+    refused = (await client.post("/models/reload")).json()["refused"]
+    assert [each["file"] for each in refused] == ["a.onnx", "c.onnx"]
+    assert await names(client) == ["first", "second"]
+    assert (await client.detect()).json()["model"] == "first"
+
+
+async def test_models_may_be_reloaded_while_they_are_iterated_over(settings: Settings, folder: Path) -> None:
+    models = Models(load(settings), settings, Metrics())
+    iterated = iter(models)
+    assert next(iterated).name == "first"
+    put(folder, "c.onnx", "third")
+    await models.reload()
+    assert [model.name for model in iterated] == ["second"]
+    await models.stop(30)
+
+
 async def test_server_keeps_serving_if_all_model_files_are_removed(client: Client, folder: Path) -> None:
     (folder / "a.onnx").unlink()
     (folder / "b.onnx").unlink()
@@ -195,6 +227,28 @@ def fast_watch(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("fast_watch")
 async def test_changes_in_a_watched_folder_reload_the_models(folder: Path) -> None:
     async with watching(folder) as client:
+        put(folder, "a.onnx", "changed")
+
+        async def are_reloaded() -> bool:
+            return await names(client) == ["changed", "second"]
+
+        await until(are_reloaded)
+
+
+@pytest.mark.usefixtures("fast_watch")
+async def test_watch_outlasts_files_that_cannot_be_listed(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object) -> NoReturn:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
+
+    async with watching(folder) as client:
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "listdir", fail)
+            patch.setattr(os, "scandir", fail)
+            await until(lambda: f"cannot be listed: [Errno 13] Permission denied: '{folder}'" in caplog.text)
+            with pytest.raises(ValueError, match=f"model: {folder} cannot be listed: Permission denied"):
+                Settings(model=(folder,))
         put(folder, "a.onnx", "changed")
 
         async def are_reloaded() -> bool:
