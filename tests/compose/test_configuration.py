@@ -65,6 +65,13 @@ def test_profiles_choose_one_server() -> None:
     assert job["static_configs"] == [{"targets": [f"server:{port}"]}]
 
 
+@pytest.mark.parametrize("name", ["server", "server-gpu"])
+def test_stop_timeout_covers_every_request(name: str) -> None:
+    stop = float(SERVICES[name]["environment"]["CENTERNET_STOP_TIMEOUT_SECONDS"])
+    assert stop >= Settings.model_fields["timeout_seconds"].default
+    assert SERVICES[name]["stop_grace_period"] == "1m" and stop < 60
+
+
 @pytest.mark.parametrize("name", sorted(SERVICES))
 def test_every_container_is_hardened(name: str) -> None:
     service = SERVICES[name]
@@ -72,7 +79,7 @@ def test_every_container_is_hardened(name: str) -> None:
     assert service["cap_drop"] == ["ALL"]
     assert service["security_opt"] == ["no-new-privileges:true"]
     assert service["logging"]["options"] == {"max-size": "10m", "max-file": "3"}
-    assert "mem_limit" in service
+    assert "mem_limit" in service and "pids_limit" in service
     assert service["restart"] == ("no" if name.startswith("train") else "unless-stopped")
 
 
