@@ -71,7 +71,7 @@ fuzz: .venv/ready
 
 # slow-clients: a normal client while 1,000 slow ones attack; needs slowhttptest
 slow-clients: .venv/ready
-	.venv/bin/python -m tests.slow_clients
+	.venv/bin/python -m tests.load.slow_clients $(ARGS)
 
 # images: the images of docker compose, labelled with version and commit
 images:
