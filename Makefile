@@ -71,7 +71,7 @@ fuzz: .venv/ready
 
 # slow-clients: a normal client while 1,000 slow ones attack; needs slowhttptest
 slow-clients: .venv/ready
-	.venv/bin/python -m tests.slow_clients
+	.venv/bin/python -m tests.load.slow_clients $(ARGS)
 
 # images: the images of docker compose, labelled with version and commit
 images:
@@ -120,29 +120,15 @@ try-compose: .venv/ready
 	.venv/bin/python -m tests.compose $(ARGS)
 
 clean:
-	rm -rf .venv .venv-serve .venv-ray .venv-gpu .venv-test-serving
+	rm -rf $(ENVIRONMENTS)
 
-.venv-serve/ready: pyproject.toml constraints.txt app/__init__.py
-	$(PYTHON) -m venv .venv-serve
-	.venv-serve/bin/$(INSTALL) .
-	touch $@
-
-.venv-ray/ready: pyproject.toml constraints.txt app/__init__.py
-	$(PYTHON) -m venv .venv-ray
-	.venv-ray/bin/$(INSTALL) ".[ray]"
-	touch $@
-
-.venv-gpu/ready: pyproject.toml constraints.txt app/__init__.py
-	$(PYTHON) -m venv .venv-gpu
-	.venv-gpu/bin/$(INSTALL) ".[cuda]"
-	touch $@
-
-.venv/ready: pyproject.toml constraints.txt app/__init__.py
-	$(PYTHON) -m venv .venv
-	.venv/bin/$(INSTALL) ".[train,dev]"
-	touch $@
-
-.venv-test-serving/ready: pyproject.toml constraints.txt app/__init__.py
-	$(PYTHON) -m venv .venv-test-serving
-	.venv-test-serving/bin/$(INSTALL) ".[dev]"
+ENVIRONMENTS = .venv .venv-serve .venv-ray .venv-gpu .venv-test-serving
+EXTRAS =
+.venv/ready: EXTRAS = [train,dev]
+.venv-ray/ready: EXTRAS = [ray]
+.venv-gpu/ready: EXTRAS = [cuda]
+.venv-test-serving/ready: EXTRAS = [dev]
+$(ENVIRONMENTS:%=%/ready): pyproject.toml constraints.txt app/__init__.py
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/$(INSTALL) ".$(EXTRAS)"
 	touch $@

@@ -136,7 +136,7 @@ class Settings(BaseSettings):
         False, description="export OpenTelemetry traces to OTEL_EXPORTER_OTLP_ENDPOINT; needs the extra otel"
     )
     stop_timeout_seconds: float = Field(
-        8, gt=0, description="how long a graceful shutdown waits for requests; Docker kills after ten seconds"
+        8, gt=0, description="how long a graceful shutdown waits for requests; docker stop kills after 10 s"
     )
     log_format: LogFormat = Field("plain", description="json writes one object per line")
 

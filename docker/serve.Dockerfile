@@ -28,8 +28,10 @@ ENV CENTERNET_HOST=0.0.0.0 \
 RUN install --directory --owner=10001 --group=10001 /models \
  && python -m venv --without-pip /opt/centernet
 EXPOSE 8000
+# HTTP_PROXY, which Docker's client can set for every container, would apply even to 127.0.0.1
 HEALTHCHECK --interval=10s --timeout=3s --start-period=30s CMD ["/opt/centernet/bin/python", "-IS", "-c", \
-    "import os, urllib.request as u; u.urlopen(f\"http://127.0.0.1:{os.environ['CENTERNET_PORT']}/health/ready\", timeout=2)"]
+    "import os, urllib.request as u; u.build_opener(u.ProxyHandler({})).open( \
+    f\"http://127.0.0.1:{os.environ['CENTERNET_PORT']}/health/ready\", timeout=2)"]
 ENTRYPOINT ["/opt/centernet/bin/centernet-serve"]
 
 FROM runtime AS cpu

@@ -29,6 +29,14 @@ def test_github_runs_the_targets_of_ci() -> None:
     assert "make ${{ matrix.target }}" in [step.get("run") for step in find_steps("test")]
 
 
+def test_a_change_of_what_the_images_consist_of_builds_them() -> None:
+    paths = WORKFLOWS["images"][True]["pull_request"]["paths"]  # YAML reads on as true
+    files = "\n".join(file.read_text() for file in (ROOT / "docker").glob("*.Dockerfile"))
+    copied = {source for line in re.findall(r"^COPY (?!--)(.+) \S+$", files, re.MULTILINE) for source in line.split()}
+    assert copied >= {"pyproject.toml", "training"}
+    assert {source.split("/")[0] for source in copied} <= {path.removesuffix("/**") for path in paths}
+
+
 def test_make_targets_in_workflows_exist() -> None:
     commands = [step.get("run", "") for workflow in WORKFLOWS for step in find_steps(workflow)]
     named = {

@@ -238,9 +238,9 @@ def _read_photos(folder: Path | None) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in files[:100]}
 
 
-def draw_photo() -> bytes:
-    """Returns a generated JPEG of 900 x 600 pixels."""
+def draw_photo(width: int = 900, height: int = 600) -> bytes:
+    """Returns a generated JPEG."""
     coarse = np.random.default_rng(0).integers(0, 256, (30, 45, 3), np.uint8)
     file = io.BytesIO()
-    Image.fromarray(coarse).resize((900, 600), Image.Resampling.BICUBIC).save(file, "JPEG", quality=90)
+    Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC).save(file, "JPEG", quality=90)
     return file.getvalue()

@@ -49,7 +49,7 @@ def run_server(flags: Sequence[str], log: IO[bytes] | None = None) -> Iterator[i
 
 def _is_successful(port: int, path: str) -> bool:
     try:
-        urllib.request.urlopen(f"http://127.0.0.1:{port}{path}").close()
+        _get(port, path)
     except urllib.error.HTTPError:
         return False
     return True
@@ -57,5 +57,12 @@ def _is_successful(port: int, path: str) -> bool:
 
 def read_samples(port: int) -> list[Sample]:
     """Returns the samples of a server's metrics."""
-    text = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics").read().decode()
+    text = _get(port, "/metrics").decode()
     return [sample for family in text_string_to_metric_families(text) for sample in family.samples]
+
+
+def _get(port: int, path: str) -> bytes:
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # HTTP_PROXY would apply even to 127.0.0.1
+    with direct.open(f"http://127.0.0.1:{port}{path}") as response:
+        body: bytes = response.read()
+    return body

@@ -22,64 +22,37 @@ class Metrics:
         self.registry = registry = prometheus.CollectorRegistry()
         prometheus.ProcessCollector(registry=registry)
         prometheus.PlatformCollector(registry=registry)
+        gauge = functools.partial(prometheus.Gauge, registry=registry)
+        counter = functools.partial(prometheus.Counter, registry=registry)
+        histogram = functools.partial(prometheus.Histogram, registry=registry)
         if limit := read_memory_limit():
-            prometheus.Gauge("centernet_memory_limit_bytes", "Memory limit of the container.", registry=registry).set(
-                limit
-            )
-        self.requests = prometheus.Counter(
-            "centernet_requests", "Responses sent.", ["route", "method", "status"], registry=registry
+            gauge("centernet_memory_limit_bytes", "Memory limit of the container.").set(limit)
+        self.requests = counter("centernet_requests", "Responses sent.", ["route", "method", "status"])
+        self.request_seconds = histogram(
+            "centernet_request_seconds", "Time from request to response.", ["route"], buckets=_SECONDS
         )
-        self.request_seconds = prometheus.Histogram(
-            "centernet_request_seconds",
-            "Time from request to response.",
-            ["route"],
-            buckets=_SECONDS,
-            registry=registry,
-        )
-        self.stage_seconds = prometheus.Histogram(
+        self.stage_seconds = histogram(
             "centernet_stage_seconds",
             "Time that each stage of a detection takes.",
             ["model", "stage"],
             buckets=_SECONDS,
-            registry=registry,
         )
-        self.batch_size = prometheus.Histogram(
-            "centernet_batch_size", "Images per inference batch.", ["model"], buckets=_BATCH, registry=registry
+        self.batch_size = histogram("centernet_batch_size", "Images per inference batch.", ["model"], buckets=_BATCH)
+        self.queue_depth = gauge("centernet_queue_depth", "Images waiting for a decoder or for inference.", ["model"])
+        self.in_flight = gauge("centernet_requests_in_flight", "Images being decoded, queued or computed.", ["model"])
+        self.connections = gauge("centernet_connections", "Open connections.")
+        self.body_bytes = gauge("centernet_body_bytes", "Bytes of request bodies in memory.")
+        self.abandoned = counter(
+            "centernet_abandoned", "Images dropped from the queue because their request ended.", ["model"]
         )
-        self.queue_depth = prometheus.Gauge(
-            "centernet_queue_depth", "Images waiting for a decoder or for inference.", ["model"], registry=registry
-        )
-        self.in_flight = prometheus.Gauge(
-            "centernet_requests_in_flight",
-            "Images being decoded, queued or computed.",
-            ["model"],
-            registry=registry,
-        )
-        self.connections = prometheus.Gauge("centernet_connections", "Open connections.", registry=registry)
-        self.body_bytes = prometheus.Gauge(
-            "centernet_body_bytes", "Bytes of request bodies in memory.", registry=registry
-        )
-        self.abandoned = prometheus.Counter(
-            "centernet_abandoned",
-            "Images dropped from the queue because their request ended.",
-            ["model"],
-            registry=registry,
-        )
-        self.detections = prometheus.Counter(
-            "centernet_detections", "Objects detected and returned.", ["model", "label"], registry=registry
-        )
-        self.rejections = prometheus.Counter(
-            "centernet_rejections", "Requests that were rejected or failed.", ["reason"], registry=registry
-        )
-        self.ready = prometheus.Gauge(
+        self.detections = counter("centernet_detections", "Objects detected and returned.", ["model", "label"])
+        self.rejections = counter("centernet_rejections", "Requests that were rejected or failed.", ["reason"])
+        self.ready = gauge(
             "centernet_model_ready",
             "1 if the model can compute, 0 while it warms up and after repeated failures.",
             ["model"],
-            registry=registry,
         )
-        self.refused = prometheus.Gauge(
-            "centernet_models_refused", "Model files that could not be loaded.", registry=registry
-        )
+        self.refused = gauge("centernet_models_refused", "Model files that could not be loaded.")
         self.model = prometheus.Info("centernet_model", "Facts about a served model.", ["model"], registry=registry)
         for metric in (self.requests, self.request_seconds, self.stage_seconds, self.detections, self.rejections):
             # each request updates a dozen series, and the lookup takes longer than the update

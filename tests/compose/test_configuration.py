@@ -1,18 +1,23 @@
 """The files for containers agree with the code and with each other."""
 
+import json
 import re
 import shutil
 import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from app.bench.local_server import read_samples, run_server
 from app.settings import Settings
 from tests.compose.files import DOCKER, ROOT
 
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
+DOCKERFILE = (DOCKER / "serve.Dockerfile").read_text()
 OURS = ("server", "server-gpu", "train", "train-gpu")
 
 
@@ -65,6 +70,13 @@ def test_profiles_choose_one_server() -> None:
     assert job["static_configs"] == [{"targets": [f"server:{port}"]}]
 
 
+@pytest.mark.parametrize("name", ["server", "server-gpu"])
+def test_stop_timeout_covers_every_request(name: str) -> None:
+    stop = float(SERVICES[name]["environment"]["CENTERNET_STOP_TIMEOUT_SECONDS"])
+    assert stop >= Settings.model_fields["timeout_seconds"].default
+    assert SERVICES[name]["stop_grace_period"] == "1m" and stop < 60
+
+
 @pytest.mark.parametrize("name", sorted(SERVICES))
 def test_every_container_is_hardened(name: str) -> None:
     service = SERVICES[name]
@@ -72,7 +84,7 @@ def test_every_container_is_hardened(name: str) -> None:
     assert service["cap_drop"] == ["ALL"]
     assert service["security_opt"] == ["no-new-privileges:true"]
     assert service["logging"]["options"] == {"max-size": "10m", "max-file": "3"}
-    assert "mem_limit" in service
+    assert "mem_limit" in service and "pids_limit" in service
     assert service["restart"] == ("no" if name.startswith("train") else "unless-stopped")
 
 
@@ -88,6 +100,20 @@ def test_images_run_without_a_shell_as_an_unprivileged_user() -> None:
         for stage in stages:
             if not stage.split("\n")[0].endswith(("package", "runtime")):
                 assert "\nUSER 10001:10001\n" in stage
+
+
+def test_healthcheck_and_benchmark_ignore_proxies(model_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    [command] = re.findall(r"^HEALTHCHECK .*? CMD (\[.*?\])$", DOCKERFILE, re.MULTILINE | re.DOTALL)
+    python, *arguments = json.loads(command.replace("\\\n", ""))
+    assert python == "/opt/centernet/bin/python"
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")  # nothing listens there
+    monkeypatch.setenv("no_proxy", "")
+    with run_server(
+        [f"--model={model_path}", "--provider=cpu", "--threads=1", "--instances=1", "--max-batch=1"]
+    ) as port:
+        assert read_samples(port)
+        monkeypatch.setenv("CENTERNET_PORT", str(port))
+        subprocess.run([sys.executable, *arguments], check=True)
 
 
 def test_image_requirements_match_the_constraints_and_have_hashes() -> None:

@@ -13,7 +13,7 @@ from grafana_foundation_sdk.models.dashboard import Dashboard
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.app.client import Serve
-from tests.compose.dashboard import list_queries, read_dashboard, substitute_variables
+from tests.compose.dashboard import STAGES, list_queries, read_dashboard, substitute_variables
 from tests.compose.files import DOCKER
 
 SCRAPED = {"job": "centernet", "instance": "server:8001"}
@@ -48,8 +48,8 @@ async def exposed(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
             by = re.search(r"by \(([^)]*)\)", rule["expr"])
             assert by
             names = [name.strip() for name in by[1].split(",") if name.strip() != "le"]
-            values = {"route": "/detect", "model": "colours", "stage": "queue"} | SCRAPED
-            series[rule["record"]] = [{name: values[name] for name in names}]
+            values = [{"route": "/detect", "model": "colours", "stage": stage} | SCRAPED for stage in STAGES]
+            series[rule["record"]] = [{name: each[name] for name in names} for each in values]
     yield series
 
 
