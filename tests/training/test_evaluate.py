@@ -149,6 +149,30 @@ def test_soft_nms_lowers_scores_of_overlapping_boxes_of_a_class() -> None:
     np.testing.assert_array_equal(merged.boxes_xyxy, boxes[[0, 2, 3, 1]])
 
 
+def reference_soft_nms(found: Detections) -> list[float]:
+    scores, left = found.scores.astype(float), set(range(len(found.scores)))
+    while left:
+        best = max(left, key=lambda row: scores[row])
+        left.remove(best)
+        for row in left:
+            if found.labels[row] == found.labels[best]:
+                a, b = found.boxes_xyxy[[best, row]].astype(float)
+                sides = (np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2])).clip(0)
+                union = (a[2:] - a[:2]).prod() + (b[2:] - b[:2]).prod() - sides.prod()
+                scores[row] *= np.exp(-((sides.prod() / union) ** 2) / 0.5)
+    return sorted(scores[scores >= 0.001], reverse=True)
+
+
+@pytest.mark.parametrize("scale", [1, 16])
+def test_soft_nms_does_not_depend_on_the_photos_size(scale: int) -> None:
+    random = np.random.default_rng(0)
+    corners = random.uniform(0, 300, (40, 2))
+    boxes = np.hstack([corners, corners + random.uniform(50, 300, (40, 2))]).astype(np.float32)
+    found = Detections(boxes * scale, random.random(40).astype(np.float32), random.integers(0, 2, 40))
+    merged = soft_nms([found])
+    np.testing.assert_allclose(merged.scores, reference_soft_nms(found), rtol=1e-4)
+
+
 def test_command_accepts_test_time_augmentation_for_checkpoints_only(
     shapes: Path, tmp_path: Path, dataset: Dataset, capsys: pytest.CaptureFixture[str]
 ) -> None:
