@@ -40,8 +40,8 @@ from training.report.report import Subject, render_findings, render_report
 from training.train import load_split, train
 from training.weights.average import average_checkpoints
 from training.weights.checkpoint import InvalidCheckpoint, load_checkpoint
+from training.weights.files import InvalidWeights
 from training.weights.official_weights import import_weights
-from training.weights.pretrained import InvalidWeights
 
 _USER_ERRORS = (
     InvalidConfig,
