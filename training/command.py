@@ -236,7 +236,8 @@ def _inspect(parsed: argparse.Namespace, overrides: dict[str, str], console: Con
     if parsed.config:
         config = load_config(parsed.config, overrides)
     else:
-        config = make_config({"name": "inspect", "data_root": ".", "dataset": "", "epochs": "1"} | overrides)
+        settings = {"name": "inspect", "data_root": ".", "dataset": "", "epochs": "1"} | overrides
+        config = make_config(settings, flags=overrides)
     faults: list[str] = []
     dataset = load_dataset(parsed.annotations, parsed.images, faults.append)
     inspect_dataset(dataset, faults, config, parsed.output, console)

@@ -73,7 +73,7 @@ def test_photos_that_contradict_the_annotations_are_named(dataset: Dataset, tmp_
 
 def test_detections_of_several_scales_are_merged(dataset: Dataset) -> None:
     oracle = Oracle()
-    found = detect_with_network(oracle, dataset, 128, 0, Console(quiet=True), TestTimeAugmentation(scales=(0.5, 1.0)))
+    found = detect_with_network(oracle, dataset, 128, 0, Console(quiet=True), TestTimeAugmentation(scales=(0.2, 1.0)))
     assert [shape[1] for shape in oracle.seen] == [64, 128]
     for photo, each in zip(dataset.photos, found, strict=True):
         expected = np.array([0.26, 0.25, 0.51, 0.75]) * photo.width  # the photos are square
