@@ -15,7 +15,12 @@ def build_parser() -> argparse.ArgumentParser:
     version = importlib.metadata.version("centernet-service")
     parser.add_argument("--version", action="version", version=f"%(prog)s {version}")
     commands = parser.add_subparsers(dest="command", required=True)
-    training = commands.add_parser("train", help="train a detector; --key value overrides any setting of CONFIG.toml")
+    training = commands.add_parser(
+        "train",
+        help="train a detector; --key value overrides any setting of CONFIG.toml",
+        description="Trains a detector. Every setting of CONFIG.toml is also a flag, as --batch-size 8 for batch_size;"
+        " training/config.py describes them. --overfit 8 trains and validates on eight photos only, to find mistakes.",
+    )
     training.add_argument("config", type=Path)
     training.add_argument("--resume", action="store_true", help="continue from the last checkpoint of the run")
     training.add_argument(
@@ -47,7 +52,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--annotations",
         type=Path,
         help="data to measure AP on, by export also to calibrate scores on: COCO .json, VOC .txt or YOLO .yaml;"
-        " default: the checkpoint's validation split",
+        " required for .onnx files; default for a checkpoint: its validation split",
     )
     data.add_argument("--images", type=Path, help="folder of the photos")
     evaluation = commands.add_parser(
@@ -68,7 +73,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--scales",
         type=_read_scales,
         default=(1.0,),
-        help="factors of the input size, merged by soft-NMS, such as 0.5,0.75,1,1.25,1.5",
+        help="factors of the input size, for at least 64 pixels, merged by soft-NMS, such as 0.5,0.75,1,1.25,1.5",
     )
     evaluation.add_argument("--soft-nms", action="store_true", help="apply soft-NMS for a single scale too")
     averaging = commands.add_parser("average", help="average the weights of runs that started from the same weights")

@@ -5,13 +5,13 @@ import contextlib
 import dataclasses
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
 from rich.console import Console
 
-from model.detector import Detector
+from model.detector import Detections, Detector
 from model.metadata import InvalidModel
 from training.arguments import build_parser, parse_overrides
 from training.bench import bench
@@ -36,12 +36,13 @@ from training.log import Log
 from training.models import print_models
 from training.processes import join_processes
 from training.record import read_rows
+from training.report.charts import Row
 from training.report.report import Subject, render_findings, render_report
 from training.train import load_split, train
 from training.weights.average import average_checkpoints
 from training.weights.checkpoint import InvalidCheckpoint, load_checkpoint
+from training.weights.files import InvalidWeights
 from training.weights.official_weights import import_weights
-from training.weights.pretrained import InvalidWeights
 
 _USER_ERRORS = (
     InvalidConfig,
@@ -53,6 +54,21 @@ _USER_ERRORS = (
     PrecisionLoss,
     NonFiniteLoss,
 )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Evaluation:
+    """The detections of a checkpoint or a model, and what its report says of it."""
+
+    dataset: Dataset
+    found: list[Detections]
+    name: str
+    labels: tuple[str, ...]
+    git_commit: str
+    device: str
+    configuration: Mapping[str, object]
+    input_size: int  # pixels
+    rows: Sequence[Row]  # of its run's metrics.jsonl
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -150,51 +166,71 @@ def _evaluate(parsed: argparse.Namespace, console: Console) -> None:
     page = parsed.report and _report_path(parsed.report)
     _check_writable("--json", parsed.json)
     _check_writable("--report", page)
-    path: Path = parsed.weights
-    tta = TestTimeAugmentation(flip=parsed.flip, scales=parsed.scales, soft_nms=parsed.soft_nms)
-    if path.suffix == ".onnx":
-        if tta != NO_AUGMENTATION:
-            raise InvalidConfig(
-                "--flip, --scales and --soft-nms need a checkpoint: an ONNX model is evaluated as it is served"
-            )
-        detector = Detector(path)
-        dataset = _val_set(parsed, None)
-        found = detect_with_model(detector, dataset, console)
-        name, commit, device = detector.metadata.name, detector.metadata.git_commit, detector.provider
-        labels = detector.metadata.labels
-        rows = []
-        configuration, input_size = dataclasses.asdict(detector.metadata), detector.metadata.input_height
-    else:
-        checkpoint = load_checkpoint(path)
-        config = checkpoint.config
-        dataset = _val_set(parsed, config)
-        network = checkpoint.build_network()
-        found = detect_with_checkpoint(checkpoint, network, dataset, config.input_size, console, tta)
-        name, commit, device = config.name, checkpoint.git_commit, "cpu"
-        labels = checkpoint.labels
-        rows = read_rows(path.parent)
-        configuration, input_size = config.model_dump(mode="json") | {"test_time": tta}, config.input_size
+    evaluate = _evaluate_model if parsed.weights.suffix == ".onnx" else _evaluate_checkpoint
+    result = evaluate(parsed, console)
+    dataset, found = result.dataset, result.found
     metrics = measure(dataset, found)
     metrics.print(console)
-    metrics.print_undetected(name, labels, console)
+    metrics.print_undetected(result.name, result.labels, console)
     as_voc = measure_as_voc(dataset, found)
     console.print(f"VOC mAP: {as_voc.eleven_points:.1f} by 11 points (2007), {as_voc.area:.1f} by area (2010)")
-    console.print(f"crowds: {measure_crowds(dataset, found, input_size)}", soft_wrap=True)
+    console.print(f"crowds: {measure_crowds(dataset, found, result.input_size)}", soft_wrap=True)
     if parsed.json:
         write_json(parsed.json, dataclasses.asdict(metrics))
         console.print(f"wrote {parsed.json}")
     if page:
         subject = Subject(
-            name=name,
-            state=f"evaluation of {path}",
+            name=result.name,
+            state=f"evaluation of {parsed.weights}",
             dataset=str(dataset.annotations_path),
-            git_commit=commit,
-            configuration=configuration,
-            environment=describe_environment(device),
+            git_commit=result.git_commit,
+            configuration=result.configuration,
+            environment=describe_environment(result.device),
         )
         findings = render_findings(dataset, found, metrics, title="Metrics", epoch=0, boxes_only=parsed.without_photos)
-        write_text(page, render_report(subject, rows, findings))
+        write_text(page, render_report(subject, result.rows, findings))
         console.print(f"wrote {page}")
+
+
+def _evaluate_model(parsed: argparse.Namespace, console: Console) -> _Evaluation:
+    if _test_time(parsed) != NO_AUGMENTATION:
+        raise InvalidConfig(
+            "--flip, --scales and --soft-nms need a checkpoint: an ONNX model is evaluated as it is served"
+        )
+    detector = Detector(parsed.weights)
+    metadata, dataset = detector.metadata, _val_set(parsed, None)
+    return _Evaluation(
+        dataset=dataset,
+        found=detect_with_model(detector, dataset, console),
+        name=metadata.name,
+        labels=metadata.labels,
+        git_commit=metadata.git_commit,
+        device=detector.provider,
+        configuration=dataclasses.asdict(metadata),
+        input_size=metadata.input_height,
+        rows=(),
+    )
+
+
+def _evaluate_checkpoint(parsed: argparse.Namespace, console: Console) -> _Evaluation:
+    tta, checkpoint = _test_time(parsed), load_checkpoint(parsed.weights)
+    config = checkpoint.config
+    dataset, network = _val_set(parsed, config), checkpoint.build_network()
+    return _Evaluation(
+        dataset=dataset,
+        found=detect_with_checkpoint(checkpoint, network, dataset, config.input_size, console, tta),
+        name=config.name,
+        labels=checkpoint.labels,
+        git_commit=checkpoint.git_commit,
+        device="cpu",
+        configuration=config.model_dump(mode="json") | {"test_time": tta},
+        input_size=config.input_size,
+        rows=read_rows(parsed.weights.parent),
+    )
+
+
+def _test_time(parsed: argparse.Namespace) -> TestTimeAugmentation:
+    return TestTimeAugmentation(flip=parsed.flip, scales=parsed.scales, soft_nms=parsed.soft_nms)
 
 
 def _report_path(target: Path) -> Path:
@@ -236,7 +272,8 @@ def _inspect(parsed: argparse.Namespace, overrides: dict[str, str], console: Con
     if parsed.config:
         config = load_config(parsed.config, overrides)
     else:
-        config = make_config({"name": "inspect", "data_root": ".", "dataset": "", "epochs": "1"} | overrides)
+        settings = {"name": "inspect", "data_root": ".", "dataset": "", "epochs": "1"} | overrides
+        config = make_config(settings, flags=overrides)
     faults: list[str] = []
     dataset = load_dataset(parsed.annotations, parsed.images, faults.append)
     inspect_dataset(dataset, faults, config, parsed.output, console)

@@ -10,6 +10,8 @@ from model.network.centernet import BACKBONES, NECKS, describe_backbone, fitting
 
 MACHINE_SETTINGS = {"output", "data_root", "device", "workers", "accumulate", "save_every"}  # no part of the recipe
 
+MIN_INPUT_SIZE = 64  # pixels; the heatmap of a smaller one has fewer cells than the hundred peaks that are read
+
 
 class InvalidConfig(Exception):
     """A setting is unknown, missing or invalid; the message names it."""
@@ -51,7 +53,7 @@ class Config(BaseModel):
     neck_width: int = Field(64, ge=8, description="channels of the heads' input feature map; ignored by neck 'none'")
     head_width: int = Field(64, ge=8, description="channels of each head's hidden layer")
     stride: Literal[2, 4] = Field(4, description="output stride in pixels; 2 separates the objects of crowds")
-    input_size: int = Field(320, gt=0, description="side of the network's input for evaluation and export")
+    input_size: int = Field(320, ge=MIN_INPUT_SIZE, description="side of the network's input for evaluation and export")
 
     # targets and losses; the paper uses "focal" and giou_weight = 0
     radius: Literal["cornernet", "published"] = Field(
@@ -81,7 +83,11 @@ class Config(BaseModel):
     )
     keypoint_weight: float = Field(0.1, gt=0, description="weight of the L1 from centre to keypoints; the paper: 1")
     keypoint_heatmap_weight: float = Field(1.0, gt=0, description="weight of the keypoints' heatmap loss")
-    keypoint_offset_weight: float = Field(1.0, gt=0, description="weight of the L1 of a keypoint's offset in its cell")
+    keypoint_offset_weight: float = Field(
+        1.0,
+        gt=0,
+        description="weight of the L1 of a keypoint's offset in its cell, summed over x and y; the authors' code: 0.5",
+    )
 
     # schedule
     epochs: int = Field(ge=1, description="passes over the training photos")

@@ -17,9 +17,10 @@ from model.detector import Detections
 from model.draw import choose_colour, draw_boxes, draw_detections
 from model.image import encode
 from model.network.gaussian import IGNORED
+from model.network.heads import STRIDE
 from training.config import Config
 from training.datasets.dataset import Dataset
-from training.evaluation.collisions import COARSE_STRIDE, find_collisions
+from training.evaluation.collisions import find_collisions
 from training.loader import TrainingViews
 
 _STRIDES = (8, 4, 2)
@@ -81,7 +82,7 @@ def draw_crowds(dataset: Dataset, input_size: int) -> NDArray[np.uint8] | None:
     """
     crowds = []
     for photo in dataset.photos:
-        is_crowded = find_collisions(photo, input_size, COARSE_STRIDE).is_crowded
+        is_crowded = find_collisions(photo, input_size, STRIDE).is_crowded
         if is_crowded.any():
             crowds.append((photo, is_crowded))
     crowds.sort(key=lambda crowd: -int(crowd[1].sum()))

@@ -21,9 +21,22 @@ def write_checkpoint(
     return path
 
 
+def write_run(origin: Path, seed: int) -> Path:
+    """Writes the checkpoint of a run that started from the weights of `origin`."""
+    torch.manual_seed(seed)
+    start = load_checkpoint(origin)
+    moved = {
+        key: value + 0.5 * value.std() * torch.randn_like(value) if value.dim() == 4 else value
+        for key, value in start.weights.items()
+    }
+    path = origin.with_name(f"{origin.stem}-{seed}.pt")
+    dataclasses.replace(start, weights=moved).save(path)
+    return path
+
+
 def test_average_is_a_checkpoint_of_mean_weights(shapes: Path, tmp_path: Path) -> None:
     first = write_checkpoint(shapes, tmp_path / "0.pt", 0)
-    paths = [first, *(write_checkpoint(shapes, tmp_path / f"{n}.pt", n, pretrained=str(first)) for n in (1, 2))]
+    paths = [first, *(write_run(first, seed) for seed in (1, 2))]
     main(["average", *map(str, paths), str(tmp_path / "mean.pt")])
     mean, parts = load_checkpoint(tmp_path / "mean.pt"), [load_checkpoint(path) for path in paths]
     for key, value in mean.weights.items():
@@ -54,7 +67,7 @@ def test_no_command_overwrites_a_checkpoint(shapes: Path, tmp_path: Path, capsys
     [
         ({"neck_width": 16}, "different networks"),
         ({"mean": (1, 2, 3), "std": (1, 1, 1)}, "different mean or std"),
-        ({"pretrained": "imagenet"}, "one.pt and .*other.pt: neck and heads started from different random weights"),
+        ({"pretrained": "resnet18.pth"}, "one.pt and .*other.pt: neck and heads started from different random weights"),
         ({"labels": ("a", "b", "z")}, "different labels"),
         (None, "at least two checkpoints"),
     ],
@@ -69,6 +82,21 @@ def test_incompatible_checkpoints_are_rejected(
         main(["average", *map(str, paths), str(tmp_path / "mean.pt")])
     assert re.search(message, capsys.readouterr().err)
     assert not (tmp_path / "mean.pt").exists()
+
+
+def test_runs_whose_new_heads_differ_are_rejected(
+    shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = write_checkpoint(shapes, tmp_path / "0.pt", 0)
+    runs = [write_run(first, seed) for seed in (1, 2)]
+    for seed, path in enumerate(runs):  # as with labels that the checkpoint lacks
+        torch.manual_seed(seed)
+        run = load_checkpoint(path)
+        head = torch.randn_like(run.weights["heatmap_head.2.weight"])
+        dataclasses.replace(run, weights=run.weights | {"heatmap_head.2.weight": head}).save(path)
+    with pytest.raises(SystemExit, match="2"):
+        main(["average", *map(str, runs), str(tmp_path / "mean.pt")])
+    assert "different random weights (heatmap_head.2), which" in capsys.readouterr().err
 
 
 def test_checkpoint_with_an_unknown_setting_is_named(

@@ -10,7 +10,7 @@ from tests.training.cases import make_case
 from training.datasets.dataset import Dataset, Object, Photo, make_photo
 from training.evaluation.diagnosis import (
     FALSE_POSITIVE,
-    IGNORED,
+    IGNORED_DETECTION,
     THRESHOLDS,
     diagnose,
     match_detections,
@@ -60,7 +60,7 @@ def test_detection_falls_back_to_the_next_unmatched_object() -> None:
 def test_detections_in_an_ignored_region_of_their_class_are_ignored() -> None:
     crowd = Object((0, 0, 40, 40), 0, is_ignored=True)
     rows = ((LEFT, 0.9, 0), ((35, 0, 45, 10), 0.8, 0), ((36, 0, 46, 10), 0.7, 0), (LEFT, 0.6, 1))
-    expected = [IGNORED, IGNORED, FALSE_POSITIVE, FALSE_POSITIVE]
+    expected = [IGNORED_DETECTION, IGNORED_DETECTION, FALSE_POSITIVE, FALSE_POSITIVE]
     assert match_detections(photo(crowd), find(*rows)).tolist() == expected
     assert match_detections(photo(crowd, Object(LEFT, 0)), find(*rows)).tolist() == [1, *expected[1:]]
 

@@ -73,7 +73,7 @@ def test_photos_that_contradict_the_annotations_are_named(dataset: Dataset, tmp_
 
 def test_detections_of_several_scales_are_merged(dataset: Dataset) -> None:
     oracle = Oracle()
-    found = detect_with_network(oracle, dataset, 128, 0, Console(quiet=True), TestTimeAugmentation(scales=(0.5, 1.0)))
+    found = detect_with_network(oracle, dataset, 128, 0, Console(quiet=True), TestTimeAugmentation(scales=(0.2, 1.0)))
     assert [shape[1] for shape in oracle.seen] == [64, 128]
     for photo, each in zip(dataset.photos, found, strict=True):
         expected = np.array([0.26, 0.25, 0.51, 0.75]) * photo.width  # the photos are square
@@ -147,6 +147,30 @@ def test_soft_nms_lowers_scores_of_overlapping_boxes_of_a_class() -> None:
     expected = [0.9, 0.7, 0.6, 0.8 * np.exp(-((9 / 11) ** 2) / 0.5)]
     np.testing.assert_allclose(merged.scores, expected, atol=1e-5)
     np.testing.assert_array_equal(merged.boxes_xyxy, boxes[[0, 2, 3, 1]])
+
+
+def reference_soft_nms(found: Detections) -> list[float]:
+    scores, left = found.scores.astype(float), set(range(len(found.scores)))
+    while left:
+        best = max(left, key=lambda row: scores[row])
+        left.remove(best)
+        for row in left:
+            if found.labels[row] == found.labels[best]:
+                a, b = found.boxes_xyxy[[best, row]].astype(float)
+                sides = (np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2])).clip(0)
+                union = (a[2:] - a[:2]).prod() + (b[2:] - b[:2]).prod() - sides.prod()
+                scores[row] *= np.exp(-((sides.prod() / union) ** 2) / 0.5)
+    return sorted(scores[scores >= 0.001], reverse=True)
+
+
+@pytest.mark.parametrize("scale", [1, 16])
+def test_soft_nms_does_not_depend_on_the_photos_size(scale: int) -> None:
+    random = np.random.default_rng(0)
+    corners = random.uniform(0, 300, (40, 2))
+    boxes = np.hstack([corners, corners + random.uniform(50, 300, (40, 2))]).astype(np.float32)
+    found = Detections(boxes * scale, random.random(40).astype(np.float32), random.integers(0, 2, 40))
+    merged = soft_nms([found])
+    np.testing.assert_allclose(merged.scores, reference_soft_nms(found), rtol=1e-4)
 
 
 def test_command_accepts_test_time_augmentation_for_checkpoints_only(

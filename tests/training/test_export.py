@@ -280,9 +280,9 @@ def test_training_does_not_start_if_the_export_path_is_not_writable(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["evaluate", "none.pt"], "none.pt: no such checkpoint"),
+        (["evaluate", "none.pt"], "none.pt: no such file of weights"),
         (["evaluate", "none.onnx"], "none.onnx"),
-        (["export", __file__, "out.onnx"], "not a checkpoint of this package"),
+        (["export", __file__, "out.onnx"], "not a file of PyTorch weights"),
         (["import", "none.pth", "out.pt"], "none.pth: no such file of weights"),
         (["train", "none.toml"], "none.toml: no such configuration file"),
         (["evaluate", "none.pt", "--threshold", "3"], "unknown argument --threshold"),

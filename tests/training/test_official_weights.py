@@ -17,8 +17,9 @@ from tests.training import published, references
 from tests.training.published import CTDET, MULTI_POSE, PASCAL, Shapes
 from training.__main__ import main
 from training.weights.checkpoint import load_checkpoint
+from training.weights.files import InvalidWeights
 from training.weights.official_weights import import_weights, read_official_weights
-from training.weights.pretrained import InvalidWeights, load_pretrained
+from training.weights.pretrained import load_pretrained
 
 # file → its keys and shapes; our backbone, neck, widths of neck and heads; number of labels and keypoints
 PUBLISHED: dict[str, tuple[Shapes, str, str, int, int, int, int]] = {

@@ -170,6 +170,23 @@ def test_model_that_loses_too_much_ap50_is_not_written(
     assert not (tmp_path / "report.json").exists()
 
 
+def test_layers_without_an_integer_kernel_are_named(
+    shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = small_config(shapes, tmp_path, neck="deformable")
+    network = build_network(config, 3)
+    spread_activations(network)
+    Checkpoint(config, LABELS, (1, 2, 3), network.state_dict(), 0, "0").save(tmp_path / "best.pt")
+    path, report = tmp_path / "model.onnx", tmp_path / "report.json"
+    arguments = ["--precision", "int8", "--max-ap50-loss", "100", "--report", str(report)]
+    main(["export", str(tmp_path / "best.pt"), str(path), *arguments])
+    graph = onnx.load(path).graph
+    names = [node.name for node in graph.node if node.op_type in ("ConvTranspose", "DeformConv")]
+    assert len(names) == 6
+    assert set(json.loads(report.read_text())["float_layers"]) == set(names)
+    assert f"layers kept in float32: {', '.join(names)}" in capsys.readouterr().out
+
+
 def test_layers_are_kept_in_float_until_the_loss_is_allowed(
     proto: onnx.ModelProto,
     exact: Detector,

@@ -23,7 +23,8 @@ from training.learner import Learner, Step
 from training.loader import training_batches
 from training.processes import SINGLE_PROCESS, Processes, defer_gradient_sync, join_processes
 from training.train import train
-from training.weights.checkpoint import InvalidCheckpoint, load_checkpoint
+from training.weights.checkpoint import load_checkpoint
+from training.weights.files import InvalidWeights
 
 ROOT = Path(__file__).parents[2]
 TERMS = ("loss/heatmap", "loss/offset", "loss/size", "loss/giou", "learning_rate", "gradient_norm")
@@ -131,7 +132,7 @@ def test_torchrun_restarts_and_resumes_after_a_process_is_killed(shapes: Path, t
 
 def test_only_runs_restarted_by_torchrun_may_resume_without_a_checkpoint(shapes: Path, tmp_path: Path) -> None:
     config = small_config(shapes, tmp_path)
-    with pytest.raises(InvalidCheckpoint, match="no such checkpoint"):
+    with pytest.raises(InvalidWeights, match="no such file of weights"):
         train(config, True, Console(quiet=True))
     assert Processes(restarts_on_failure=True).may_start_fresh(tmp_path / "last.pt")
 

@@ -15,7 +15,7 @@ from training.datasets.dataset import Dataset, Object, make_photo
 from training.datasets.load import load_dataset
 from training.evaluation.diagnosis import diagnose
 from training.evaluation.metrics import measure
-from training.report import draw
+from training.report.draw import COLOURS, draw_outcome
 from training.report.report import Subject, render_findings, render_report
 from training.weights.checkpoint import Checkpoint, build_network
 
@@ -86,11 +86,11 @@ def test_worst_photo_comes_first_and_is_not_among_the_best(dataset: Dataset) -> 
 def test_page_without_photos_shows_boxes_only(dataset: Dataset) -> None:
     photo = dataset.photos[0]
     outcome = diagnose(dataset, perfect(dataset)).outcomes[0]
-    bare, whole = (draw.draw_outcome(photo, outcome, dataset, 480, boxes_only) for boxes_only in (True, False))
+    bare, whole = (draw_outcome(photo, outcome, dataset, 480, boxes_only) for boxes_only in (True, False))
     assert bare.shape == whole.shape
     is_grey = [(picture == 60).all(-1).mean() for picture in (bare, whole)]
     assert is_grey[0] > 0.5 > is_grey[1]
-    assert (bare == draw.TRUE_POSITIVE).all(-1).any()
+    assert (bare == COLOURS["true positive"]).all(-1).any()
     metrics = measure(dataset, perfect(dataset))
     pages = [
         render_findings(dataset, perfect(dataset), metrics, "Figures", 0, boxes_only) for boxes_only in (False, True)
@@ -137,10 +137,10 @@ def test_true_positives_false_positives_and_misses_have_their_colours(tmp_path: 
     data = Dataset(Path("x.json"), ("cat",), (1,), (photo,))
     boxes = np.array([hit, alarm, crowd], np.float32)
     [outcome] = diagnose(data, [Detections(boxes, np.full(3, 0.9, np.float32), np.zeros(3, np.int64))]).outcomes
-    picture = draw.draw_outcome(photo, outcome, data, 400)
+    picture = draw_outcome(photo, outcome, data, 400)
     edges = [tuple(picture[100, box[0]].tolist()) for box in (hit, alarm, missed, crowd)]
-    assert edges == [draw.TRUE_POSITIVE, draw.FALSE_POSITIVE, draw.FALSE_NEGATIVE, draw.IGNORED]
-    assert draw.draw_outcome(photo, outcome, data, 100).shape == (50, 100, 3)
+    assert edges == [COLOURS[name] for name in ("true positive", "false positive", "missed", "ignored")]
+    assert draw_outcome(photo, outcome, data, 100).shape == (50, 100, 3)
 
 
 @pytest.mark.parametrize("target", ["folder", "folder/page.html"])

@@ -31,7 +31,8 @@ from training.optimizer import learning_rate_schedule
 from training.processes import SINGLE_PROCESS
 from training.train import load_data, train
 from training.weights.checkpoint import Checkpoint, build_network, load_checkpoint
-from training.weights.pretrained import InvalidWeights, load_pretrained
+from training.weights.files import InvalidWeights
+from training.weights.pretrained import load_pretrained
 
 
 @pytest.fixture
@@ -353,6 +354,13 @@ def test_weights_of_stride_4_initialise_stride_2(shapes: Path, tmp_path: Path) -
     heads = "keypoint_head, keypoint_heatmap_head, keypoint_offset_head"
     assert message == f"all from {tmp_path / 'coarse.pt'} except {heads}: newly initialised"
     assert torch.equal(with_joints.heatmap_head[2].weight, trained.heatmap_head[2].weight)
+
+    skeleton = Skeleton(("head", "tail"))
+    Checkpoint(coarse, labels, (1, 2, 3), with_joints.state_dict(), 1, "0", skeleton=skeleton).save(
+        tmp_path / "joints.pt"
+    )
+    message = load_pretrained(build_network(coarse, 3), str(tmp_path / "joints.pt"), labels)
+    assert message == f"everything from {tmp_path / 'joints.pt'}, without its keypoints"
 
     other = build_network(fine, 2)
     message = load_pretrained(other, str(tmp_path / "coarse.pt"), ("disc", "circle"))

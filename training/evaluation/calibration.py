@@ -13,7 +13,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from model.detector import Detections
 from model.network.centernet import CenterNet
 from training.datasets.dataset import Dataset
-from training.evaluation.diagnosis import IGNORED, match_detections, measure_calibration
+from training.evaluation.diagnosis import IGNORED_DETECTION, match_detections, measure_calibration
 
 _MIN_SCORE = 0.05  # of detections to fit: below it there are a hundred false positives for each true positive
 _MIN_COUNT = 10  # of true and of false positives
@@ -32,7 +32,7 @@ class ScoredDetections(NamedTuple):
         matches = [match_detections(photo, found) for photo, found in zip(dataset.photos, detections, strict=True)]
         all_matches, scores = np.concatenate(matches), np.concatenate([found.scores for found in detections])
         photos = np.repeat(np.arange(len(matches)), [len(each) for each in matches])
-        counted = all_matches != IGNORED
+        counted = all_matches != IGNORED_DETECTION
         return cls(scores[counted], all_matches[counted] >= 0, photos[counted])
 
     def half(self, index: int) -> "ScoredDetections":

@@ -7,10 +7,9 @@ from numpy.typing import NDArray
 
 from model.detector import Detections
 from model.letterbox import place
+from model.network.heads import STRIDE
 from training.datasets.dataset import Dataset, Photo
 from training.evaluation.diagnosis import match_detections
-
-COARSE_STRIDE = 4  # the paper's output stride, by which crowded objects are defined
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +34,7 @@ class CrowdRecall:
 
     def __str__(self) -> str:
         share = f": {self.found / self.objects:.1%} found" if self.objects else ""
-        where = f"in the same or an adjacent cell as another of their class, stride {COARSE_STRIDE}"
+        where = f"in the same or an adjacent cell as another of their class, stride {STRIDE}"
         return f"{self.objects} objects {where}{share}"
 
 
@@ -55,7 +54,7 @@ def measure_crowds(dataset: Dataset, detections: list[Detections], input_size: i
     """Counts the crowded objects that `detections`, in the order of the photos, match at an IoU of 0.5."""
     objects = found = 0
     for photo, of_photo in zip(dataset.photos, detections, strict=True):
-        is_crowded = find_collisions(photo, input_size, COARSE_STRIDE).is_crowded
+        is_crowded = find_collisions(photo, input_size, STRIDE).is_crowded
         is_hit = np.isin(np.arange(len(is_crowded)), match_detections(photo, of_photo))
         objects += int(is_crowded.sum())
         found += int((is_crowded & is_hit).sum())

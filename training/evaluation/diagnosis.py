@@ -10,7 +10,7 @@ from training.datasets.dataset import Dataset, Photo
 from training.evaluation.overlap import box_coverage, box_iou
 
 MIN_OVERLAP = 0.5
-FALSE_POSITIVE, IGNORED = -1, -2  # in place of an object's index, for detections that match no object
+FALSE_POSITIVE, IGNORED_DETECTION = -1, -2  # in place of an object's index, for detections that match no object
 THRESHOLDS = np.arange(1, 100).astype(np.float32) / 100  # two decimals, as a user would write them
 CALIBRATION_MIN_SCORE = 0.1  # lower scores are rarely used and would outnumber the others a hundredfold
 _CALIBRATION_EDGES = np.arange(1, 11) / 10
@@ -118,7 +118,7 @@ def diagnose(dataset: Dataset, detections: list[Detections]) -> Diagnosis:
     scores = np.concatenate([found.scores for found in detections])
     labels = np.concatenate([found.labels for found in detections])
     all_matches = np.concatenate(matches)
-    counted = all_matches != IGNORED
+    counted = all_matches != IGNORED_DETECTION
     scores, labels, is_correct = scores[counted], labels[counted], all_matches[counted] >= 0
 
     true_labels = np.concatenate([photo.labels[~photo.is_ignored] for photo in dataset.photos])
@@ -151,7 +151,7 @@ def diagnose(dataset: Dataset, detections: list[Detections]) -> Diagnosis:
 
 
 def match_detections(photo: Photo, detections: Detections) -> NDArray[np.int64]:
-    """Returns for each detection the index of the object it matches, or `FALSE_POSITIVE` or `IGNORED`: (N,).
+    """Returns for each detection the index of the object it matches, or `FALSE_POSITIVE` or `IGNORED_DETECTION`: (N,).
 
     As in COCO, detections are matched greedily by falling score, each with the unmatched object of its class that it
     overlaps most. An unmatched detection is ignored if at least half of it lies in an ignored region of its class.
@@ -159,7 +159,7 @@ def match_detections(photo: Photo, detections: Detections) -> NDArray[np.int64]:
     same_class = detections.labels[:, None] == photo.labels
     overlaps = np.where(same_class & ~photo.is_ignored, box_iou(detections.boxes_xyxy, photo.boxes_xyxy), 0.0)
     coverage = np.where(same_class & photo.is_ignored, box_coverage(detections.boxes_xyxy, photo.boxes_xyxy), 0.0)
-    matches = np.where((coverage >= MIN_OVERLAP).any(1), IGNORED, FALSE_POSITIVE)
+    matches = np.where((coverage >= MIN_OVERLAP).any(1), IGNORED_DETECTION, FALSE_POSITIVE)
     _match_greedily(overlaps, detections.scores, matches)
     return matches
 
@@ -244,7 +244,7 @@ def _sweep(scores: NDArray[np.float32], is_correct: NDArray[np.bool_], objects: 
 def _apply_threshold(
     photo: Photo, detections: Detections, matches: NDArray[np.int64], threshold: np.float32
 ) -> Outcome:
-    keep = (detections.scores >= threshold) & (matches != IGNORED)
+    keep = (detections.scores >= threshold) & (matches != IGNORED_DETECTION)
     is_missed = ~photo.is_ignored
     is_missed[matches[keep & (matches >= 0)]] = False
     return Outcome(detections.select(keep), matches[keep], is_missed)

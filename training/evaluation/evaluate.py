@@ -15,6 +15,7 @@ from model.network.backbones.backbone import Backbone
 from model.network.centernet import CenterNet
 from model.network.codec import DecodedBatch, decode
 from model.skeleton import Skeleton
+from training.config import MIN_INPUT_SIZE
 from training.datasets.dataset import Dataset, InvalidDataset
 from training.evaluation.test_time_augmentation import (
     NO_AUGMENTATION,
@@ -40,9 +41,11 @@ def detect_with_network(
 ) -> list[Detections]:
     """Detects objects in every photo with a `CenterNet` or its average, at `size` pixels in fp32.
 
-    `workers` are the loader's. Scaled sizes are rounded to multiples of `coarsest_stride`, that of the backbone.
+    `workers` are the loader's. Scaled sizes are at least `MIN_INPUT_SIZE`, and rounded to multiples of
+    `coarsest_stride`, that of the backbone.
     """
-    sizes = [max(1, round(size * scale / coarsest_stride)) * coarsest_stride for scale in tta.scales]
+    scaled = [max(size * scale, MIN_INPUT_SIZE) for scale in tta.scales]
+    sizes = [max(1, round(each / coarsest_stride)) * coarsest_stride for each in scaled]
     by_size = [_detect_at(network, dataset, each, workers, console, tta.flip) for each in sizes]
     if len(by_size) == 1 and not tta.soft_nms:
         return by_size[0]

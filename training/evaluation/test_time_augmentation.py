@@ -3,7 +3,6 @@
 import dataclasses
 from collections.abc import Sequence
 
-import cv2
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -11,9 +10,10 @@ from torch import Tensor, nn
 from model.detector import Detections
 from model.network.cells import DenseMap
 from model.network.heads import HeadMaps, KeypointMaps
+from training.evaluation.overlap import box_iou
 
-_SUBPIXELS = 64  # per pixel: OpenCV's soft-NMS takes integers
-_MIN_SCORE = 0.001
+_SIGMA = 0.5  # of soft-NMS
+_MIN_SCORE = 0.001  # lower scores are dropped
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,18 +63,16 @@ def soft_nms(several: Sequence[Detections]) -> Detections:
     Keeps as many detections as the largest set has. Source: arXiv 1704.04503, Gaussian with sigma 0.5.
     """
     together = _concatenate(several)
-    merged = [together.select(slice(0))]
-    for label in np.unique(together.labels):
-        rows = np.flatnonzero(together.labels == label)
-        corners = (together.boxes_xyxy[rows] * _SUBPIXELS).round().astype(int)
-        rectangles = np.hstack([corners[:, :2], corners[:, 2:] - corners[:, :2]]).tolist()
-        scores = together.scores[rows].tolist()
-        lowered, kept = cv2.dnn.softNMSBoxes(rectangles, scores, _MIN_SCORE, _MIN_SCORE, 0, 0.5)
-        chosen = together.select(rows[np.asarray(kept, np.int64).reshape(-1)])
-        merged.append(dataclasses.replace(chosen, scores=np.asarray(lowered, np.float32).reshape(-1)))
-    kept_detections = _concatenate(merged)
-    best = kept_detections.scores.argsort()[::-1][: max(len(found.scores) for found in several)]
-    return kept_detections.select(best)
+    scores = together.scores.copy()
+    overlaps = box_iou(together.boxes_xyxy, together.boxes_xyxy)
+    overlaps[together.labels[:, None] != together.labels] = 0
+    remaining = np.ones(len(scores), np.bool_)
+    for _ in scores:
+        best = np.where(remaining, scores, -1).argmax()
+        remaining[best] = False
+        scores[remaining] *= np.exp(-(overlaps[best, remaining] ** 2) / _SIGMA)
+    kept = (-scores).argsort(kind="stable")[: max(len(found.scores) for found in several)]
+    return dataclasses.replace(together, scores=scores).select(kept[scores[kept] >= _MIN_SCORE])
 
 
 def _concatenate(several: Sequence[Detections]) -> Detections:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -19,7 +19,7 @@ from training.evaluation.compare import time_interleaved
 from training.evaluation.evaluate import detect_with_model
 from training.evaluation.metrics import Metrics, measure
 from training.export.half import convert_to_fp16
-from training.export.quantize import Quantizer
+from training.export.quantize import UNQUANTIZED_LAYERS, Quantizer
 
 _CALIBRATION_PHOTOS = 128
 _TRIAL_PHOTOS = 256
@@ -149,17 +149,22 @@ def _generate_candidates(
 ) -> Iterator[tuple[onnx.ModelProto, tuple[str, ...]]]:
     """Yields candidate graphs, fastest first, each with its layers in float32 besides the heatmaps' last."""
     if target.precision == "fp16":
-        yield convert_to_fp16(proto), ()
+        yield convert_to_fp16(proto), _name_layers(proto, ("DeformConv",))
         return
     assert target.train_set is not None
     photos = _sample_photos(target.train_set, _CALIBRATION_PHOTOS, 0).photos
     quantizer = Quantizer(proto, [detector.prepare(photo.path.read_bytes()).pixels for photo in photos])
-    yield quantizer.build(), ()
+    always = _name_layers(proto, UNQUANTIZED_LAYERS)
+    yield quantizer.build(), always
     ranked = quantizer.rank_layers()
     count = 1
     while count < len(ranked):
-        yield quantizer.build(ranked[:count]), tuple(ranked[:count])
+        yield quantizer.build(ranked[:count]), (*always, *ranked[:count])
         count *= 2
+
+
+def _name_layers(proto: onnx.ModelProto, operators: Sequence[str]) -> tuple[str, ...]:
+    return tuple(node.name for node in proto.graph.node if node.op_type in operators)
 
 
 def _sample_photos(dataset: Dataset, count: int, seed: int) -> Dataset:

@@ -24,6 +24,7 @@ from training.export.trunk import find_full_precision_nodes, find_logit_layers, 
 # quantised over its whole range, most of which ReLU6 clips (measured: 4 AP50)
 _ACTIVATIONS = ["Clip", "Relu"]
 _OPERATORS = ["Conv", "Add", "MaxPool", "Resize", "Slice", "Concat", *_ACTIVATIONS]
+UNQUANTIZED_LAYERS = ("ConvTranspose", "DeformConv")  # operators of layers without such a kernel
 _RANKING_PHOTOS = 8
 
 Array = NDArray[Any]

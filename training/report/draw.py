@@ -10,11 +10,13 @@ from training.evaluation.diagnosis import Outcome
 from training.loader import read_photo
 
 # from Okabe and Ito's palette for colour-blind readers
-TRUE_POSITIVE: Colour = (0, 190, 140)
-FALSE_POSITIVE: Colour = (235, 95, 20)
-FALSE_NEGATIVE: Colour = (250, 225, 60)
-GROUND_TRUTH: Colour = (255, 255, 255)
-IGNORED: Colour = (150, 150, 150)
+COLOURS: dict[str, Colour] = {
+    "true positive": (0, 190, 140),
+    "false positive": (235, 95, 20),
+    "missed": (250, 225, 60),
+    "ground truth of a true positive": (255, 255, 255),
+    "ignored": (150, 150, 150),
+}
 
 _GREY = 60
 _MIN_TAGGED_SIDE = 0.08  # of the photo's side: tags would cover smaller boxes
@@ -38,7 +40,7 @@ def draw_outcome(
     ground_truth = (photo.boxes_xyxy * scale).round().astype(int)
     for box, is_ignored, is_missed in zip(ground_truth.tolist(), photo.is_ignored, outcome.is_missed, strict=True):
         if not is_missed:
-            colour = IGNORED if is_ignored else GROUND_TRUTH
+            colour = COLOURS["ignored" if is_ignored else "ground truth of a true positive"]
             cv2.rectangle(picture, (box[0], box[1]), (box[2] - 1, box[3] - 1), colour, 1)
 
     found = outcome.detections
@@ -48,8 +50,8 @@ def draw_outcome(
     tags += [dataset.labels[label] for label in photo.labels[outcome.is_missed]]
     sides = np.sqrt((boxes[:, 2:] - boxes[:, :2]).prod(1) / (picture.shape[0] * picture.shape[1]))
     tags = [tag if side >= _MIN_TAGGED_SIDE else "" for tag, side in zip(tags, sides, strict=True)]
-    colours = [TRUE_POSITIVE if correct else FALSE_POSITIVE for correct in is_correct]
-    colours += [FALSE_NEGATIVE] * outcome.false_negatives
+    colours = [COLOURS["true positive" if correct else "false positive"] for correct in is_correct]
+    colours += [COLOURS["missed"]] * outcome.false_negatives
     keypoints = None
     if found.keypoints is not None:
         factors = np.array([scale, scale, 1], np.float32)

@@ -19,7 +19,6 @@ from model.image import encode
 from training.datasets.dataset import Dataset
 from training.evaluation.diagnosis import ClassDiagnosis, Diagnosis, diagnose
 from training.evaluation.metrics import Metrics
-from training.report import draw
 from training.report.charts import (
     Row,
     draw_calibration,
@@ -29,19 +28,12 @@ from training.report.charts import (
     draw_sweep,
     to_svg,
 )
-from training.report.draw import draw_outcome
+from training.report.draw import COLOURS, draw_outcome
 
 _BEST, _WORST = 8, 20  # photos shown from each end of the ranking
 _LONGEST_SIDE = 480  # pixels
 _JPEG_QUALITY = 80
 _CONFUSIONS = 10  # most frequent ones, listed above the matrix
-_LEGEND = {
-    "true positive": draw.TRUE_POSITIVE,
-    "false positive": draw.FALSE_POSITIVE,
-    "missed": draw.FALSE_NEGATIVE,
-    "ground truth of a true positive": draw.GROUND_TRUTH,
-    "ignored": draw.IGNORED,
-}
 _TEMPLATES = Path(__file__).parent / "page"
 
 
@@ -87,7 +79,7 @@ def render_findings(
         confusions=_list_confusions(dataset.labels, diagnosis.confusion),
         names=(*dataset.labels, "background"),
         shares=_normalise(diagnosis.confusion),
-        colours={name: f"rgb{colour}" for name, colour in _LEGEND.items()},
+        colours={name: f"rgb{colour}" for name, colour in COLOURS.items()},
         best=[_render_photo(dataset, diagnosis, index, boxes_only) for index in ranking[: min(_BEST, middle)]],
         worst=[_render_photo(dataset, diagnosis, index, boxes_only) for index in reversed(ranking[middle:])],
     )

@@ -10,7 +10,7 @@ from model.network.centernet import CenterNet
 from model.skeleton import NO_JOINTS, Skeleton
 from training.config import Config, InvalidConfig
 from training.config_file import make_config
-from training.weights.pretrained import load_strictly
+from training.weights.files import load_strictly, read_weights
 
 FORMAT_VERSION = 1
 
@@ -53,14 +53,14 @@ class Checkpoint:
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
-    """Loads a checkpoint onto the CPU; raises `InvalidCheckpoint` if it is not one of this release."""
-    if not path.is_file():
-        raise InvalidCheckpoint(f"{path}: no such checkpoint")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        version = content.pop("format_version")
-    except Exception as error:  # torch.load passes on any exception of its unpickler
-        raise InvalidCheckpoint(f"{path}: not a checkpoint of this package ({type(error).__name__})") from error
+    """Loads a checkpoint onto the CPU.
+
+    Raises `InvalidWeights` if the file cannot be read, `InvalidCheckpoint` if it is not a checkpoint of this release.
+    """
+    content = read_weights(path)
+    if "format_version" not in content:
+        raise InvalidCheckpoint(f"{path}: not a checkpoint of this package")
+    version = content.pop("format_version")
     if version != FORMAT_VERSION:
         raise InvalidCheckpoint(f"{path}: format_version {version}, this release reads {FORMAT_VERSION}")
     try:

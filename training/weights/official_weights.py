@@ -14,7 +14,7 @@ from training.config_file import make_config
 from training.environment import find_git_commit
 from training.weights.categories import COCO, COCO_PEOPLE, VOC, Categories
 from training.weights.checkpoint import Checkpoint
-from training.weights.pretrained import InvalidWeights, check_fit, read_weights
+from training.weights.files import InvalidWeights, check_fit, read_weights
 
 _AUTHORS, _MMDETECTION = "its authors", "mmdetection"
 _CATEGORIES = {(len(each.labels), len(each.skeleton.joints)): each for each in (COCO, VOC, COCO_PEOPLE)}

@@ -7,18 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from model.network.backbones.backbone import Backbone
 from model.network.centernet import CenterNet, describe_backbone
 from model.network.heads import STRIDE
+from training.weights.files import InvalidWeights, load_strictly, read_weights
 
 _HEAD_OUTPUT = re.compile(r"_head\.2\.")  # keys of the heads' last layers
 _LABEL_OUTPUT = re.compile(r"(^|\.)heatmap_head\.2\.")  # keys of the layers with an output channel per label
-
-
-class InvalidWeights(Exception):
-    """A file of weights is unreadable or does not fit the network; the message says why."""
 
 
 def load_pretrained(network: CenterNet, source: str, labels: Sequence[str], joints: Sequence[str] = ()) -> str:
@@ -45,9 +42,13 @@ def _load_checkpoint(
 ) -> str:
     """Loads all weights that fit; layers of differing labels or joints keep their random initialisation.
 
-    If the checkpoint has another backbone, an EfficientNet-Lite loads its own ImageNet weights instead.
+    Keypoint heads are left out if the network has none. If the checkpoint has another backbone, an EfficientNet-Lite
+    loads its own ImageNet weights instead.
     """
     own, weights = network.state_dict(), _match_stride(content, network.stride, path)  # `own` aliases the parameters
+    unused = {key for key in weights if "keypoint_" in key and key not in own}
+    weights = {key: value for key, value in weights.items() if key not in unused}
+    source = f"{path}, without its keypoints" if unused else str(path)
     has_other_labels = tuple(content["labels"]) != tuple(labels)
     has_other_joints = tuple(content.get("skeleton", {}).get("joints", ())) != tuple(joints)
     fresh = {key for key in own if has_other_labels and _LABEL_OUTPUT.search(key)}
@@ -65,9 +66,9 @@ def _load_checkpoint(
     kept = {key: value for key, value in weights.items() if key not in fresh}
     load_strictly(network, kept | {key: own[key] for key in fresh}, path)
     if not fresh:
-        return f"{prefix}{loaded} from {path}"
+        return f"{prefix}{loaded} from {source}"
     modules = ", ".join(sorted({key.rsplit(".", 2)[0] for key in fresh}))
-    message = f"{prefix}all from {path} except {modules}: newly initialised"
+    message = f"{prefix}all from {source} except {modules}: newly initialised"
     shared = _copy_shared_labels(own, weights, labels, content["labels"]) if has_other_labels else []
     return f"{message}, apart from {', '.join(shared)}" if shared else message
 
@@ -94,49 +95,6 @@ def _match_stride(content: Mapping[str, Any], stride: int, path: Path) -> dict[s
     return {
         key: value.repeat_interleave(cells, 0) if _HEAD_OUTPUT.search(key) else value for key, value in weights.items()
     }
-
-
-def read_weights(path: Path) -> dict[str, Any]:
-    """Loads a file of PyTorch weights; raises `InvalidWeights`, also if unpickling it could run code."""
-    if not path.is_file():
-        raise InvalidWeights(f"{path}: no such file of weights")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load passes on any exception of its unpickler
-        if found := re.search(r"GLOBAL ([\w.]+)", str(error)):
-            raise InvalidWeights(
-                f"{path}: holds Python objects ({found[1]}) besides weights, and unpickling them can run code. If you"
-                " trust the file, save its weights alone, where the package that wrote it is installed: torch.save("
-                "{'state_dict': torch.load(FILE, weights_only=False)['state_dict']}, OTHER)"
-            ) from error
-        raise InvalidWeights(f"{path}: not a file of PyTorch weights ({type(error).__name__})") from error
-    if not isinstance(content, dict):
-        raise InvalidWeights(f"{path}: is not a state dict but a {type(content).__name__}")
-    return content
-
-
-def load_strictly(module: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
-    """Loads `weights` into `module`; raises `InvalidWeights` listing every missing, unknown or misshapen key."""
-    module.load_state_dict(check_fit(module.state_dict(), weights, path))
-
-
-def check_fit(own: Mapping[str, Tensor], weights: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
-    """Returns `weights` if they have `own`'s keys and shapes; raises `InvalidWeights` listing every key that differs.
-
-    `num_batches_tracked` may be missing, as in old files: only a batch norm without momentum uses it.
-    """
-    counts = {key: torch.tensor(0) for key in own if key.endswith(".num_batches_tracked")}
-    complete = counts | dict(weights)
-    problems = [f"missing {key}" for key in own if key not in complete]
-    problems += [f"unknown {key}" for key in complete if key not in own]
-    problems += [
-        f"{key} is {tuple(complete[key].shape)} instead of {tuple(value.shape)}"
-        for key, value in own.items()
-        if key in complete and complete[key].shape != value.shape
-    ]
-    if problems:
-        raise InvalidWeights(f"{path} does not fit this network: {', '.join(problems)}")
-    return complete
 
 
 def _check_normalisation(network: CenterNet, config: Mapping[str, Any], path: Path) -> None:
