@@ -9,14 +9,12 @@ from collections.abc import Sequence
 
 import uvloop
 
-from app.connections.listener import AddressUnavailable, listen, serve
+from app.connections.listener import listen, serve
 from app.inference.models import open_detectors
 from app.server import create_app
-from app.settings import InvalidSettings, read_settings, warn_of_unknown_variables
+from app.settings import read_settings, warn_of_unknown_variables
 from app.telemetry.logs import set_up_logging
-from app.telemetry.tracing import TracingUnavailable
-from model.gpu import ProviderUnavailable
-from model.metadata import InvalidModel
+from model.errors import UserError
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -43,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         detectors = open_detectors(settings)
         app = create_app(settings, *detectors)
         pairs = listen(app, settings)
-    except (InvalidSettings, InvalidModel, ProviderUnavailable, TracingUnavailable, AddressUnavailable) as error:
+    except UserError as error:
         print(f"centernet-serve: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     served = ", ".join(f"{detector.metadata.name} on {detector.provider}" for detector in detectors)

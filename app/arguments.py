@@ -37,3 +37,8 @@ def count(text: str) -> int:
     if int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text} is less than 1")
     return int(text)
+
+
+def counts(text: str) -> list[int]:
+    """Parses whole numbers of 1 or more, separated by commas."""
+    return [count(part) for part in text.split(",")]

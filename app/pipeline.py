@@ -17,6 +17,7 @@ from app.requests.disconnect import cancelled_on_disconnect
 from app.service import Service
 from app.settings import Settings
 from model.detector import Detections, move_to_photo
+from model.errors import UserError
 from model.image import InvalidImage
 from model.letterbox import Letterbox
 from model.metadata import Metadata
@@ -25,7 +26,7 @@ from model.metadata import Metadata
 IMAGE_ERRORS = (InvalidImage, InferenceFailed, Stopped)
 
 
-class UnknownLabel(Exception):
+class UnknownLabel(UserError):
     """The request names a label that the model does not have; the message lists the known ones."""
 
 

@@ -18,6 +18,7 @@ from app import __version__
 from app.access.keys import Digest, hash_keys
 from app.requests.deadline import Timeout
 from app.telemetry.logs import LogFormat
+from model.errors import UserError
 from model.gpu import Gpu, Provider
 from model.image import MAX_PIXELS, PILLOW_MAX_PIXELS
 from model.metadata import Metadata
@@ -30,7 +31,7 @@ _THRESHOLD = 0.3  # for models whose metadata has none
 _METAVARS = {"bool": "{true,false}", "int": "N", "float": "NUMBER", "Path": "PATH"}  # in --help, by type
 
 
-class InvalidSettings(Exception):
+class InvalidSettings(UserError):
     """At least one setting is invalid; the message has a line for each."""
 
 

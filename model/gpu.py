@@ -12,6 +12,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from model.bound_session import BatchShape, BoundSession, find_driver
+from model.errors import UserError
 from model.session import build_options
 
 GpuProvider = Literal["cuda", "tensorrt"]
@@ -24,7 +25,7 @@ _CUDA_OPTIONS = {"cudnn_conv_algo_search": "HEURISTIC"}
 _TENSORRT_OPTIONS = {"trt_op_types_to_exclude": "Cast,Transpose"}
 
 
-class ProviderUnavailable(Exception):
+class ProviderUnavailable(UserError):
     """The requested provider cannot run here; the message says why."""
 
 

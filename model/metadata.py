@@ -4,13 +4,14 @@ import dataclasses
 import json
 from collections.abc import Mapping
 
+from model.errors import UserError
 from model.skeleton import NO_JOINTS, Skeleton
 
 FORMAT_VERSION = 1
 _KEY = "centernet"  # one JSON object under one key cannot collide with other tools' properties
 
 
-class InvalidModel(Exception):
+class InvalidModel(UserError):
     """This service cannot run the model file; the message says why."""
 
 

@@ -12,7 +12,7 @@ from typing import Literal
 from rich.console import Console
 
 from model.detector import Detections, Detector
-from model.metadata import InvalidModel
+from model.errors import UserError
 from training.arguments import build_parser, parse_overrides
 from training.bench import bench
 from training.config import Config, InvalidConfig
@@ -27,11 +27,10 @@ from training.evaluation.evaluate import detect_with_checkpoint, detect_with_mod
 from training.evaluation.metrics import measure
 from training.evaluation.test_time_augmentation import NO_AUGMENTATION, TestTimeAugmentation
 from training.evaluation.voc_metrics import measure_as_voc
-from training.export.export import ParityFailure, export
-from training.export.precision import PrecisionLoss, PrecisionTarget
+from training.export.export import export
+from training.export.precision import PrecisionTarget
 from training.files import write_json, write_text
 from training.inspect import inspect_dataset
-from training.learner import NonFiniteLoss
 from training.log import Log
 from training.models import print_models
 from training.processes import join_processes
@@ -40,20 +39,8 @@ from training.report.charts import Row
 from training.report.report import Subject, render_findings, render_report
 from training.train import load_split, train
 from training.weights.average import average_checkpoints
-from training.weights.checkpoint import InvalidCheckpoint, load_checkpoint
-from training.weights.files import InvalidWeights
+from training.weights.checkpoint import load_checkpoint
 from training.weights.official_weights import import_weights
-
-_USER_ERRORS = (
-    InvalidConfig,
-    InvalidDataset,
-    InvalidWeights,
-    InvalidCheckpoint,
-    InvalidModel,
-    ParityFailure,
-    PrecisionLoss,
-    NonFiniteLoss,
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise InvalidConfig(f"unknown argument {rest[0]}")
         else:
             _COMMANDS_WITHOUT_SETTINGS[parsed.command](parsed, console)
-    except _USER_ERRORS as error:
+    except UserError as error:
         print(f"centernet-train: {error}", file=sys.stderr)
         sys.exit(2)
 

@@ -6,6 +6,7 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
+from model.errors import UserError
 from model.network.centernet import BACKBONES, NECKS, describe_backbone, fitting_necks
 
 MACHINE_SETTINGS = {"output", "data_root", "device", "workers", "accumulate", "save_every"}  # no part of the recipe
@@ -13,7 +14,7 @@ MACHINE_SETTINGS = {"output", "data_root", "device", "workers", "accumulate", "s
 MIN_INPUT_SIZE = 64  # pixels; the heatmap of a smaller one has fewer cells than the hundred peaks that are read
 
 
-class InvalidConfig(Exception):
+class InvalidConfig(UserError):
     """A setting is unknown, missing or invalid; the message names it."""
 
 

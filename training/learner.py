@@ -8,6 +8,7 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
+from model.errors import UserError
 from training.config import Config
 from training.datasets.dataset import Dataset
 from training.loader import MicroBatch, choose_workers, steps_per_epoch
@@ -18,7 +19,7 @@ from training.weights.checkpoint import build_network
 from training.weights.pretrained import load_pretrained
 
 
-class NonFiniteLoss(Exception):
+class NonFiniteLoss(UserError):
     """A loss term is infinite or NaN; the message names it."""
 
 

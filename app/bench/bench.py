@@ -15,25 +15,25 @@ import numpy as np
 from PIL import Image
 from pydantic import BaseModel
 
+from app.arguments import counts
 from app.bench.load import ClientStats, build_request, run_clients
-from app.bench.local_server import NotServing, read_samples, run_server
+from app.bench.local_server import read_samples, run_server
 from app.bench.operators import describe_operators, measure_operators
 from app.bench.parts import measure_limit, measure_parts, measure_squares
 from app.inference.arrangement import choose_arrangement
 from app.inference.models import open_detector
 from app.schemas import Arrangement
-from app.settings import InvalidSettings, Settings, read_settings, warn_of_unknown_variables
+from app.settings import Settings, read_settings, warn_of_unknown_variables
 from model.detector import Detector
-from model.gpu import ProviderUnavailable
+from model.errors import UserError
 from model.image import SUFFIXES, InvalidImage, quieten_decoders
-from model.metadata import InvalidModel
 
 _WARM_UP_SECONDS = 1.0
 _CPU = "process_cpu_seconds_total"
 _STAGES = ("read", "decode", "queue", "inference", "encode")
 
 
-class Unusable(Exception):
+class Unusable(UserError):
     """The photos or the server cannot be measured; the message says why."""
 
 
@@ -76,7 +76,9 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--photos", type=Path, metavar="FOLDER", help="photos to send; default: a generated one, 900 x 600"
     )
-    parser.add_argument("--connections", default="1,8,32", help="numbers of concurrent clients, separated by commas")
+    parser.add_argument(
+        "--connections", type=counts, default="1,8,32", help="numbers of concurrent clients, separated by commas"
+    )
     parser.add_argument("--seconds", type=float, default=5.0, help="duration of each measurement")
     parser.add_argument("--operators", action="store_true", help="only profile the time per operator type")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all measurements as JSON")
@@ -91,9 +93,8 @@ def main(arguments: Sequence[str]) -> int:
             if parsed.json:
                 parsed.json.write_text(json.dumps(operators, indent=2) + "\n")
             return 0
-        connections = [int(each) for each in parsed.connections.split(",")]
-        report = run(settings, flags, _read_photos(parsed.photos), connections, parsed.seconds)
-    except (InvalidSettings, InvalidModel, ProviderUnavailable, Unusable, NotServing, ValueError) as error:
+        report = run(settings, flags, _read_photos(parsed.photos), parsed.connections, parsed.seconds)
+    except UserError as error:
         print(f"centernet-serve bench: {error}", file=sys.stderr)
         return 2
     print(describe(report))

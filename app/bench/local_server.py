@@ -12,10 +12,12 @@ from typing import IO
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
+from model.errors import UserError
+
 _START_TIMEOUT_SECONDS = 600  # TensorRT builds its engines at startup
 
 
-class NotServing(Exception):
+class NotServing(UserError):
     """The server did not start or become ready; its log says why."""
 
 

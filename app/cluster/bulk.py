@@ -13,21 +13,20 @@ from ray.data import ActorPoolStrategy
 
 from app.arguments import add_filter_arguments, count, read_settings_from
 from app.cluster.bulk_steps import FindObjects, ReadPhotos, describe_origin
-from app.cluster.storage import Storage, UnusableStorage, open_storage, read_column
+from app.cluster.storage import Storage, open_storage, read_column
 from app.files.sources import NoImages
-from app.pipeline import Filter, UnknownLabel, build_filter
-from app.settings import InvalidSettings, Settings
+from app.pipeline import Filter, build_filter
+from app.settings import Settings
 from model.detector import Detector
-from model.gpu import ProviderUnavailable
+from model.errors import UserError
 from model.image import SUFFIXES
-from model.metadata import InvalidModel
 
 _TARGET_TASKS = 1000  # this many, or a few times more, balance the load well
 _MIN_PHOTOS_PER_TASK, _MAX_PHOTOS_PER_TASK = 8, 256  # 256 take 80 MB of pixels at 320 x 320
 _DEFAULT_MAX_BATCH = 8
 
 
-class TooManyActors(Exception):
+class TooManyActors(UserError):
     """The cluster has too few CPUs or GPUs for the requested actors."""
 
 
@@ -48,10 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _connect()
             _find_objects(parsed, settings, detector, wanted, photos, found, missing)
         problems = read_column(found, "problem", origin)
-    except (
-        *(InvalidSettings, InvalidModel, ProviderUnavailable, UnknownLabel, NoImages, UnusableStorage),
-        *(TooManyActors, OSError),
-    ) as error:
+    except (UserError, OSError) as error:
         print(f"centernet-bulk: {error}", file=sys.stderr)
         return 2
     failed = len(problems) - problems.null_count

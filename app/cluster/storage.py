@@ -11,11 +11,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
+from model.errors import UserError
+
 _CONCURRENT_READS = 16  # from an object store
 ORIGIN = "origin"  # key in a file's metadata: what its rows are from
 
 
-class UnusableStorage(Exception):
+class UnusableStorage(UserError):
     """A folder cannot be opened, or holds other files; the message says why."""
 
 

@@ -18,6 +18,7 @@ from app.connections.write_backlog import WriteBacklog
 from app.errors import encode_error_response
 from app.service import Service
 from app.settings import Settings
+from model.errors import UserError
 
 _READ_BYTES = 256 * 1024  # of the read buffer
 _OTHER_FILES = 100  # besides accepted connections and those over the limit
@@ -25,7 +26,7 @@ _OTHER_FILES = 100  # besides accepted connections and those over the limit
 logger = logging.getLogger(__name__)
 
 
-class AddressUnavailable(Exception):
+class AddressUnavailable(UserError):
     """The server cannot listen on an address; the message names it."""
 
 

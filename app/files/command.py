@@ -24,19 +24,15 @@ from app.files.outputs import AnnotatedCopies, ImageResult, Write, draw, name_co
 from app.files.sources import (
     VIDEO_SUFFIXES,
     InputImage,
-    NoImages,
     Source,
     UnreadableFile,
     count_images,
     find_sources,
     read_images,
 )
-from app.pipeline import UnknownLabel
 from app.schemas import Problem, Refused
-from app.settings import InvalidSettings
-from model.gpu import ProviderUnavailable
+from model.errors import UserError
 from model.image import SUFFIXES, InvalidImage, quieten_decoders
-from model.metadata import InvalidModel
 
 try:
     from tqdm import tqdm
@@ -53,7 +49,7 @@ _FATAL_REASONS = {"invalid-parameter", "unknown-label", "unknown-model", "stoppe
 _FATAL_STATUSES = {401, 403, 404}
 
 
-class OutputConflict(Exception):
+class OutputConflict(UserError):
     """An output would overwrite an input or another output, or its input can be read only once."""
 
 
@@ -83,16 +79,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
                 portal = stack.enter_context(start_blocking_portal())
                 backend = stack.enter_context(portal.wrap_async_context_manager(_open_backend(parsed)))
                 writes = stack.enter_context(_open_outputs(parsed))
-            except (
-                NoImages,
-                OutputConflict,
-                InvalidSettings,
-                InvalidModel,
-                ProviderUnavailable,
-                UnknownLabel,
-            ) as error:
-                return _report_error(error, 2)
-            except (Refused, OSError, ModuleNotFoundError) as error:  # from the server, the outputs, httpx
+            except (UserError, Refused, OSError, ModuleNotFoundError) as error:  # also from the outputs, httpx
                 return _report_error(error, 2)
             return _process_all(parsed, sources, portal, backend, writes)
     except Refused as error:

@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from model.errors import UserError
 from model.image import SUFFIXES
 
 VIDEO_SUFFIXES = {
@@ -23,7 +24,7 @@ _DEFAULT_FRAME_RATE = 25.0  # for videos without one
 _MIN_COMPLETE = 0.9  # of the declared frames or of their duration; less is a truncated video
 
 
-class NoImages(Exception):
+class NoImages(UserError):
     """A path names no photo or video."""
 
 

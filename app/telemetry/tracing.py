@@ -10,6 +10,7 @@ import threading
 from fastapi import FastAPI
 
 from app.telemetry.request_id import HEADER
+from model.errors import UserError
 
 _SERVICE_NAME = "centernet-service"
 _UNTRACED = "/health/,/metrics"  # polled all the time by probes and scrapers
@@ -18,7 +19,7 @@ _FLUSH_SECONDS = 1.0  # with the default `stop_timeout_seconds`, a stop ends bef
 logger = logging.getLogger(__name__)
 
 
-class TracingUnavailable(Exception):
+class TracingUnavailable(UserError):
     """Tracing is enabled, but OpenTelemetry is not installed."""
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model import image
+from model.errors import UserError
 from model.skeleton import NO_JOINTS, Skeleton
 
 _TOLERANCE = 1.0  # pixels by which a box or joint may exceed its image: annotators round
@@ -20,7 +21,7 @@ UNKNOWN = -1  # the joints of this object were not annotated
 OnFault = Callable[[str], None]  # called with each fault; if it returns, the faulty entry is skipped
 
 
-class InvalidDataset(Exception):
+class InvalidDataset(UserError):
     """The data set is invalid; the message names the file and the annotation."""
 
 

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from model.detector import Detections, Detector
+from model.errors import UserError
 from model.metadata import Metadata
 from model.network.centernet import CenterNet
 from model.network.codec import decode
@@ -33,7 +34,7 @@ _TIE_OVERLAP = 0.5  # IoU of boxes from neighbouring cells of one object
 _MAX_TIE_SHARE = 0.02  # of the compared detections
 
 
-class ParityFailure(Exception):
+class ParityFailure(UserError):
     """The exported graph's detections differ from the network's; the message gives the first difference."""
 
 

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from model.detector import Detections, Detector
+from model.errors import UserError
 from model.network.graph import save_onnx
 from training.datasets.dataset import Dataset
 from training.environment import name_processor
@@ -26,7 +27,7 @@ _TRIAL_PHOTOS = 256
 _TIMED_PHOTOS = 30
 
 
-class PrecisionLoss(Exception):
+class PrecisionLoss(UserError):
     """The model of lower precision loses too much AP50; the message says how much."""
 
 

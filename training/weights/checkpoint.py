@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from model.errors import UserError
 from model.network.centernet import CenterNet
 from model.skeleton import NO_JOINTS, Skeleton
 from training.config import Config, InvalidConfig
@@ -15,7 +16,7 @@ from training.weights.files import load_strictly, read_weights
 FORMAT_VERSION = 1
 
 
-class InvalidCheckpoint(Exception):
+class InvalidCheckpoint(UserError):
     """The file is not a checkpoint of this release; the message says why."""
 
 

@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from model.errors import UserError
 
-class InvalidWeights(Exception):
+
+class InvalidWeights(UserError):
     """A file of weights is unreadable or does not fit the network; the message says why."""
 
 
