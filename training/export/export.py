@@ -22,7 +22,7 @@ from training.evaluation.evaluate import detect_with_checkpoint, detect_with_mod
 from training.evaluation.metrics import Metrics, measure
 from training.evaluation.overlap import box_iou
 from training.export.precision import PrecisionTarget, reduce_precision
-from training.files import write_json
+from training.files import replacing, write_json
 from training.weights.checkpoint import Checkpoint
 
 _PHOTOS = 32
@@ -74,9 +74,7 @@ def export(
         recipe=config.recipe,
     )
     proto = build_onnx(network)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    try:
+    with replacing(path) as temporary:
         save_onnx(proto, metadata, temporary)
         detector = Detector(temporary, "cpu")
         checked = check_parity(network, detector, dataset)
@@ -96,9 +94,6 @@ def export(
         ap, ap50 = round(metrics.ap, 2), round(metrics.ap50, 2)
         metadata = dataclasses.replace(metadata, ap=ap, ap50=ap50, keypoint_ap=keypoint_ap, threshold=threshold)
         save_onnx(proto, metadata, temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
     metrics.print(console)
     metrics.print_undetected(path.stem, checkpoint.labels, console)
     console.print(f"wrote {path}, {path.stat().st_size / 1e6:.1f} MB")

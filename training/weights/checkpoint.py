@@ -11,6 +11,7 @@ from model.network.centernet import CenterNet
 from model.skeleton import NO_JOINTS, Skeleton
 from training.config import Config, InvalidConfig
 from training.config_file import make_config
+from training.files import replacing
 from training.weights.files import load_strictly, read_weights
 
 FORMAT_VERSION = 1
@@ -41,10 +42,8 @@ class Checkpoint:
         content = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         content |= {"config": self.config.model_dump(mode="json"), "format_version": FORMAT_VERSION}
         content |= {"skeleton": dataclasses.asdict(self.skeleton)}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".tmp")
-        torch.save(content, temporary)
-        temporary.replace(path)
+        with replacing(path) as temporary:
+            torch.save(content, temporary)
 
     def build_network(self) -> CenterNet:
         """Builds the network with these weights, in evaluation mode on the CPU."""
