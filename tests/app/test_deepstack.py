@@ -89,6 +89,7 @@ async def test_query_parameters_apply(client: Client) -> None:
         ("threshold=0.1&labels=blue", {}, [BLUE]),
         ("threshold=0.1", {"min_confidence": "0.7"}, [RED]),
         ("threshold=0.1", {"min_confidence": ""}, [RED, GREEN_BOX, BLUE]),
+        ("threshold=0.1", {"min_confidence": "1"}, []),
         ("model=colours&healthcheck", {}, [RED, GREEN_BOX]),
     ]:
         assert (await send(client, route=f"detection?{query}", **form)).json()["predictions"] == found
