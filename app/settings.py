@@ -255,9 +255,12 @@ def warn_of_unknown_variables(*also_known: str) -> None:
 
 
 def _list_models(path: Path) -> list[Path]:
-    if path.is_dir():  # `glob` would find nothing in a folder that cannot be read, and its models would be retired
+    try:  # `glob` and `is_dir` would find nothing in a folder that cannot be read, and its models would be retired
         return sorted(file for file in path.iterdir() if file.suffix == ".onnx")
-    return [path] if path.is_file() else []
+    except NotADirectoryError:
+        return [path] if path.is_file() else []
+    except FileNotFoundError:
+        return []
 
 
 def _read_keys(path: Path) -> tuple[Digest, ...]:

@@ -87,15 +87,28 @@ class Models:
         finish the requests they have.
         """
         async with self._reloading:
-            signatures = self.read_signatures()
+            try:
+                signatures = await asyncio.to_thread(self.read_signatures)
+            except OSError as error:
+                self.faults[Path(error.filename)] = f"{error.filename} cannot be listed: {error.strerror}"
+                logger.error("not loaded: %s", self.faults[Path(error.filename)])
+                return
             loaded: dict[Path, ServedModel] = {}
             errors: dict[Path, Exception] = {}
             for path, signature in signatures.items():
                 if signature != self._signatures.get(path) or path in self.faults:
                     try:
-                        loaded[path] = await self._load(path)
+                        detector = await asyncio.to_thread(open_detector, path, self._settings)
+                        loaded[path] = ServedModel(detector, self._settings, self._metrics)
                     except Exception as error:
                         errors[path] = error
+            self._choose(signatures, loaded, errors)  # files whose name is taken need no warm-up
+            for path, model in [*loaded.items()]:
+                try:
+                    await model.warm_up_in_thread()
+                except Exception as error:
+                    errors[path] = error
+                    del loaded[path]
             served = self._choose(signatures, loaded, errors)
             self._signatures = signatures
             self._report({path: errors[path] for path in signatures if path in errors})
@@ -110,12 +123,6 @@ class Models:
             for path, model in previous.items():
                 if served.get(path) is not model:
                     self._retire(model)
-
-    async def _load(self, path: Path) -> ServedModel:
-        detector = await asyncio.to_thread(open_detector, path, self._settings)
-        model = ServedModel(detector, self._settings, self._metrics)
-        await model.warm_up_in_thread()
-        return model
 
     def _choose(
         self, paths: Iterable[Path], loaded: dict[Path, ServedModel], errors: dict[Path, Exception]

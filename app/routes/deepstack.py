@@ -90,9 +90,8 @@ def build_deepstack_router(service: Service) -> APIRouter:
     problems = document_problems(400, 401, 404, 408, 413, 415, 422, 429, 500, 503, 504, format_problem=format_problem)
 
     def read_query(request: Request) -> Parameters:
-        # a bare name sets nothing: health checks written for other servers of this API send ?healthcheck
-        query = b"&".join(each for each in request.scope["query_string"].split(b"&") if b"=" in each)
-        return read_parameters(query, request.headers)
+        parts: list[bytes] = request.scope["query_string"].split(b"&")
+        return read_parameters(b"&".join(part for part in parts if _is_parameter(part)), request.headers)
 
     async def find(request: Request, parameters: Parameters, name: str | None) -> Response:
         started = time.perf_counter()
@@ -144,6 +143,12 @@ def build_deepstack_router(service: Service) -> APIRouter:
         return await find(request, parameters, model)
 
     return router
+
+
+def _is_parameter(part: bytes) -> bool:
+    """Whether a part of the query sets anything: health checks written for other servers send `?healthcheck`."""
+    name, _, value = part.partition(b"=")
+    return bool(value) or name.decode("latin-1") in Parameters.model_fields
 
 
 def _find_image(parts: Sequence[Part]) -> bytes:

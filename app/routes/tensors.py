@@ -97,7 +97,7 @@ class RequestParameters(Message):
 
     threshold: float | None = Field(None, ge=0, le=1, allow_inf_nan=False)
     limit: int | None = Field(None, ge=1)
-    labels: Annotated[list[str] | None, FailFast(), BeforeValidator(_wrap)] = None
+    labels: Annotated[list[str] | None, FailFast(), BeforeValidator(_wrap), Field(min_length=1)] = None
     binary_data_output: bool = False
 
     @model_validator(mode="before")

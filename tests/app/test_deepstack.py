@@ -96,6 +96,7 @@ async def test_query_parameters_apply(client: Client) -> None:
     check_error(await send(client, route="detection?treshold=0.1"), 422, "did you mean threshold?")
     check_error(await send(client, route="detection?model=other"), 404, "there is no model 'other'")
     check_error(await send(client, route="detection?labels=pink"), 422, "unknown: 'pink'")
+    check_error(await send(client, route="detection?healthcheck=&limit"), 422, "limit: Input should be a valid integer")
     check_error(await send(client, route="custom/colours?model=colours"), 422, "model: the path names the model")
 
 

@@ -291,6 +291,8 @@ async def test_watch_outlasts_files_that_cannot_be_listed(
             await until(lambda: f"cannot be listed: [Errno 13] Permission denied: '{folder}'" in caplog.text)
             with pytest.raises(ValueError, match=f"model: {folder} cannot be listed: Permission denied"):
                 Settings(model=(folder,))
+            [refused] = (await client.post("/models/reload")).json()["refused"]
+            assert refused["reason"] == f"{folder} cannot be listed: Permission denied"
         put(folder, "a.onnx", "changed")
 
         async def are_reloaded() -> bool:

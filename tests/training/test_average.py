@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from tests.training.configs import small_config
 from training.__main__ import main
@@ -84,15 +85,17 @@ def test_incompatible_checkpoints_are_rejected(
     assert not (tmp_path / "mean.pt").exists()
 
 
-def test_runs_whose_new_heads_differ_are_rejected(
-    shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("first_new", [0, 2])
+def test_runs_whose_new_labels_differ_are_rejected(
+    first_new: int, shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     first = write_checkpoint(shapes, tmp_path / "0.pt", 0)
     runs = [write_run(first, seed) for seed in (1, 2)]
     for seed, path in enumerate(runs):  # as with labels that the checkpoint lacks
         torch.manual_seed(seed)
         run = load_checkpoint(path)
-        head = torch.randn_like(run.weights["heatmap_head.2.weight"])
+        head = run.weights["heatmap_head.2.weight"].clone()
+        nn.init.normal_(head[first_new:], std=0.1)
         dataclasses.replace(run, weights=run.weights | {"heatmap_head.2.weight": head}).save(path)
     with pytest.raises(SystemExit, match="2"):
         main(["average", *map(str, runs), str(tmp_path / "mean.pt")])

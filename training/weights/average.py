@@ -9,6 +9,7 @@ from torch import Tensor
 
 from model.network.centernet import describe_backbone
 from training.weights.checkpoint import Checkpoint, InvalidCheckpoint, load_checkpoint
+from training.weights.pretrained import LABEL_OUTPUT
 
 # cosine similarity of a layer in two checkpoints. Measured: at least 0.9 after twenty epochs at a high rate, and 0.8
 # between default.pt and its ancestor of several runs before, but at most 0.12 if the random weights were others
@@ -58,8 +59,17 @@ def _find_unrelated(first: Checkpoint, other: Checkpoint) -> list[str]:
     return [
         key.removesuffix(".weight")
         for key, value in convolutions.items()
-        if torch.cosine_similarity(value.flatten(), other.weights[key].flatten(), dim=0) < _MIN_SIMILARITY
+        if _compare(value, other.weights[key], bool(LABEL_OUTPUT.search(key))) < _MIN_SIMILARITY
     ]
+
+
+def _compare(one: Tensor, other: Tensor, by_label: bool) -> float:
+    """Returns the cosine similarity of a layer's weights; `by_label` that of the label with the lowest one.
+
+    A label that the runs' checkpoint lacks starts from random weights beside others that do not.
+    """
+    outputs = len(one) if by_label else 1
+    return torch.cosine_similarity(one.reshape(outputs, -1), other.reshape(outputs, -1)).min().item()
 
 
 def _normalisation(checkpoint: Checkpoint) -> tuple[object, object]:

@@ -15,7 +15,7 @@ from model.network.heads import STRIDE
 from training.weights.files import InvalidWeights, load_strictly, read_weights
 
 _HEAD_OUTPUT = re.compile(r"_head\.2\.")  # keys of the heads' last layers
-_LABEL_OUTPUT = re.compile(r"(^|\.)heatmap_head\.2\.")  # keys of the layers with an output channel per label
+LABEL_OUTPUT = re.compile(r"(^|\.)heatmap_head\.2\.")  # keys of the layers with an output channel per label
 
 
 def load_pretrained(network: CenterNet, source: str, labels: Sequence[str], joints: Sequence[str] = ()) -> str:
@@ -51,7 +51,7 @@ def _load_checkpoint(
     source = f"{path}, without its keypoints" if unused else str(path)
     has_other_labels = tuple(content["labels"]) != tuple(labels)
     has_other_joints = tuple(content.get("skeleton", {}).get("joints", ())) != tuple(joints)
-    fresh = {key for key in own if has_other_labels and _LABEL_OUTPUT.search(key)}
+    fresh = {key for key in own if has_other_labels and LABEL_OUTPUT.search(key)}
     fresh |= {key for key in own if has_other_joints and "keypoint_" in key}
     wheel = network.backbone.imagenet_wheel
     prefix, loaded = "", "everything"
@@ -79,7 +79,7 @@ def _copy_shared_labels(
     """Copies into `own` the output channels of the labels that both have; returns those labels."""
     shared = [label for label in labels if label in trained]
     here, there = ([every.index(label) for label in shared] for every in (labels, trained))
-    for key in filter(_LABEL_OUTPUT.search, own):
+    for key in filter(LABEL_OUTPUT.search, own):
         rows = weights[key].view(len(trained), -1, *weights[key].shape[1:])  # (labels, outputs per label, ...)
         own[key].view(len(labels), -1, *own[key].shape[1:])[here] = rows[there]
     return shared
