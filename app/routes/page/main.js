@@ -6,7 +6,7 @@ import { forget, present, setModel } from "./results.js";
 import { Refusal, detect, fetchModels } from "./service.js";
 
 let asking = new AbortController();
-let described = ""; // the name of the model that the page describes
+let described = null; // the model that the page describes, as in `/models`
 
 /** Aborts the current request and resets the page for a picture called `name`; returns the new abort signal. */
 function begin(name) {
@@ -28,9 +28,9 @@ async function show(file, note) {
   leaveCamera();
   const signal = begin(file.name || "photo.jpg");
   try {
-    const [{ answer, milliseconds }, models] = await Promise.all([detect(file, signal), fetchModels(), load(file)]);
+    const [{ answer, milliseconds }] = await Promise.all([detect(file, signal), load(file)]);
+    await describeModelOf(answer);
     if (signal.aborted) return;
-    describe(models, answer.model);
     const seen = isSeen(answer.image);
     element.photo.hidden = !seen;
     present(answer, milliseconds, !seen);
@@ -43,9 +43,22 @@ async function show(file, note) {
   }
 }
 
-/** Describes the model called `name`, or else the first: in the header, the slider's default and the results. */
-function describe(models, name) {
-  const model = models.get(name) ?? [...models.values()][0];
+/** Describes the model that has answered, if it is another one than before, also under the same name. */
+async function describeModelOf({ model: name, detections }) {
+  const fits = ({ label, label_id: id, keypoints = [] }) =>
+    keypoints.length === described.skeleton.joints.length &&
+    described.labels.some((each) => each.label === label && each.label_id === id);
+  if (described?.name === name && detections.every(fits)) return;
+  try {
+    const model = (await fetchModels()).get(name);
+    if (model) describe(model);
+  } catch {
+    // the response is shown all the same, and the next one tries again
+  }
+}
+
+/** Describes a model in the header, the slider's default and the results. */
+function describe(model) {
   const { labels, skeleton, input } = model;
   element.threshold.defaultValue = Math.round(100 * model.threshold); // keeps a value that the user has already set
   setModel(model);
@@ -53,7 +66,7 @@ function describe(models, name) {
   if (skeleton.joints.length) knows.push(`${skeleton.joints.length} keypoints`);
   const facts = [model.name, ...knows, `${input.width} × ${input.height}`, model.provider, model.precision];
   element.model.textContent = facts.join(" · ");
-  described = model.name;
+  described = model;
 }
 
 /** Loads a file into the page's <img> and waits until the browser has decoded it or failed to. */
@@ -159,7 +172,7 @@ element.live.addEventListener("click", async () => {
   try {
     while (!signal.aborted && element.live.ariaPressed === "true") {
       const { answer, milliseconds } = await detect(await takePicture(element.video), signal);
-      if (answer.model !== described) describe(await fetchModels(), answer.model);
+      await describeModelOf(answer);
       if (signal.aborted) return;
       present(answer, milliseconds);
       await new Promise(requestAnimationFrame); // pauses while the page is hidden
@@ -186,7 +199,8 @@ element["message-close"].addEventListener("click", () => {
 });
 forget("photo.jpg");
 try {
-  describe(await fetchModels());
+  const [first] = (await fetchModels()).values();
+  describe(first);
 } catch (error) {
   report(error);
 }

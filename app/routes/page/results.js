@@ -15,13 +15,13 @@ const state = {
   pointed: null, // the detection under the pointer
 };
 
-/** Sets the model of the responses: a label's index in it determines the colour. Forgets labels that it lacks. */
+/** Sets the model of the next response: a label's index in it determines the colour. Forgets labels that it lacks. */
 export function setModel(model) {
   const known = new Set(model.labels.map(({ label }) => label));
   for (const labels of [state.best, state.chosen]) {
     for (const label of labels.keys()) if (!known.has(label)) labels.delete(label);
   }
-  state.model = model;
+  Object.assign(state, { model, answer: null });
   render();
 }
 
