@@ -8,15 +8,16 @@ import onnxruntime as ort
 
 from model.metadata import InvalidModel
 
+_CGROUPS = Path("/sys/fs/cgroup")
 _SPIN_MICROSECONDS = 50  # longer than most operators take, negligible next to a request
 
 
-def count_cpus() -> int:
+def count_cpus(cgroups: Path = _CGROUPS) -> int:
     """Returns how many CPUs this process may use, by its affinity and its container's quota."""
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     for files in (["cpu.max"], ["cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"]):  # cgroup v2, cgroup v1
         with contextlib.suppress(OSError, ValueError):
-            quota, period = " ".join(Path("/sys/fs/cgroup", name).read_text() for name in files).split()
+            quota, period = " ".join((cgroups / name).read_text() for name in files).split()
             if quota not in ("max", "-1"):
                 cpus = min(cpus, max(1, int(quota) // int(period)))
     return cpus

@@ -9,7 +9,7 @@ from model.detector import Detections, Detector
 
 
 class HeldDetector(Detector):
-    """Blocks inference while `gate` is cleared, unless stopped; records the sizes and image shapes of its batches."""
+    """Blocks inference while `gate` is cleared, unless stopped; records its batches: sizes, image shapes, threads."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path, "cpu", 1)
@@ -17,10 +17,12 @@ class HeldDetector(Detector):
         self.gate.set()
         self.batches: list[int] = []
         self.shapes_seen: list[list[tuple[int, ...]]] = []
+        self.threads_seen: list[int | None] = []
 
     def infer(self, canvases: Canvases, threads: int | None = None) -> list[Detections]:
         self.batches.append(len(canvases))
         self.shapes_seen.append([canvas.shape[:2] for canvas in canvases])
+        self.threads_seen.append(threads)
         assert self.gate.wait(30)
         return super().infer(canvases, threads)
 

@@ -130,6 +130,11 @@ async def test_requests_per_key_are_rate_limited(serve: Serve) -> None:
         assert (await client.post("/detect", content=PHOTO_PNG, headers=SECOND)).status_code == 200
 
 
+@pytest.mark.parametrize(("per_minute", "seconds"), [(1, 60), (7, 9), (60, 1), (1000, 1)])
+def test_wait_of_a_rate_limited_client_is_rounded_up(per_minute: int, seconds: int) -> None:
+    assert RateLimited(per_minute).retry_after_seconds == seconds
+
+
 async def test_requests_per_address_are_rate_limited(make_settings: Make, model_path: Path) -> None:
     app = create_app(make_settings(address_requests_per_minute=2), Detector(model_path, "cpu", 1))
 

@@ -29,6 +29,10 @@ def test_request_that_would_wait_too_long_is_refused() -> None:
             pass
     with admission.admit(2, timeout_seconds=0.001):  # the queue is empty, so there is no wait
         pass
+    admission.record_service_time(5000.0)
+    with admission.admit(), pytest.raises(Overloaded) as caught, admission.admit(timeout_seconds=30):
+        pass
+    assert caught.value.retry_after_seconds == 60  # clients give up on longer ones
 
 
 def test_arrivals_are_counted_from_when_half_of_the_slots_are_taken() -> None:

@@ -18,6 +18,14 @@ from tests.app.client import until
 pytestmark = pytest.mark.anyio
 
 
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The time that `time.perf_counter` returns, which stands still unless a test changes it."""
+    now = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    return now
+
+
 class Doubling:
     """Doubles numbers and records every batch; blocks while its gate is cleared, and raises for a negative number."""
 
@@ -93,6 +101,28 @@ async def test_queue_seconds_include_the_wait_for_the_running_batch() -> None:
         waited = time.perf_counter() - queued
         compute.gate.set()
         assert (await second).queue_seconds >= waited
+
+
+async def test_preparation_is_no_part_of_the_queue_seconds(clock: list[float]) -> None:
+    def prepare(item: int) -> int:
+        clock[0] += 5
+        return item
+
+    with ThreadPoolExecutor(1) as preparers:
+        async with running(Doubling(), prepare=prepare) as batcher:
+            assert (await submit(batcher, 1, preparers)).queue_seconds == 0
+
+
+async def test_expected_wait_is_shared_among_the_instances(clock: list[float]) -> None:
+    def compute(items: Sequence[int], is_alone: bool) -> list[int]:
+        clock[0] += 40
+        return [*items]
+
+    async with running(compute, instances=2) as batcher:
+        await submit(batcher, 1)  # 40 s / 2 instances, 2 s by the moving average
+        with batcher.admission.admit(), pytest.raises(Overloaded) as caught, batcher.admission.admit(timeout_seconds=1):
+            pass
+        assert caught.value.wait_seconds == 2
 
 
 async def test_full_queue_is_refused() -> None:

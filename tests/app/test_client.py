@@ -118,6 +118,12 @@ async def test_server_is_ready_once_it_is_warmed_up(ask: Ask, make_settings: Mak
         await until(lambda: ask(str(client.base_url), "ready"))
 
 
+async def test_readiness_that_is_refused_is_raised(ask: Ask) -> None:
+    server = ScriptedServer({"status_code": 502, "text": "no upstream"})
+    with pytest.raises(Refused, match="no upstream"):
+        await ask("http://server", "ready", options=server.options())
+
+
 async def test_refused_request_raises_the_servers_problem(ask: Ask, url: str) -> None:
     with pytest.raises(Refused, match="not an image of a known format: these bytes are no image") as caught:
         await ask(url, "detect", b"hello")

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from app.connections.connection import Connection
+from app.connections.write_backlog import SlowReader, WriteBacklog
 from app.inference.admission import Admission
 from app.settings import Settings
 from model.detector import Detector
-from tests.app.client import Client
+from tests.app.client import Client, until
 from tests.app.colours import PHOTO_PNG
 from tests.app.detectors import HeldDetector
 from tests.app.listener import listen
@@ -95,6 +96,18 @@ async def test_slow_request_head_after_a_response_times_out(served: Listen, head
         await wire.check_alive()
         wire.send(head)
         await wire.check_refused(408, "slow-head")
+
+
+async def test_request_head_of_a_client_that_has_left_does_not_time_out(served: Listen) -> None:
+    async with served(header_timeout_seconds=0.3) as client:
+        async with connect(client) as gone:
+            gone.send(b"GET / HTTP/1.1\r\nHost:")
+            gone.writer.write_eof()
+            await gone.check_closed()
+        async with connect(client) as slow:  # its timer began later, and so ends later
+            slow.send(b"GET")
+            await slow.check_refused(408, "slow-head")
+        assert await client.sample("centernet_rejections_total", reason="slow-head") == 1
 
 
 async def test_silent_clients_are_disconnected(served: Listen) -> None:
@@ -229,6 +242,28 @@ async def test_slow_reader_is_disconnected(served: Listen) -> None:
         assert (await client.detect()).status_code == 200
 
 
+class Reader:
+    """A client that leaves one byte unread."""
+
+    error: SlowReader | None = None
+
+    def count_unsent(self) -> int:
+        return 1
+
+    def abort(self, error: SlowReader) -> None:
+        self.error = error
+
+
+async def test_reader_that_has_caught_up_stays_connected(make_settings: Make) -> None:
+    backlog = WriteBacklog(make_settings(answer_timeout_seconds=0.01))
+    quick, slow = Reader(), Reader()
+    backlog.add(quick)
+    backlog.remove(quick)
+    backlog.add(slow)  # its timer would be the second one to end
+    await until(lambda: slow.error)
+    assert quick.error is None
+
+
 async def test_unread_responses_are_limited(served: Listen) -> None:
     limits = {"max_image_bytes": 1000, "max_request_bytes": 1000, "max_held_bytes": 1000}
     async with served(**limits) as client, connect(client) as wire:
@@ -287,6 +322,8 @@ async def test_malformed_chunk_is_refused(served: Listen) -> None:
         wire.send(b"POST /detect HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nhello\r\n")
         await wire.check_refused(400, "invalid-request")
         await client.until("centernet_connections", 1)
+        await client.until("centernet_requests_total", 1, route="/detect")
+        assert await client.sample("centernet_requests_total", route="unmatched") == 0  # counted once
 
 
 @contextlib.asynccontextmanager

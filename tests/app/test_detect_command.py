@@ -437,6 +437,12 @@ async def test_run_ends_when_the_server_disconnects_or_its_model_changes(
     assert all(b"x-api-key: secret\r\n" in head.lower() for head in heads)
 
 
+def test_no_more_images_are_in_flight_than_the_queue_takes(detect: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CENTERNET_MAX_QUEUE", "1")
+    status, lines, _ = detect(*[put(f"{index}.png") for index in range(5)])
+    assert (status, [len(line["detections"]) for line in lines]) == (0, [2] * 5)
+
+
 def test_map_in_order_limits_read_ahead_and_keeps_the_order() -> None:
     ended = [asyncio.Event() for _ in range(20)]
     given = 0

@@ -64,6 +64,12 @@ async def test_plain_log_lines_have_the_request_id(client: Client, capsys: pytes
     assert other.endswith(" INFO app [-] about nobody's request")
 
 
+@pytest.mark.parametrize(("level", "servers"), [("debug", "WARNING"), ("warning", "WARNING"), ("error", "ERROR")])
+def test_web_server_logs_no_less_severe_than_the_level_and_warnings(level: str, servers: str) -> None:
+    set_up_logging(level, "plain")
+    assert logging.getLevelName(logging.getLogger("uvicorn.error").level) == servers
+
+
 async def test_clients_cannot_inject_log_lines(client: Client, capsys: pytest.CaptureFixture[str]) -> None:
     await client.detect()  # the warm-up, which is logged, is over
     set_up_logging("info", "plain")

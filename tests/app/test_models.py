@@ -1,6 +1,7 @@
 import asyncio
 import contextlib
 import errno
+import itertools
 import os
 import shutil
 import signal
@@ -90,6 +91,23 @@ async def test_reload_adds_replaces_and_removes_models(client: Client, folder: P
     assert await client.sample("centernet_model_info", model="third") == 1
     assert await client.sample("centernet_model_info", model="second") == 0
     assert (await client.get("/health/ready")).status_code == 200
+
+
+async def test_replaced_file_with_the_same_time_is_loaded(client: Client, folder: Path) -> None:
+    def copy(name: str) -> None:
+        model = save_model(folder / "new", describe(name=name).to_properties())
+        os.utime(model, ns=(0, 0))
+        model.replace(folder / "a.onnx")
+
+    for name in ("north", "south"):  # of one size
+        copy(name)
+        await client.post("/models/reload")
+        assert await names(client) == [name, "second"]
+    content = save_model(folder / "new", describe(name="southwest").to_properties()).read_bytes()
+    (folder / "a.onnx").write_bytes(content)  # the same file, of another size
+    os.utime(folder / "a.onnx", ns=(0, 0))
+    await client.post("/models/reload")
+    assert await names(client) == ["southwest", "second"]
 
 
 async def test_invalid_file_is_refused_and_the_old_model_keeps_serving(client: Client, folder: Path) -> None:
@@ -233,6 +251,30 @@ async def test_changes_in_a_watched_folder_reload_the_models(folder: Path) -> No
             return await names(client) == ["changed", "second"]
 
         await until(are_reloaded)
+
+
+@pytest.mark.usefixtures("fast_watch")
+async def test_watch_loads_a_file_once_it_no_longer_grows(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    complete = save_model(folder / "third", describe(name="third").to_properties()).read_bytes()
+    sizes = iter([100, 200, 300, len(complete)])
+    read = Models.read_signatures
+
+    def read_and_upload(models: Models) -> dict[Path, tuple[int, ...]]:
+        signatures = read(models)
+        for size in itertools.islice(sizes, 1):
+            (folder / "c.onnx").write_bytes(complete[:size])
+        return signatures
+
+    monkeypatch.setattr(Models, "read_signatures", read_and_upload)
+    async with watching(folder) as client:
+
+        async def is_loaded() -> bool:
+            return await names(client) == ["first", "second", "third"]
+
+        await until(is_loaded)
+    assert "not loaded" not in caplog.text
 
 
 @pytest.mark.usefixtures("fast_watch")
@@ -463,6 +505,17 @@ async def test_images_of_one_shape_share_a_batch(rectangular: HeldDetector) -> N
                 await client.until("centernet_queue_depth", queued, model="colours")
             rectangular.gate.set()
     assert rectangular.shapes_seen == [[(64, 96)], [(96, 64)] * 3, [(64, 96)] * 2]
+
+
+def test_an_image_alone_is_computed_with_all_threads(folder: Path, settings: Settings) -> None:
+    detector = HeldDetector(folder / "a.onnx")
+    arrangement = {"threads": 2, "instances": 2, "max_batch": 1}
+    model = ServedModel(detector, settings.model_copy(update=arrangement), Metrics())
+    model.warm_up()
+    detector.threads_seen.clear()
+    model._compute([PHOTO_PNG], True)
+    model._compute([PHOTO_PNG], False)
+    assert detector.threads_seen == [None, 1]
 
 
 def test_a_broken_image_does_not_fail_its_batch(folder: Path, settings: Settings) -> None:

@@ -30,6 +30,13 @@ async def test_form_with_two_files_is_refused(client: Client) -> None:
     check_problem(await client.post("/detect", files=files), 400, "invalid-form", "2 files")
 
 
+async def test_number_of_form_parts_is_limited(client: Client) -> None:
+    files, fields = {"image": ("image", PHOTO_PNG)}, {f"field{index}": "" for index in range(20)}
+    assert (await client.post("/detect", files=files, data=fields)).status_code == 200
+    refused = await client.post("/detect", files=files, data={**fields, "another": ""})
+    check_problem(refused, 400, "invalid-form", "more than 21 parts")
+
+
 @pytest.mark.parametrize(
     ("content_type", "body"),
     [

@@ -106,6 +106,13 @@ def test_shipped_models_are_selected_by_name(model_path: Path) -> None:
     assert settings.find_models()[1].exists()
 
 
+@pytest.mark.parametrize("flag", ["max-image-bytes", "max-request-bytes"])
+def test_body_that_never_fits_into_memory_is_refused(flag: str) -> None:
+    with pytest.raises(InvalidSettings, match="max_held_bytes: it is less than"):
+        read_settings([f"--{flag}", str(256 * 2**20 + 1)])
+    read_settings([f"--{flag}", str(256 * 2**20)])
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -33,3 +33,5 @@ def test_unreadable_metadata_is_refused(text: str) -> None:
 def test_labels_without_ids_are_refused() -> None:
     with pytest.raises(InvalidModel, match="one id for each"):
         Metadata.from_properties(dataclasses.replace(METADATA, label_ids=(8,)).to_properties())
+    with pytest.raises(InvalidModel, match="no labels"):
+        Metadata.from_properties(dataclasses.replace(METADATA, labels=(), label_ids=()).to_properties())
