@@ -81,6 +81,8 @@ async def test_number_of_predictions_is_limited(serve: Serve) -> None:
     async with serve(deepstack_limit=1) as client:
         assert (await send(client, min_confidence="0")).json()["predictions"] == [RED]
         assert (await send(client, route="detection?limit=2", min_confidence="0")).json()["count"] == 2
+        highest = (await send(client, min_confidence="1")).json()
+        assert (highest["success"], highest["count"]) == (True, 0)
         check_error(await send(client, route="detection?limit=0"), 422, "limit")
 
 

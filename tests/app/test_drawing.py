@@ -43,7 +43,10 @@ async def test_jpeg_is_upright_and_has_the_full_size(client: Client) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     stored = Image.fromarray(PHOTO).resize((1920, 1280)).transpose(Image.Transpose.ROTATE_90)
-    assert (await draw(client, "image/jpeg", encode(stored, "JPEG", exif=exif))).shape == (1280, 1920, 3)
+    photo = encode(stored, "JPEG", exif=exif)
+    picture, lossless = await draw(client, "image/jpeg", photo), await draw(client, "image/png", photo)
+    assert picture.shape == lossless.shape == (1280, 1920, 3)
+    assert np.abs(picture.astype(int) - lossless).mean() < 0.5
 
 
 @pytest.mark.parametrize(
