@@ -163,3 +163,11 @@ def test_neighbours_of_a_peak_are_not_detected() -> None:
     found = decode(HeadMaps(heatmap, zeros, zeros), limit=2)
     torch.testing.assert_close(found.scores[0], torch.tensor([5.0, 3.0]).sigmoid())
     assert found.boxes[0].tolist() == [[16, 16, 16, 16], [28, 16, 28, 16]]
+
+
+def test_a_negative_size_gives_an_empty_box() -> None:
+    heatmap = torch.full((1, 1, 8, 8), -10.0)
+    heatmap[0, 0, 4, 4] = 5.0
+    size = DenseMap(torch.tensor([-3.0, 2.0])[None, :, None, None].expand(1, 2, 8, 8))
+    found = decode(HeadMaps(heatmap, size, DenseMap(torch.zeros(1, 2, 8, 8))), limit=1)
+    assert found.boxes[0].tolist() == [[16, 12, 16, 20]]

@@ -119,10 +119,31 @@ def test_a_joint_snaps_to_the_nearest_peak_within_reach(
     torch.testing.assert_close(found.keypoints[0, 0, 0], wanted, atol=1e-4, rtol=0)
 
 
-def test_a_joint_stays_in_its_box() -> None:
-    maps = maps_with_peaks({(35, 21): 0.8})
-    size = torch.tensor([8.0, 20.0])[None, :, None, None].expand(1, 2, *GRID)  # up to 34.5
-    narrow = maps._replace(size=DenseMap(size))
+@pytest.mark.parametrize(
+    ("peak", "expected"),
+    [
+        ((35, 21), (33.0, 20.0)),  # right of the box, which ends at 34.5
+        ((33, 24), (33.25, 24.25)),  # 4.3 cells: within 0.3 of the longer side of 20
+    ],
+)
+def test_a_joint_stays_in_its_box_and_reaches_as_far_as_the_longer_side_allows(
+    peak: tuple[int, int], expected: tuple[float, float]
+) -> None:
+    size = torch.tensor([8.0, 20.0])[None, :, None, None].expand(1, 2, *GRID)
+    narrow = maps_with_peaks({peak: 0.8})._replace(size=DenseMap(size))
     found = decode(narrow, limit=1)
     assert found.keypoints is not None
-    torch.testing.assert_close(found.keypoints[0, 0, 0, :2], torch.tensor([132.0, 80.0]))
+    torch.testing.assert_close(found.keypoints[0, 0, 0, :2], 4 * torch.tensor(expected))
+
+
+@pytest.mark.parametrize(("shift", "nearest"), [((90.0, 50.0), (59, 39)), ((-90.0, -50.0), (0, 0))])
+def test_a_joint_outside_the_image_has_the_score_of_the_nearest_cell(
+    shift: tuple[float, float], nearest: tuple[int, int]
+) -> None:
+    maps = maps_with_peaks({nearest: 0.05})
+    assert maps.keypoints is not None
+    places = torch.tensor(shift)[None, :, None, None].expand(1, 2, *GRID)
+    found = decode(maps._replace(keypoints=maps.keypoints._replace(places=DenseMap(places))), limit=1)
+    assert found.keypoints is not None
+    wanted = torch.tensor([4 * (30 + shift[0]), 4 * (20 + shift[1]), 0.05])
+    torch.testing.assert_close(found.keypoints[0, 0, 0], wanted, atol=1e-4, rtol=0)

@@ -44,6 +44,21 @@ def test_boxes_follow_the_pixels(config: Config) -> None:
     assert np.abs(np.mean(errors, axis=0)).max() < 0.05
 
 
+def test_scale_aspect_and_place_cover_their_ranges_evenly(config: Config) -> None:
+    whole = example_of(np.zeros((100, 100, 3), np.uint8), np.array([[0, 0, 100, 100]], np.float32), [0])
+    drawn = config.model_copy(update={"scale_range": (0.25, 0.5), "aspect_jitter": 0.6})
+    views = [random_view(whole, 64, drawn, np.random.default_rng(seed)) for seed in range(400)]
+    boxes = np.concatenate([view.objects.boxes_xyxy for view in views])
+    sides = boxes[:, 2:] - boxes[:, :2]
+    scale, aspect = np.log2(sides.prod(1) ** 0.5 / 64), np.log(sides[:, 0] / sides[:, 1])
+    place = boxes[:, :2] / (64 - sides)  # 0: at the left or top edge, 1: at the right or bottom one
+    ranges = [(scale, -2, -1), (aspect, -0.6, 0.6), (place[:, 0], 0, 1), (place[:, 1], 0, 1)]
+    for values, low, high in ranges:
+        margin = 0.05 * (high - low)
+        assert low - 1e-4 <= values.min() < low + margin and high - margin < values.max() <= high + 1e-4
+        assert values.mean() == pytest.approx((low + high) / 2, abs=margin)
+
+
 def test_objects_outside_the_crop_are_dropped(config: Config) -> None:
     image = np.zeros((100, 100, 3), np.uint8)
     boxes = np.array([[0, 0, 100, 100], [0, 0, 6, 6]], np.float32)
@@ -66,6 +81,26 @@ def test_colors_change_only_with_color_jitter(config: Config) -> None:
     jittered = still.model_copy(update={"color_jitter": 0.4})
     views = [random_view(example, 64, jittered, np.random.default_rng(seed)).pixels[32, 32] for seed in range(20)]
     assert np.std(views, axis=0).min() > 10
+
+
+def test_contrast_turns_around_middle_grey(config: Config) -> None:
+    image = np.full((16, 16, 3), 128, np.uint8)
+    jittered = config.model_copy(update={"scale_range": (1.0, 1.0), "aspect_jitter": 0.0, "color_jitter": 0.4})
+    example = example_of(image, np.zeros((0, 4), np.float32), [])
+    seen = [random_view(example, 16, jittered, np.random.default_rng(seed)).pixels[8, 8] for seed in range(200)]
+    shift = np.abs(np.array(seen) - 128.0).max()
+    assert 0.4 * 128 - 5 < shift <= 0.4 * 128 + 0.1 * 1.4 * 128 + 1  # brightness, and a tint of the contrast
+
+
+@pytest.mark.parametrize("flip", [0, 1])
+def test_flip_is_drawn_with_its_probability(config: Config, flip: int) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
+    example = example_of(image, np.array([[0, 2, 4, 6]], np.float32), [0])
+    still = config.model_copy(update={"scale_range": (1.0, 1.0), "aspect_jitter": 0.0, "flip": float(flip)})
+    for seed in range(10):
+        view = random_view(example, 16, still, np.random.default_rng(seed))
+        np.testing.assert_array_equal(view.pixels, image[:, ::-1] if flip else image)
+        np.testing.assert_allclose(view.objects.boxes_xyxy, [[12, 2, 16, 6] if flip else [0, 2, 4, 6]], atol=1e-4)
 
 
 def test_lighting_shifts_colours_along_the_principal_axis(config: Config) -> None:
@@ -183,6 +218,8 @@ def test_paste_copies_objects_in_the_box_and_drops_covered_ones() -> None:
     at_edge = paste_object(view, donor, 5, np.random.default_rng(0))
     assert at_edge.pixels[0, 80].min() == 200  # no blending at the image's edge
     assert paste_object(view, donor, 0, np.random.default_rng(0)) is view
+    crowd = donor._replace(objects=donor.objects._replace(is_ignored=np.ones(3, np.bool_)))
+    assert paste_object(view, crowd, 3, np.random.default_rng(0)) is view
 
 
 def test_keypoints_covered_or_cut_off_by_a_paste_are_not_visible() -> None:

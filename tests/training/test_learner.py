@@ -116,6 +116,22 @@ def test_channel_dropout_applies_only_in_training(shapes: Path, tmp_path: Path) 
         torch.testing.assert_close(with_dropout[kept], 2 * without[kept])
 
 
+def test_each_step_drops_other_channels(shapes: Path, tmp_path: Path) -> None:
+    learner, parts = make_learner(shapes, tmp_path, channel_dropout=0.5)
+    dropped: list[torch.Tensor] = []
+    learner.network.neck.register_forward_pre_hook(lambda _, maps: dropped.append((maps[0][-1] == 0).flatten(2).all(2)))
+    learner.step(parts)
+    learner.step(parts)
+    assert 0.3 < (dropped[0] != dropped[1]).float().mean() < 0.7
+
+
+def test_gradients_are_clipped_to_the_configured_norm(shapes: Path, tmp_path: Path) -> None:
+    learner, parts = make_learner(shapes, tmp_path, gradient_clip=0.125)
+    assert learner.step(parts).gradient_norm > 1
+    gradients = [each.grad.norm() for each in learner.network.parameters() if each.grad is not None]
+    assert torch.stack(gradients).norm().item() == pytest.approx(0.125, rel=1e-4)
+
+
 @pytest.mark.parametrize(
     ("capabilities", "precision"),
     [({"avx512_bf16": True}, "bf16"), ({"amx_bf16": True}, "bf16"), ({"avx2": True, "avx512_bf16": False}, "fp32")],

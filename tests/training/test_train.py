@@ -190,6 +190,8 @@ def test_learning_rate_warms_up_and_decays_to_zero(shapes: Path, tmp_path: Path)
     assert [share(step) for step in range(5)] == pytest.approx([0.25, 0.5, 0.75, 1, 1])
     assert share(52) == pytest.approx(0.5)
     assert share(100) == pytest.approx(0)
+    short = learning_rate_schedule(small_config(shapes, tmp_path, epochs=1, warmup_steps=200), 8)
+    assert [short(step) for step in (0, 3, 4, 6, 8)] == pytest.approx([0.25, 1, 1, 0.5, 0])  # at most half is warm-up
 
 
 def test_learning_rate_drops_tenfold_at_the_configured_epochs(shapes: Path, tmp_path: Path) -> None:
