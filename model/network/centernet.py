@@ -55,7 +55,7 @@ def fitting_necks(backbone: str) -> list[str]:
 
 
 class CenterNet(Heads):
-    """Images to head maps, which `model.codec.decode` turns into boxes.
+    """Images to head maps, which `model.network.codec.decode` turns into boxes.
 
     Shapes: images (B, H, W, 3), uint8, RGB, H and W multiples of `size_step` → `HeadMaps`. If a stacked backbone
     returns several maps at stride 4, the network's own heads take the last; the earlier maps have heads of their own

@@ -54,7 +54,7 @@ def deform_conv(x: Tensor, weight: Tensor, offset: Tensor, bias: Tensor, mask: T
     return y
 
 
-# as a custom operator, which `model.graph` exports as one ONNX node
+# as a custom operator, which `model.network.graph` exports as one ONNX node
 _operator = torch.library.custom_op("centernet::deform_conv", deform_conv, mutates_args=())
 
 

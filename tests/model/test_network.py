@@ -9,6 +9,7 @@ from model.network.backbones.hourglass import Hourglass, HourglassModule
 from model.network.backbones.resnet import ResNet, resnet18, resnet34, resnet50, resnet101
 from model.network.centernet import BACKBONES, NECKS, CenterNet, describe_backbone, fitting_necks
 from model.network.necks.aggregation import AggregationNeck
+from model.network.necks.top_down import TopDownNeck
 from model.network.necks.transposed import TransposedNeck, bilinear_kernel
 
 
@@ -159,7 +160,24 @@ def test_aggregation_projects_channels_that_do_not_double() -> None:
     assert merged.shape == (2, 32, 16, 24)
     merged.square().sum().backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in neck.parameters())
+    upsampled = [each for each in neck.modules() if isinstance(each, torch.nn.ConvTranspose2d)]
+    assert {each.stride for each in upsampled} == {(2, 2), (4, 4)}
+    for each in upsampled:
+        assert (each.weight == bilinear_kernel(each.stride[0])).all()
     assert [type(lateral) for lateral in neck.laterals] == [torch.nn.Sequential, torch.nn.Identity, torch.nn.Sequential]
+
+
+def test_top_down_neck_merges_every_map_and_crops_one_that_was_rounded_up() -> None:
+    torch.manual_seed(0)
+    neck = TopDownNeck((3, 4, 5), 8).eval()
+    maps = [torch.randn(1, *shape, requires_grad=True) for shape in ((3, 12, 20), (4, 6, 10), (5, 3, 5))]
+    assert neck(maps).shape == (1, 8, 12, 20)
+    odd = [torch.randn(1, *shape, requires_grad=True) for shape in ((3, 20, 12), (4, 10, 6), (5, 5, 3))]
+    odd[2] = torch.randn(1, 5, 6, 4, requires_grad=True)
+    merged = neck(odd)
+    assert merged.shape == (1, 8, 20, 12)
+    merged.sum().backward()
+    assert all(each.grad is not None and each.grad.abs().sum() > 0 for each in odd)
 
 
 def test_hourglass_adds_the_upsampled_inner_path() -> None:
@@ -232,13 +250,15 @@ def test_freezing_statistics_folds_batch_norm_without_changing_the_result() -> N
             module.running_mean.normal_(std=0.1)
             module.running_var.uniform_(0.5, 2)
     x = torch.randn(1, 3, 64, 64)
-    block = backbone._blocks[3].eval()
-    y = 20 * torch.randn(1, 24, 16, 16)  # large enough for the upper bound of ReLU6
-    plain = y
-    for conv, norm in (("_expand_conv", "_bn0"), ("_depthwise_conv", "_bn1"), ("_project_conv", "_bn2")):
-        plain = block.get_submodule(norm)(block.get_submodule(conv)(plain))
-        plain = plain.clamp(0, 6) if conv != "_project_conv" else plain
-    torch.testing.assert_close(block(y), plain, atol=1e-3, rtol=1e-4)
+    for index, channels in ((3, 24), (4, 40)):  # the second has a shortcut
+        block = backbone._blocks[index].eval()
+        y = 20 * torch.randn(1, channels, 16, 16)  # large enough for the upper bound of ReLU6
+        plain = y
+        for conv, norm in (("_expand_conv", "_bn0"), ("_depthwise_conv", "_bn1"), ("_project_conv", "_bn2")):
+            plain = block.get_submodule(norm)(block.get_submodule(conv)(plain))
+            plain = plain.clamp(0, 6) if conv != "_project_conv" else plain
+        plain = plain + y if index == 4 else plain
+        torch.testing.assert_close(block(y), plain, atol=1e-3, rtol=1e-4)
     assert len(backbone.eval()(x)) == 4
 
 

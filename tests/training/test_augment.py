@@ -144,6 +144,14 @@ def test_mosaic_boxes_follow_the_pixels_of_their_tiles(config: Config) -> None:
     assert seen == {0, 1, 2, 3}
 
 
+def test_mosaic_tiles_have_their_own_scale(config: Config) -> None:
+    whole = example_of(np.zeros((100, 100, 3), np.uint8), np.array([[0, 0, 100, 100]], np.float32), [0])
+    quarter = {"scale_range": (1.0, 1.0), "mosaic_scale_range": (0.25, 0.25), "aspect_jitter": 0.0}
+    view = random_mosaic([whole] * 4, 64, config.model_copy(update=quarter), np.random.default_rng(0))
+    sides = view.objects.boxes_xyxy[:, 2:] - view.objects.boxes_xyxy[:, :2]
+    np.testing.assert_allclose(sides, np.full((4, 2), 16), atol=1e-4)
+
+
 def test_augmentation_keeps_ignored_flags(config: Config) -> None:
     image = np.zeros((100, 100, 3), np.uint8)
     boxes = np.array([[0, 0, 6, 6], [10, 10, 100, 100]], np.float32)

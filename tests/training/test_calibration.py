@@ -33,6 +33,17 @@ def test_scaling_lowers_the_calibration_error_on_unseen_detections() -> None:
     assert gain[0] > 0.1 > 5 * gain[1]
 
 
+def test_calibration_error_is_measured_on_photos_that_were_not_fitted() -> None:
+    random = np.random.default_rng(0)
+    photos = np.arange(4000)
+    logits = random.uniform(-2, 2, 4000)
+    shift = np.where(photos % 2 == 0, 2, -2)  # even photos have better detections than their scores say
+    is_correct = random.random(4000) < 1 / (1 + np.exp(-(logits + shift)))
+    gain = cross_validate(ScoredDetections((1 / (1 + np.exp(-logits))).astype(np.float32), is_correct, photos))
+    assert gain is not None
+    assert gain[0] < 0.2 < 0.5 < gain[1]
+
+
 @pytest.mark.parametrize(
     ("scores", "is_correct"),
     [

@@ -42,7 +42,16 @@ def models(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> list[P
 def test_models_are_measured_and_plotted_beside_published_points(
     models: list[Path], dataset: Dataset, shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    data = ["--annotations", str(shapes / "val.json"), "--images", str(shapes / "images")]
+    # the objects are the first model's best detections, a tenth lower: its AP is neither 0 nor its AP50
+    content = json.loads((shapes / "val.json").read_text()) | {"annotations": []}
+    for photo, found in zip(dataset.photos, detect_with_model(Detector(models[0]), dataset, Console()), strict=True):
+        left, top, right, bottom = found.boxes_xyxy[0].tolist()
+        box = {"bbox": [left, top, right - left, 0.9 * (bottom - top)], "image_id": photo.id}
+        category = dataset.label_ids[found.labels[0]]
+        content["annotations"].append(box | {"id": photo.id, "category_id": category})
+    (tmp_path / "found.json").write_text(json.dumps(content))
+    dataset = load_dataset(tmp_path / "found.json", shapes / "images")
+    data = ["--annotations", str(tmp_path / "found.json"), "--images", str(shapes / "images")]
     folder = tmp_path / "out"
     out = ["--chart", str(folder / "chart.svg"), "--json", str(folder / "figures.json")]
     main(["compare", *map(str, models), *data, "--point", "NanoDet-m,27.6,46.7,9", *out])
@@ -51,7 +60,9 @@ def test_models_are_measured_and_plotted_beside_published_points(
     small, large = json.loads((folder / "figures.json").read_text())["models"]
     for path, figures in zip(models, (small, large), strict=True):
         metrics = measure(dataset, detect_with_model(Detector(path, "cpu"), dataset, Console(quiet=True)))
-        assert (figures["name"], figures["ap"]) == (path.stem, round(metrics.ap, 2))
+        expected = (path.stem, round(metrics.ap, 2), round(metrics.ap50, 2))
+        assert (figures["name"], figures["ap"], figures["ap50"]) == expected
+    assert 0 < small["ap"] < small["ap50"]
     assert small["milliseconds"] < large["milliseconds"]
     drawn = " ".join(ET.parse(folder / "chart.svg").getroot().itertext())
     assert {"small", "large"} <= set(drawn.split())

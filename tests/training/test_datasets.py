@@ -74,6 +74,11 @@ def test_keypoints_are_those_that_the_category_names(write: Callable[[Any], Path
     assert dataset.photos[1].keypoints.shape == (1, 2, 3)
 
 
+def test_keypoints_barely_outside_are_clipped_to_the_image(write: Callable[[Any], Path]) -> None:
+    path = write(with_joints({"keypoints": [-0.5, 30.7, 2, 40.9, -1, 1]}))
+    assert load_dataset(path, path.parent).photos[0].keypoints[0].tolist() == [[0, 30, 2], [40, 0, 1]]
+
+
 @pytest.mark.parametrize("changes", [{}, {"keypoints": [0] * 6, "num_keypoints": 0}, {"keypoints": []}])
 def test_unannotated_keypoints_are_unknown(write: Callable[[Any], Path], changes: dict[str, Any]) -> None:
     path = write(with_joints(changes))
@@ -113,9 +118,10 @@ def test_inconsistent_or_invalid_category_keypoints_are_rejected(
         load_dataset(path, path.parent)
 
 
-def test_annotated_areas_take_precedence_over_box_areas(write: Callable[[Any], Path]) -> None:
-    path = write(change("annotations", 0, area=77.5))
-    assert load_dataset(path, path.parent).photos[0].areas.tolist() == [77.5, 1200]
+@pytest.mark.parametrize("area", [77.5, 480])  # up to twice that of the box, rounded up to 21 x 11.5
+def test_annotated_areas_take_precedence_over_box_areas(write: Callable[[Any], Path], area: float) -> None:
+    path = write(change("annotations", 0, area=area))
+    assert load_dataset(path, path.parent).photos[0].areas.tolist() == [area, 1200]
 
 
 @pytest.mark.parametrize("area", [0, 0.1])
@@ -170,7 +176,7 @@ def change(key: str, index: int, **changes: Any) -> dict[str, Any]:
         (change("annotations", 0, bbox=[40.2, 5, 0.5, 10]), "annotation 1: .* no positive width"),
         (change("annotations", 0, area=-1), "annotation 1: area -1 is not that of an object in its box"),
         (change("annotations", 0, area=float("nan")), "annotation 1: area nan"),
-        (change("annotations", 0, area=5000), "annotation 1: area 5000"),
+        (change("annotations", 0, area=484), "annotation 1: area 484"),
         (change("images", 1, width=21), r"b\.png: is 20x20 pixels .* the annotations say 21x20"),
         (change("images", 1, file_name="a.png", width=40, height=30), r"2 entries have the same photo .*a\.png"),
         (CONTENT | {"annotations": []}, "no boxes to train on"),
@@ -328,6 +334,15 @@ def test_each_yolo_fault_is_named_with_its_line(yolo: Path, line: str, message: 
     (yolo.parent / "labels" / "train" / "a.txt").write_text(f"1 0.5 0.5 0.5 0.2\n{line}\n")
     with pytest.raises(InvalidDataset, match=message):
         load_dataset(yolo, yolo.parent / "images" / "train")
+
+
+def test_yolo_labels_replace_the_last_images_folder(yolo: Path) -> None:
+    inner = yolo.parent / "images" / "set"
+    write_photo(inner / "images" / "d.png")
+    (inner / "labels").mkdir()
+    (inner / "labels" / "d.txt").write_text("0 0.5 0.5 0.5 0.2\n")
+    [photo] = load_dataset(yolo, inner / "images").photos
+    assert photo.labels.tolist() == [0]
 
 
 def test_yolo_keypoints_are_not_read_as_a_polygon(yolo: Path) -> None:

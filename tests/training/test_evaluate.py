@@ -18,7 +18,7 @@ from training.__main__ import main
 from training.datasets.dataset import Dataset, InvalidDataset
 from training.datasets.load import load_dataset
 from training.evaluation.evaluate import detect_with_checkpoint, detect_with_network, split_batch
-from training.evaluation.test_time_augmentation import TestTimeAugmentation, soft_nms
+from training.evaluation.test_time_augmentation import TestTimeAugmentation, forward_with_flip, soft_nms
 from training.weights.checkpoint import Checkpoint, build_network
 
 
@@ -93,6 +93,16 @@ def test_flip_averages_heatmap_and_size(dataset: Dataset) -> None:
         assert each.scores[0] > 0.99
 
 
+def test_flip_averages_probabilities() -> None:
+    class TwoCells(nn.Module):
+        def forward(self, _: Tensor) -> HeadMaps:
+            zeros = DenseMap(torch.zeros(1, 2, 1, 2))
+            return HeadMaps(torch.logit(torch.tensor([[[[0.9, 0.5]]]])), zeros, zeros)
+
+    maps = forward_with_flip(TwoCells(), torch.zeros(1, 4, 8, 3), ())
+    torch.testing.assert_close(maps.heatmap.sigmoid(), torch.full((1, 1, 1, 2), 0.7))
+
+
 class JointOracle(nn.Module):
     """Always detects the same box with two keypoints, mirrored in a mirrored image."""
 
@@ -137,6 +147,9 @@ def test_flip_of_keypoints_needs_none_in_the_data(dataset: Dataset, tmp_path: Pa
     tta = TestTimeAugmentation(flip=True)
     found = detect_with_checkpoint(checkpoint, network, dataset, 64, Console(quiet=True), tta)
     assert all(each.keypoints is not None and each.keypoints.shape[1:] == (2, 3) for each in found)
+    others = dataclasses.replace(dataset, skeleton=Skeleton(("nose", "tail")))
+    with pytest.raises(InvalidDataset, match=r"val\.json: has other keypoints than the model"):
+        detect_with_checkpoint(checkpoint, network, others, 64, Console(quiet=True), tta)
 
 
 def test_soft_nms_lowers_scores_of_overlapping_boxes_of_a_class() -> None:
@@ -147,6 +160,9 @@ def test_soft_nms_lowers_scores_of_overlapping_boxes_of_a_class() -> None:
     expected = [0.9, 0.7, 0.6, 0.8 * np.exp(-((9 / 11) ** 2) / 0.5)]
     np.testing.assert_allclose(merged.scores, expected, atol=1e-5)
     np.testing.assert_array_equal(merged.boxes_xyxy, boxes[[0, 2, 3, 1]])
+    assert len(soft_nms([found, found]).scores) == 4  # as many as the larger set has
+    faint = Detections(boxes[2:], np.array([0.0011, 0.0009], np.float32), np.array([0, 0]))
+    assert len(soft_nms([faint]).scores) == 1
 
 
 def reference_soft_nms(found: Detections) -> list[float]:

@@ -1,6 +1,6 @@
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from rich.console import Console
 
 from model.canvas import prepare
@@ -195,29 +194,42 @@ def test_graph_that_fails_the_parity_check_is_not_written(
     assert list(path.parent.iterdir()) == []
 
 
-def test_parity_check_tolerates_ties_of_neighbouring_peaks(
+def test_parity_check_tolerates_only_ties_of_neighbouring_peaks(
     checkpoint: Checkpoint, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path, network = tmp_path / "shapes.onnx", checkpoint.build_network()
-    facts = dataclasses.replace(METADATA, input_height=64, input_width=64, skeleton=NO_JOINTS)
+    path, network = tmp_path / "shapes.onnx", build_network(checkpoint.config, 3, joint_count=2).eval()
+    facts = dataclasses.replace(METADATA, input_height=64, input_width=64)
     save_onnx(build_onnx(network), facts, path)
     detector = Detector(path, "cpu")
     infer = detector.infer
 
-    def move_boxes(rows: slice, pixels: float) -> None:
-        def infer_and_move(canvases: Sequence[NDArray[np.uint8]]) -> list[Detections]:
-            [found] = infer(canvases)
+    def alter(change: Callable[[Detections], Detections]) -> None:
+        monkeypatch.setattr(detector, "infer", lambda canvases: [change(found) for found in infer(canvases)])
+
+    def move_boxes(rows: slice, pixels: float) -> Callable[[Detections], Detections]:
+        def move(found: Detections) -> Detections:
             boxes = found.boxes_xyxy.copy()
             boxes[rows] += pixels
-            return [dataclasses.replace(found, boxes_xyxy=boxes)]
+            return dataclasses.replace(found, boxes_xyxy=boxes)
 
-        monkeypatch.setattr(detector, "infer", infer_and_move)
+        return move
+
+    def append_first_elsewhere(found: Detections) -> Detections:
+        boxes = np.concatenate([found.boxes_xyxy, found.boxes_xyxy[:1] + 100])
+        return dataclasses.replace(found.select(np.append(np.arange(len(found.labels)), 0)), boxes_xyxy=boxes)
 
     one_photo = dataclasses.replace(dataset, photos=dataset.photos[:1])
-    move_boxes(slice(1), 1.0)  # only the box with the highest score
+    alter(move_boxes(slice(1), 1.0))  # only the box with the highest score
     assert check_parity(network, detector, one_photo) == 1
-    for rows, pixels in ((slice(1), 100.0), (slice(None), 1.0)):  # far away, or every box
-        move_boxes(rows, pixels)
+    for change in (
+        move_boxes(slice(1), 100.0),
+        move_boxes(slice(None), 1.0),
+        lambda found: dataclasses.replace(found, scores=found.scores + np.float32(0.002)),
+        lambda found: dataclasses.replace(found, labels=(found.labels + 1) % 3),
+        lambda found: dataclasses.replace(found, keypoints=found.keypoints + np.float32(1)),
+        append_first_elsewhere,
+    ):
+        alter(change)
         with pytest.raises(ParityFailure):
             check_parity(network, detector, one_photo)
 

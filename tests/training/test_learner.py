@@ -100,6 +100,9 @@ def test_heads_without_a_loss_do_not_change(shapes: Path, tmp_path: Path) -> Non
         name.split(".")[0] for name, value in learner.network.state_dict().items() if (value != before[name]).any()
     }
     assert changed == {"backbone", "neck", "heatmap_head", "size_head"}
+    # several processes would wait for the gradients of parameters that are not frozen
+    frozen = {name.split(".")[0] for name, each in learner.network.named_parameters() if not each.requires_grad}
+    assert frozen == {"offset_head"}
 
 
 def test_channel_dropout_applies_only_in_training(shapes: Path, tmp_path: Path) -> None:

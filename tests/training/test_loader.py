@@ -36,6 +36,7 @@ def test_rare_classes_are_sampled_more_often(dataset: Dataset) -> None:
     assert (np.delete(factors, 8) == 1).all()
     assert repeat_factors(dataset, 1.0)[4] == pytest.approx(2.0)  # sqrt(1 / 0.25)
     assert (repeat_factors(dataset, 0.0) == 1).all()
+    assert dataset.class_presence.sum(0).tolist() == [100, 25, 1, 0]
 
 
 def test_epoch_has_every_photo_and_stochastic_repeats(dataset: Dataset, shapes: Path, tmp_path: Path) -> None:
@@ -96,6 +97,27 @@ def test_copy_paste_oversamples_rare_classes(config: Config, train_set: Dataset)
         shares.append(np.mean([0 in views.view(position)[0].objects.labels for position in range(len(views))]))
     assert shares[0] < 2 / len(dataset.photos)
     assert shares[1] > 0.5 / len(dataset.labels)
+
+
+def test_each_epoch_has_another_view_of_a_photo(config: Config, train_set: Dataset) -> None:
+    lone = dataclasses.replace(train_set, photos=train_set.photos[:1])
+    first, again, other = (TrainingViews(lone, config, epoch)[0][0] for epoch in (0, 0, 1))
+    np.testing.assert_array_equal(first, again)
+    assert (first != other).any()
+
+
+def test_targets_have_the_configured_radius_and_stride(config: Config, train_set: Dataset) -> None:
+    def count_cells(**settings: object) -> tuple[int, int]:
+        """Returns the cells of the heatmap and those under its Gaussians, for a photo without augmentation."""
+        changed = config.model_copy(update={"overfit": 1, "input_size": 320} | settings).for_overfitting()
+        heatmap = TrainingViews(train_set, changed, 0).view(0)[1].heatmap
+        return heatmap.numel(), int((heatmap > 0).sum())
+
+    cells, covered = count_cells()
+    assert cells == 3 * 80 * 80
+    finer = count_cells(stride=2)
+    assert finer[0] == 3 * 160 * 160 and finer[1] > 2 * covered
+    assert count_cells(radius_iou=0.7)[1] < covered < count_cells(radius="published")[1]
 
 
 @pytest.mark.parametrize(("width", "height"), [(300, 120), (120, 300)])

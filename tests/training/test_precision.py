@@ -20,7 +20,9 @@ from tests.training.configs import small_config
 from training.__main__ import main
 from training.datasets.dataset import Dataset
 from training.datasets.load import load_dataset
+from training.evaluation.calibration import ScoredDetections, fit_platt_scaling
 from training.evaluation.evaluate import detect_with_model
+from training.evaluation.keypoint_metrics import KeypointMetrics
 from training.evaluation.metrics import Metrics, measure
 from training.export import precision
 from training.export.export import export
@@ -168,6 +170,31 @@ def test_model_that_loses_too_much_ap50_is_not_written(
         export(checkpoint, self_labelled, path, Console(quiet=True), target, tmp_path / "report.json")
     assert list(path.parent.iterdir()) == []
     assert not (tmp_path / "report.json").exists()
+
+
+def test_exported_scores_are_calibrated(
+    checkpoint: Checkpoint, exact: Detector, self_labelled: Dataset, tmp_path: Path
+) -> None:
+    console = Console(quiet=True)
+    export(checkpoint, self_labelled, tmp_path / "calibrated.onnx", console)
+    before, after = (
+        detect_with_model(each, self_labelled, console)
+        for each in (exact, Detector(tmp_path / "calibrated.onnx", "cpu"))
+    )
+    scaling = fit_platt_scaling(ScoredDetections.collect(self_labelled, before))
+    assert scaling is not None and abs(scaling.slope - 1) > 0.5
+    for one, other in zip(before, after, strict=True):
+        np.testing.assert_allclose(other.scores[:10], scaling.apply(one.scores[:10]), atol=1e-3)  # then come ties
+
+
+def test_the_loss_is_that_of_boxes_or_of_keypoints_whichever_is_larger() -> None:
+    def score(ap50: float, keypoint_ap50: float | None = None) -> Metrics:
+        keypoints = None if keypoint_ap50 is None else KeypointMetrics(0, keypoint_ap50, 0)
+        return Metrics(0, ap50, 0, None, None, None, {}, keypoints)
+
+    assert precision._measure_loss(score(90), score(88)) == 2
+    assert precision._measure_loss(score(90, 80), score(88, 75)) == 5
+    assert precision._measure_loss(score(90, 80), score(88, 79)) == 2
 
 
 def test_layers_without_an_integer_kernel_are_named(

@@ -30,7 +30,7 @@ class InvalidJoint(Exception):
 
 
 class Objects(NamedTuple):
-    """The objects of an image in pixel coordinates, in the argument order of `model.codec.encode`."""
+    """The objects of an image in pixel coordinates, in the argument order of `model.network.codec.encode`."""
 
     boxes_xyxy: NDArray[np.float32]  # (N, 4)
     labels: NDArray[np.int64]  # (N,)

@@ -56,7 +56,6 @@ def measure_keypoints(dataset: Dataset, detections: list[Detections]) -> Keypoin
     evaluation = COCOeval_faster(
         ground_truth, ground_truth.loadRes(rows), "keypoints", print_function=lambda *_: None, kpt_oks_sigmas=sigmas
     )
-    evaluation.params.catIds = [dataset.label_ids[label] for label in sorted(dataset.labels_with_keypoints)]
     evaluation.run()
     ap, ap50, ap75 = (max(0.0, float(value)) * 100 for value in evaluation.stats[:3])
     return KeypointMetrics(ap, ap50, ap75)
