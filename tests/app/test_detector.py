@@ -169,7 +169,7 @@ NOT_FOR_SERVING = ("app.bench", "app.client", "app.cluster", "app.files", "model
 BY_FASTAPI = {"opentelemetry"}  # where it is installed
 
 
-def test_serving_imports_only_the_listed_modules(model_path: Path) -> None:
+def test_serving_imports_only_the_listed_packages_and_none_of_the_other_commands(model_path: Path) -> None:
     program = (
         "import sys, app.__main__\n"
         "from pathlib import Path\n"
