@@ -46,10 +46,9 @@ class Models:
     def __iter__(self) -> Iterator[ServedModel]:
         return iter(self._served.values())
 
-    @property
-    def signatures(self) -> Mapping[Path, tuple[int, ...]]:
-        """The signatures of the files as of the last load, also of those that could not be loaded."""
-        return self._signatures
+    def reflect(self, signatures: Mapping[Path, tuple[int, ...]]) -> bool:
+        """Whether the last load saw files of these signatures, and all that it reports as faulty are among them."""
+        return signatures == self._signatures and self.faults.keys() <= signatures.keys()
 
     def read_signatures(self) -> dict[Path, tuple[int, ...]]:
         """Returns the signatures of the files as they are now."""
@@ -90,8 +89,9 @@ class Models:
             try:
                 signatures = await asyncio.to_thread(self.read_signatures)
             except OSError as error:
-                self.faults[Path(error.filename)] = f"{error.filename} cannot be listed: {error.strerror}"
-                logger.error("not loaded: %s", self.faults[Path(error.filename)])
+                fault = f"{error.filename} cannot be listed: {error.strerror}"
+                self.faults[Path(error.filename)] = fault
+                logger.error("not loaded: %s", fault)
                 return
             loaded: dict[Path, ServedModel] = {}
             errors: dict[Path, Exception] = {}

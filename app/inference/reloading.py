@@ -51,7 +51,7 @@ async def _watch(models: Models) -> None:
         await asyncio.sleep(_WATCH_SECONDS)
         try:
             signatures = await asyncio.to_thread(models.read_signatures)
-            if signatures == previous and signatures != models.signatures:
+            if signatures == previous and not models.reflect(signatures):
                 await models.reload()
             previous = signatures
         except OSError as error:  # of a network volume it may pass

@@ -293,6 +293,11 @@ async def test_watch_outlasts_files_that_cannot_be_listed(
                 Settings(model=(folder,))
             [refused] = (await client.post("/models/reload")).json()["refused"]
             assert refused["reason"] == f"{folder} cannot be listed: Permission denied"
+
+        async def is_mended() -> bool:
+            return (await client.get("/models")).json()["refused"] == []
+
+        await until(is_mended)
         put(folder, "a.onnx", "changed")
 
         async def are_reloaded() -> bool:
